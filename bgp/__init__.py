@@ -1,0 +1,1 @@
+"""The BGP speaker: bytes in, route changes out. Knows no kernel and no pods."""
