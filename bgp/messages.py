@@ -1,7 +1,7 @@
 """The plain data that the speaker's parts pass to each other: messages, errors, and what a session negotiated.
 
-Nothing here does I/O or knows exabgp. Addresses and router identifiers are packed bytes, families are 4 and 6, prefixes
-are wire bytes (config.prefix), AS numbers are integers of up to four octets.
+Nothing here does I/O or knows exabgp. Addresses and router identifiers are packed bytes, families are 4 and 6,
+prefixes are wire bytes (config.prefix), AS numbers are integers of up to four octets.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Next hops as they pass between the speaker and the kernel's side (RFC 4271 section 9.1.2.1).
 
-``bgp`` asks a resolver whether a next hop can be reached and how far it is; ``routes`` implements it; the agent hands the
-one to the other, so that neither room imports the other.
+``bgp`` asks a resolver whether a next hop can be reached and how far it is; ``routes`` implements it; the agent hands
+the one to the other, so that neither room imports the other.
 """
 
 from __future__ import annotations
