@@ -9,14 +9,14 @@ from typing import Any
 
 import click
 
-from agent.client import DEFAULT_SOCKET, AgentRefused, AgentUnavailable, Client
+from agent.client import DEFAULT_SOCKET, AgentRefusedError, AgentUnavailableError, Client
 
 # Loaded when they are asked for: `podroute peers` need not pay for pydantic or the speaker. Names instead of imports
 # also keep the rooms above this one (labs) out of the agent's own imports.
 _GROUPS = {
     "agent": "agent.main:agent",
     "cni": "cni.commands:cni",
-    "config": "config.commands:config",
+    "config": "config.commands:config_commands",
     "lab": "labs.commands:lab",
 }
 
@@ -43,7 +43,7 @@ def main() -> None:
     """Run the command; what an operator can cause is one line and exit status 1."""
     try:
         cli()
-    except (AgentUnavailable, AgentRefused) as error:
+    except (AgentUnavailableError, AgentRefusedError) as error:
         click.echo(f"podroute: {error}", err=True)
         sys.exit(1)
     except BrokenPipeError:

@@ -12,11 +12,11 @@ from urllib.parse import urlencode
 DEFAULT_SOCKET = "/run/podroute/api.sock"
 
 
-class AgentUnavailable(Exception):
+class AgentUnavailableError(Exception):
     """No agent answers on the socket; the text says what to do."""
 
 
-class AgentRefused(Exception):
+class AgentRefusedError(Exception):
     """The agent answered with an error; the text is its own."""
 
 
@@ -39,7 +39,7 @@ class Client:
         self.timeout = timeout
 
     def get(self, path: str, **query: str | float | None) -> Any:
-        """Return the JSON answer of ``GET path``. Raises AgentUnavailable, AgentRefused."""
+        """Return the JSON answer of ``GET path``. Raises AgentUnavailableError, AgentRefusedError."""
         with self._response("GET", path, query) as response:
             return json.loads(response.read())
 
@@ -63,14 +63,14 @@ class Client:
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             what = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise AgentUnavailable(
+            raise AgentUnavailableError(
                 f"no agent answers on {self.socket_path} ({what}): "
                 "start one with `podroute agent`, or name its socket with --socket"
             ) from error
         # The response owns the socket from here on ("Connection: close").
         if response.status >= 400:
             with response:
-                raise AgentRefused(_error_text(response.read(), response.status))
+                raise AgentRefusedError(_error_text(response.read(), response.status))
         return response
 
 

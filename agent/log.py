@@ -1,7 +1,7 @@
 """One line per event that an operator cares about: text with key=value fields, or JSON.
 
-Every room logs through the standard library and puts its data into ``extra={"fields": {...}}``; only this module decides
-how a line looks.
+Every room logs through the standard library and puts its data into ``extra={"fields": {...}}``; only this module
+decides how a line looks.
 """
 
 from __future__ import annotations

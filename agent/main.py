@@ -10,10 +10,10 @@ from typing import NoReturn
 
 import click
 
+from agent.errors import REFUSALS
 from agent.log import set_up
 from agent.node import Node
 from agent.privileges import missing_privileges
-from agent.refusal import REFUSALS
 from config.load import load
 from config.model import DEFAULT_PATH, Config
 from config.problems import ConfigError
