@@ -40,15 +40,15 @@ _Loader.add_implicit_resolver(_MERGE, re.compile(r"^<<$"), "<")
 @dataclass(slots=True)
 class Document:
     data: Any
-    lines: dict[Location, int] = field(default_factory=dict)
-    """Line of each key and list item, counted from 1."""
+    positions: dict[Location, tuple[int, int]] = field(default_factory=dict)
+    """Line and column of each key and list item, counted from 1."""
     problems: list[Problem] = field(default_factory=list)
 
-    def line(self, location: Location) -> int:
-        """Return the line of a location, or of the nearest thing around it that the file has."""
-        while location and location not in self.lines:
+    def position(self, location: Location) -> tuple[int, int]:
+        """Return where a location is, or the nearest thing around it that the file has."""
+        while location and location not in self.positions:
             location = location[:-1]
-        return self.lines.get(location, 0)
+        return self.positions.get(location, (0, 0))
 
 
 def parse(text: str) -> Document:
@@ -57,6 +57,18 @@ def parse(text: str) -> Document:
     A syntax error leaves ``data`` None and one problem with line and column; repeated keys are problems too, the
     last value holds.
     """
+    try:
+        return _parse(text)
+    except yaml.YAMLError as error:
+        return Document(None, problems=[Problem((), _syntax(error))])
+    except RecursionError:
+        return Document(None, problems=[Problem((), "is nested too deeply, must be a podroute/v1 configuration")])
+    except ValueError as error:
+        # An explicit tag over a text that is none of its kind: !!int x
+        return Document(None, problems=[Problem((), f"is not valid YAML ({error}), must be one YAML mapping")])
+
+
+def _parse(text: str) -> Document:
     loader = _Loader(text)
     try:
         root = loader.get_single_node()
@@ -65,13 +77,6 @@ def parse(text: str) -> Document:
             _walk(root, (), document, set())
             document.data = loader.construct_document(root)
         return document
-    except yaml.YAMLError as error:
-        return Document(None, problems=[Problem((), _syntax(error))])
-    except RecursionError:
-        return Document(None, problems=[Problem((), "is nested too deeply, must be a podroute/v1 configuration")])
-    except ValueError as error:
-        # An explicit tag over a text that is none of its kind: !!int x
-        return Document(None, problems=[Problem((), f"is not valid YAML ({error}), must be one YAML mapping")])
     finally:
         loader.dispose()
 
@@ -85,7 +90,7 @@ def _walk(node: yaml.Node, location: Location, document: Document, seen: set[int
     seen.add(id(node))
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            document.lines[(*location, index)] = item.start_mark.line + 1
+            document.positions[(*location, index)] = _position(item)
             _walk(item, (*location, index), document, seen)
     elif isinstance(node, yaml.MappingNode):
         first: dict[str, int] = {}
@@ -93,13 +98,17 @@ def _walk(node: yaml.Node, location: Location, document: Document, seen: set[int
             if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
                 continue
             key.tag = _STRING
-            here, line = (*location, key.value), key.start_mark.line + 1
+            here, line = (*location, key.value), _position(key)[0]
             if key.value in first:
                 text = f"is given twice (lines {first[key.value]} and {line}), must be given once: remove one"
                 document.problems.append(Problem(here, text))
             first.setdefault(key.value, line)
-            document.lines.setdefault(here, line)
+            document.positions.setdefault(here, _position(key))
             _walk(value, here, document, seen)
+
+
+def _position(node: yaml.Node) -> tuple[int, int]:
+    return node.start_mark.line + 1, node.start_mark.column + 1
 
 
 def _syntax(error: yaml.YAMLError) -> str:
@@ -109,5 +118,5 @@ def _syntax(error: yaml.YAMLError) -> str:
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         return f"{where}{what}; must be valid YAML"
     if isinstance(error, yaml.reader.ReaderError):
-        return f"character {error.position + 1} ({error.character!r}) is not allowed in YAML, must be printable text"
+        return f"character {error.position + 1} (code {error.character}) is not allowed in YAML, must be printable text"
     return f"{error}; must be valid YAML"

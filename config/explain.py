@@ -23,7 +23,7 @@ def explain(error: ValidationError, data: Any) -> Iterator[Problem]:
         location: Location = tuple(detail["loc"])
         if location and location[-1] == _KEY:
             location = location[:-1]
-        elif detail["type"] != "missing" and not _written(data, location):
+        elif detail["type"] != "missing" and not written(data, location):
             continue  # inherited from elsewhere in the file, where it is reported
         yield Problem(location, _text(detail, location))
 
@@ -50,7 +50,8 @@ def _fold(key: str) -> str:
     return key.replace("_", "").replace("-", "").lower()
 
 
-def _written(data: Any, location: Location) -> bool:
+def written(data: Any, location: Location) -> bool:
+    """Tell whether the file itself holds a value, rather than another one that it is inherited from."""
     for part in location:
         if isinstance(part, int) and isinstance(data, list):
             if part >= len(data):

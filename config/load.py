@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from config import check as checks
 from config import document
-from config.explain import explain
+from config.explain import explain, written
 from config.model import Config
 from config.problems import ConfigError, Location, Problem
 
@@ -70,7 +70,7 @@ def check_text(text: str, source: str) -> Report:
         return Report(source, None, (Problem(("apiVersion",), text),), ())
     config, found_problems = _validate(parsed.data)
     problems += found_problems
-    problems.sort(key=lambda problem: parsed.line(problem.location))
+    problems.sort(key=lambda problem: parsed.position(problem.location))
     if config is None or problems:
         return Report(source, None, tuple(problems), ())
     return Report(source, config, (), tuple(checks.warnings(config)))
@@ -103,7 +103,7 @@ def _without_faults(data: dict[str, Any]) -> Config | None:
                 location: Location = tuple(detail["loc"])
                 if detail["type"] == "missing":
                     changed |= _supply(rest, location) or _remove(rest, location[:-1])
-                else:
+                elif location[-1] == "[key]" or written(rest, location):
                     changed |= _remove(rest, location[:-1] if location[-1] == "[key]" else location)
             if not changed:
                 return None
