@@ -26,7 +26,7 @@ import sys
 import time
 
 SOCKET = "/run/podroute/cni.sock"
-NOTES = "/var/lib/podroute/cni/deletions"
+NOTES = "/var/lib/podroute/cni-deletions"
 PATIENCE = 60.0
 """Seconds without a byte from the agent after which it counts as away."""
 
@@ -146,7 +146,7 @@ def fail(stdin: bytes, code: int, message: str, details: str) -> int:
         asked = json.loads(stdin)["cniVersion"]
         if asked in json.loads(SUPPORTED):
             version = asked
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         pass
     error = {"cniVersion": version, "code": code, "msg": message, "details": details}
     return leave(1, json.dumps(error).encode() + b"\n")

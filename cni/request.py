@@ -62,7 +62,7 @@ def version_of(stdin: bytes) -> str:
     """Return the version in which to answer, also for a call that is otherwise wrong."""
     try:
         version = json.loads(stdin)["cniVersion"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return LATEST
     return version if version in VERSIONS else LATEST
 
