@@ -15,7 +15,7 @@ from agent.client import DEFAULT_SOCKET, AgentRefusedError, AgentUnavailableErro
 # also keep the rooms above this one (labs) out of the agent's own imports.
 _GROUPS = {
     "agent": "agent.main:agent",
-    "cni": "cni.commands:cni",
+    "cni": "agent.cni_commands:cni",
     "config": "config.commands:config_commands",
     "lab": "labs.commands:lab",
 }

@@ -10,15 +10,23 @@ from typing import NoReturn
 
 import click
 
-from agent.errors import REFUSALS
+from agent.api import ApiServer
+from agent.errors import StartError
 from agent.log import set_up
 from agent.node import Node
 from agent.privileges import missing_privileges
+from bgp.status import SpeakerError
+from cni.server import ServerError
 from config.load import load
 from config.model import DEFAULT_PATH, Config
 from config.problems import ConfigError
+from ipam.errors import IpamError
+from routes.fib import FibError
 
 log = logging.getLogger("podroute.agent")
+
+_REFUSALS = (StartError, ConfigError, SpeakerError, FibError, IpamError, ServerError)
+"""What an operator can cause: one line and exit status 1. Anything else is a defect and keeps its traceback."""
 
 
 @click.command()
@@ -37,7 +45,7 @@ def agent(path: str) -> None:
     set_up(config.log.level, config.log.format)
     try:
         asyncio.run(_run(config))
-    except REFUSALS as error:
+    except _REFUSALS as error:
         _refuse(str(error))
 
 
@@ -49,8 +57,13 @@ def _refuse(text: str) -> NoReturn:
 
 async def _run(config: Config) -> None:
     node = Node(config)
+    api = ApiServer(node, config.api.socket)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await node.run(stop)
+    await api.start()
+    try:
+        await node.run(stop)
+    finally:
+        await api.stop()

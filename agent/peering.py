@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bgp.policy import Changes, Match, Policy, PrefixMatch, Rule
 from bgp.settings import PeerSettings
-
 from config import model
 from config import policy as written
 from config.password import read_password

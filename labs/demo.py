@@ -104,12 +104,7 @@ async def _converge(show: Show, nodes: list[Node]) -> None:
     show.step("The agents are asked until the fabric has converged")
     await net_ready(nodes)
     command = ("podroute", "wait-converged", "--json", "--timeout", str(CONVERGENCE))
-    answers = await asyncio.gather(
-        *(
-            node.run("podroute", "wait-converged", "--json", "--timeout", str(CONVERGENCE), check=False, timeout=90)
-            for node in nodes
-        )
-    )
+    answers = await asyncio.gather(*(node.run(*command, check=False, timeout=CONVERGENCE + 30) for node in nodes))
     for node, done in zip(nodes, answers, strict=True):
         answer = json.loads(done.stdout or "{}")
         why = "; ".join(answer.get("waitingFor", [])) or done.stderr.strip()
@@ -254,7 +249,7 @@ async def _delete(show: Show, nodes: list[Node], pods: list[Pod]) -> None:
         links = [link["ifname"] for link in json.loads((await node.run("ip", "-j", "link")).stdout)]
         show.check(
             not used and not left and not present and set(links) == {"lo", "eth1"},
-            f"{node.name}: {used} addresses in use, {len(left)} pods, {len(present)} pod routes, links {' '.join(links)}",
+            f"{node.name}: {used} addresses used, {len(left)} pods, {len(present)} pod routes; links {' '.join(links)}",
         )
 
 

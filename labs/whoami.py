@@ -3,6 +3,7 @@
 Stands alone (`python3 -I whoami.py PORT`), because it runs inside a container.
 """
 
+import socket
 import socketserver
 import sys
 
@@ -14,7 +15,7 @@ class Handler(socketserver.BaseRequestHandler):
 
 
 class Server(socketserver.ThreadingTCPServer):
-    address_family = socketserver.socket.AF_INET6
+    address_family = socket.AF_INET6
     allow_reuse_address = True
     daemon_threads = True
 

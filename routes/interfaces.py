@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from config.prefix import Family
+from config.prefix import Family, address_text
 from routes.messages import (
     IFA_F_DADFAILED,
     IFA_F_DEPRECATED,
@@ -58,6 +58,15 @@ class Interfaces:
             and a.scope == RT_SCOPE_UNIVERSE
             and (family == 4 or not a.flags & _UNFIT)
         )
+
+    def subnets(self) -> list[str]:
+        """Return the addresses of all links but the loopback's with their prefix lengths: ``10.1.1.2/30``."""
+        loopback = {link.ifindex for link in self._links.values() if link.name == "lo"}
+        return [
+            f"{address_text(a.address)}/{a.length}"
+            for a in self._addresses.values()
+            if a.ifindex not in loopback and a.scope == RT_SCOPE_UNIVERSE
+        ]
 
     def apply(self, event: LinkEvent | AddressEvent) -> bool:
         """Take over one event; False where it told nothing new."""
