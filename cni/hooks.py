@@ -45,7 +45,7 @@ class Attachment:
 
 
 class AddressError(Exception):
-    """No address can be had: the text says why; ``retry`` tells whether a later attempt may succeed."""
+    """The ledger cannot do what was asked: the text says why; ``retry`` tells whether a later attempt may succeed."""
 
     def __init__(self, text: str, *, retry: bool = True) -> None:
         super().__init__(text)
@@ -53,14 +53,17 @@ class AddressError(Exception):
 
 
 class Addresses(Protocol):
-    """The node's address ledger. What it returns from ``allocate`` and ``release`` is durable."""
+    """The node's address ledger. What ``allocate`` and ``release`` did is durable when they return.
+
+    All raise AddressError.
+    """
 
     async def allocate(
         self, handle: Handle, *, addresses: Sequence[str], attributes: Mapping[str, Any]
     ) -> Sequence[Assignment]:
         """Give a handle its addresses: ``addresses`` where asked for, else one per family that the node has.
 
-        For a handle that has addresses already: the same ones, with the new attributes. Raises AddressError.
+        For a handle that has addresses already: the same ones, with the new attributes.
         """
 
     async def release(self, handle: Handle) -> Sequence[Assignment]:

@@ -14,9 +14,9 @@ import errno
 import os
 import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Final
 
@@ -34,6 +34,8 @@ GATEWAYS: Final[dict[Family, bytes]] = {
     6: socket.inet_pton(socket.AF_INET6, "fe80::1"),
 }
 DEFAULT_MTU: Final = 1500
+_MOST_MTU = 65535
+"""A veth's; the loopback's is larger."""
 _SPARE_INDEX = 1 << 20
 _HOST_IFNAME = re.compile(r"pr[0-9a-f]{13}")
 
@@ -46,8 +48,8 @@ class PodNetwork:
     """None: the smallest of the uplinks'."""
     protocol: int = 201
     """rtnetlink protocol of host routes; also the interface group of host ends."""
-    metric: int = 0
-    """Of host routes; 0: the kernel's own (none for IPv4, 1024 for IPv6)."""
+    metric: Mapping[Family, int] = field(default_factory=lambda: {4: 0, 6: 1024})
+    """Of host routes; these are what the kernel gives a route that states none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +154,8 @@ class PodLinks:
         if self.settings.mtu:
             return self.settings.mtu
         with self._host() as host:
-            found = [mtu for uplink in uplinks if (mtu := _uplink_mtu(host, uplink))]
-        return min(found, default=DEFAULT_MTU)
+            found = [_uplink_mtu(host, uplink) for uplink in uplinks]
+        return min((mtu for mtu in found if 0 < mtu <= _MOST_MTU), default=DEFAULT_MTU)
 
     @contextmanager
     def _host(self) -> Iterator[Netlink]:
@@ -210,7 +212,7 @@ class PodLinks:
         def route(replace: bool) -> Message:
             settings = self.settings
             return netlink.add_route(
-                family, address, index, protocol=settings.protocol, metric=settings.metric, replace=replace
+                family, address, index, protocol=settings.protocol, metric=settings.metric[family], replace=replace
             )
 
         try:
@@ -294,13 +296,17 @@ def _host_link(link: netlink.Link) -> HostLink:
     return HostLink(link.name, link.index, bool(link.alias))
 
 
-def _uplink_mtu(host: Netlink, uplink: str) -> int | None:
+def _uplink_mtu(host: Netlink, uplink: str) -> int:
+    """Return the MTU of the device that leads to an address, 0 where none does."""
     address, _, device = uplink.partition("%")
-    if device:
-        body = host.one(netlink.get_link(device))
-    else:
-        family: Family = 6 if ":" in address else 4
-        route = host.one(netlink.find_route(family, socket.inet_pton(netlink.AF[family], address), entry=False))
-        index = netlink.decode_route(route).device if route else 0
-        body = host.one(netlink.get_link_by_index(index)) if index else None
-    return netlink.decode_link(body).mtu if body else None
+    try:
+        if device:
+            body = host.one(netlink.get_link(device))
+        else:
+            family: Family = 6 if ":" in address else 4
+            route = host.one(netlink.find_route(family, socket.inet_pton(netlink.AF[family], address), entry=False))
+            index = netlink.decode_route(route).device if route else 0
+            body = host.one(netlink.get_link_by_index(index)) if index else None
+    except NetlinkError:
+        return 0  # a route that says no: blackhole, prohibit
+    return netlink.decode_link(body).mtu if body else 0

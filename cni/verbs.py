@@ -100,9 +100,9 @@ class Verbs:
     async def _answer(self, request: Request, message: Message, netns: int | None) -> Answer:
         try:
             return Answer(0, await self._carry_out(request, message, netns))
-        except CniError as error:
-            fault = error
-            log.warning("%s failed", request.verb, extra={"fields": _failure(request, error)})
+        except (CniError, AddressError) as error:
+            fault = error if isinstance(error, CniError) else _no_address(error)
+            log.warning("%s failed", request.verb, extra={"fields": _failure(request, fault)})
         except Exception as error:
             fault = CniError(Code.INTERNAL, f"{type(error).__name__} in podroute's agent; its log has more", str(error))
             log.exception("%s failed", request.verb, extra={"fields": _failure(request, fault)})
@@ -171,15 +171,10 @@ class Verbs:
                 assignments = await self._addresses.allocate(
                     request.handle, addresses=request.addresses, attributes=attributes
                 )
-        except AddressError as error:
-            code = Code.TRY_AGAIN_LATER if error.retry else Code.NO_ADDRESS
-            raise CniError(code, "no address for the container", str(error)) from None
         except TimeoutError:
-            raise CniError(
-                Code.TRY_AGAIN_LATER, f"no address for the container within {ALLOCATION_LIMIT:.0f} seconds"
-            ) from None
+            raise AddressError(f"the ledger gave none within {ALLOCATION_LIMIT:.0f} seconds") from None
         if not assignments:
-            raise CniError(Code.NO_ADDRESS, "no address for the container", "the node has no block of addresses")
+            raise AddressError("the node has no block of addresses", retry=False)
         return assignments
 
     async def _wire(self, request: Request, netns: int, assignments: Sequence[Assignment], mac: bytes) -> int:
@@ -286,6 +281,12 @@ def _fields(attachment: Attachment) -> dict[str, str]:
         "addresses": ",".join(assignment.address for assignment in attachment.assignments),
         "interface": host_ifname(attachment.handle),
     }
+
+
+def _no_address(error: AddressError) -> CniError:
+    if error.retry:
+        return CniError(Code.TRY_AGAIN_LATER, "the node's addresses are not available now", str(error))
+    return CniError(Code.NO_ADDRESS, "the node's addresses are not available", str(error))
 
 
 def _failure(request: Request, error: CniError) -> dict[str, object]:

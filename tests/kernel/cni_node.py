@@ -39,6 +39,8 @@ class Ledger:
         self.families = families
         self.file = file
         self.size = size
+        self.trouble: AddressError | None = None
+        self.hangs = False
         self.held: dict[Handle, Attachment] = {}
         if file and file.exists():
             for handle, addresses, attributes in json.loads(file.read_text()):
@@ -48,6 +50,8 @@ class Ledger:
     async def allocate(
         self, handle: Handle, *, addresses: Sequence[str], attributes: Mapping[str, Any]
     ) -> Sequence[Assignment]:
+        if self.hangs:
+            await asyncio.Event().wait()
         if handle not in self.held:
             given = [Given(*prefix.of_address(a)[:1], a) for a in addresses] or self._free()
             self.held[handle] = Attachment(handle, given, attributes)
@@ -70,6 +74,8 @@ class Ledger:
         return held.assignments if held else ()
 
     async def lookup(self, handle: Handle) -> Attachment | None:
+        if self.trouble:
+            raise self.trouble
         return self.held.get(handle)
 
     async def attachments(self) -> Sequence[Attachment]:

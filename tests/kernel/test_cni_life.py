@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from cni.hooks import Handle
+from cni import verbs
+from cni.hooks import AddressError, Handle
 from cni.podnet import host_ifname
 from tests.kernel.cni_node import Ledger, Node, Outcome, pings
 from tests.netns import Netns
@@ -93,6 +94,35 @@ class TestAdd:
         assert "full" in refused.json["details"]
         assert list(node.ledger.held) == [C1]
         await node.stop()
+
+    @pytest.mark.parametrize(("retry", "code"), [(True, 11), (False, 100)])
+    async def test_a_ledger_that_fails(self, node: Node, netns: MakeNetns, retry: bool, code: int) -> None:
+        node.ledger.trouble = AddressError("disk full", retry=retry)
+        refused = await node.add("c1", netns())
+        assert refused.json["code"] == code
+        assert refused.json["details"] == "disk full"
+        assert (await node.delete("c1")).json["code"] == code
+        node.ledger.trouble = None
+        assert node.traces() == []
+
+    async def test_a_ledger_that_hangs(self, node: Node, netns: MakeNetns, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(verbs, "ALLOCATION_LIMIT", 0.01)
+        node.ledger.hangs = True
+        refused = await node.add("c1", netns())
+        assert refused.json["code"] == 11
+        assert node.traces() == []
+
+    async def test_an_agent_that_fails_afterwards(self, node: Node, netns: MakeNetns) -> None:
+        async def pod_added(*arguments: object, **named: object) -> None:
+            raise ZeroDivisionError("a fault of ours")
+
+        node.hooks.pod_added = pod_added  # type: ignore[method-assign]
+        pod = netns()
+        refused = await node.add("c1", pod)
+        assert refused.json["code"] == 999
+        assert "a fault of ours" in refused.json["details"]
+        assert node.traces() == []
+        assert "eth0" not in pod.run("ip", "link")
 
     async def test_behind_another_plugin_is_refused(self, node: Node, netns: MakeNetns) -> None:
         refused = await node.add("c1", netns(), prevResult={"cniVersion": "1.1.0", "interfaces": []})

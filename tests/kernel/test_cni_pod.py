@@ -146,7 +146,8 @@ async def test_a_pod_whose_namespace_has_ipv6_off_gets_it_back(node: Node, netns
 
 
 async def test_mtu_follows_the_way_to_the_peers(node: Node, netns: MakeNetns) -> None:
-    node.hooks.ways = ["192.0.2.9", "2001:db8::9", "198.51.100.1"]
+    node.host.run("ip", "route", "add", "prohibit", "203.0.113.0/24")
+    node.hooks.ways = ["192.0.2.9", "2001:db8::9", "198.51.100.1", "203.0.113.1", "127.0.0.1", "fe80::1%gone"]
     first = await node.add("c1", netns())
     assert [i["mtu"] for i in first.json["interfaces"]] == [1400, 1400]
     node.hooks.ways = ["fe80::1%uplink"]
@@ -154,6 +155,12 @@ async def test_mtu_follows_the_way_to_the_peers(node: Node, netns: MakeNetns) ->
     pod = netns()
     assert (await node.add("c2", pod)).status == 0
     assert "mtu 1350" in pod.run("ip", "link", "show", "eth0")
+
+
+@pytest.mark.parametrize("ways", [[], ["127.0.0.1"], ["198.51.100.1"]])
+async def test_mtu_without_a_way_to_any_peer(node: Node, netns: MakeNetns, ways: list[str]) -> None:
+    node.hooks.ways = ways
+    assert (await node.add("c1", netns())).json["interfaces"][1]["mtu"] == 1500
 
 
 async def test_mtu_of_the_network_configuration_comes_first(node: Node, netns: MakeNetns) -> None:
