@@ -1,6 +1,6 @@
 """One node: the only place where speaker, FIB, addresses and CNI meet.
 
-Start goes from what nobody sees to what everybody sees: the kernel as an earlier run left it, the cluster's store, pods,
+Start goes from what nobody sees to what all see: the kernel as an earlier run left it, the cluster's store, pods,
 then sessions. Stop goes the other way, and leaves routes and pods in place: containers keep talking without the agent.
 """
 
