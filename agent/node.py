@@ -16,6 +16,7 @@ from pathlib import Path
 from agent.addresses import IpamAddresses
 from agent.errors import StartError
 from agent.leftovers import LeftoverSweep
+from agent.notify import notify
 from agent.peering import peer_settings
 from agent.pods import LIMITED, NOT_READY, PodHooks
 from bgp.settings import PeerSettings
@@ -96,9 +97,11 @@ class Node:
         async with AsyncExitStack() as stack:
             await self._start(stack)
             self.state = "running"
+            notify("READY=1")
             log.info("running", extra={"fields": {"node": self.config.node.name, "as": self.config.node.asn}})
             await stop.wait()
             self.state = "stopping"
+            notify("STOPPING=1")
             log.info("stopping: routes and pods stay as they are")
         log.info("stopped")
 
