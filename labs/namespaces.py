@@ -24,7 +24,7 @@ NETWORK = kernel.CLONE_NEWNET
 
 # The node's own /proc can be mounted only from inside its pid namespace. Ignoring SIGCHLD makes the kernel reap
 # whatever daemons leave to the first process.
-_HOLDER = "mount -t proc proc /proc && trap '' CHLD && echo ready && exec sleep infinity >/dev/null 2>&1"
+_HOLDER = "mount -t proc proc /proc && echo ready && exec env --ignore-signal=CHLD sleep infinity >/dev/null 2>&1"
 # Prints its number, then becomes the command; the first process of the node adopts it.
 _BACKGROUND = 'echo $$; exec "$@" >&2'
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +132,7 @@ class Node:
         """
         process = self.popen(*argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:
-            stdout, stderr = await off_loop(lambda: process.communicate(input.encode(), timeout))
+            stdout, stderr = await off_loop(lambda: process.communicate(input.encode(), timeout), abandon=True)
         except subprocess.TimeoutExpired:
             stdout, stderr = await self._stop(process)
             text = f"node {self.name}: {shlex.join(argv)}: no end within {timeout:g} s"
@@ -186,7 +186,8 @@ class Node:
         """The node's own command while it runs."""
         try:
             pid, start = self._record.read_text().split()
-        except OSError:
+        except (OSError, ValueError):
+            # Never started, or ended at once.
             return None
         process = Process(int(pid), int(start))
         return process if process.running() else None
@@ -245,8 +246,11 @@ class Node:
             return b"", b""
 
 
-async def off_loop(function: Callable[[], T]) -> T:
-    """Await a blocking function in a thread of its own: there may be many at once, and they may wait long."""
+async def off_loop(function: Callable[[], T], *, abandon: bool = False) -> T:
+    """Await a blocking function in a thread of its own: there may be many at once, and they may wait long.
+
+    Where the awaiting task is cancelled it still waits for the function's end, unless ``abandon`` is true.
+    """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -264,4 +268,23 @@ async def off_loop(function: Callable[[], T]) -> T:
             loop.call_soon_threadsafe(settle, *outcome)
 
     threading.Thread(target=body, daemon=True).start()
-    return await future
+    if abandon:
+        return await future
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.wait([future])
+        if not future.cancelled():
+            future.exception()
+        raise
+
+
+async def together(tasks: Iterable[Awaitable[T]]) -> list[T]:
+    """Await all tasks, wait for the last of them even where one fails, then raise the first error."""
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    values: list[T] = []
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+        values.append(result)
+    return values

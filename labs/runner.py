@@ -17,13 +17,13 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from labs import cables, frr, topology
 from labs.errors import CommandError, LabError
 from labs.filesystem import Mount
 from labs.namespaces import Namespaces
-from labs.node import Node, off_loop, search_path
+from labs.node import Node, off_loop, search_path, together
 from labs.processes import Process, await_end, marked, sharing
 from labs.state import ROOT, Record, names
 from labs.topology import Topology
@@ -121,14 +121,34 @@ class Lab:
         """Return the lab's record as it stands on the host."""
         return self._record.read()
 
+    @overload
     async def wait_for(
         self,
         what: str,
-        probe: Callable[[], T | Awaitable[T]],
+        probe: Callable[[], Awaitable[T]],
         *,
         timeout: float = 30.0,  # noqa: ASYNC109
         interval: float = 0.05,
-    ) -> T:
+    ) -> T: ...
+
+    @overload
+    async def wait_for(
+        self,
+        what: str,
+        probe: Callable[[], T],
+        *,
+        timeout: float = 30.0,  # noqa: ASYNC109
+        interval: float = 0.05,
+    ) -> T: ...
+
+    async def wait_for(
+        self,
+        what: str,
+        probe: Callable[[], Any],
+        *,
+        timeout: float = 30.0,  # noqa: ASYNC109
+        interval: float = 0.05,
+    ) -> Any:
         """Ask ``probe`` until its answer is true, and return that. Failing commands count as no.
 
         For what cannot be awaited, as the state of another program. Raises LabError with ``what``, the last answer and
@@ -137,13 +157,12 @@ class Lab:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         while True:
-            last: object
             try:
-                answer = probe()
-                value: T = await answer if inspect.isawaitable(answer) else answer
-                if value:
-                    return value
-                last = value
+                last = probe()
+                if inspect.isawaitable(last):
+                    last = await last
+                if last:
+                    return last
             except CommandError as error:
                 last = error
             if loop.time() > deadline:
@@ -152,8 +171,6 @@ class Lab:
 
     async def down(self) -> None:
         """Remove the lab with everything in it."""
-        for node in self.nodes.values():
-            node.namespaces.kill()
         await off_loop(lambda: take_down(self.name, root=self._record.root, record=self._record))
         for node in self.nodes.values():
             node.reap()
@@ -168,12 +185,12 @@ class Lab:
                 if bind.make:
                     bind.source.mkdir(parents=True, exist_ok=True)
         self._progress(f"namespaces of {len(plan.nodes)} nodes")
-        await asyncio.gather(*(self._make_node(plan, node) for node in plan.nodes.values()))
+        await together(self._make_node(plan, node) for node in plan.nodes.values())
         self.nodes = {name: self.nodes[name] for name in plan.nodes}
         self._progress(f"{len(plan.links)} links")
         await off_loop(lambda: cables.connect(plan.links, {name: node.namespaces for name, node in self.nodes.items()}))
-        await asyncio.gather(*(self._start_node(node) for node in plan.nodes.values()))
-        await asyncio.gather(*(self._exec(node) for node in plan.nodes.values()))
+        await together(self._start_node(node) for node in plan.nodes.values())
+        await together(self._exec(node) for node in plan.nodes.values())
         self._check_commands()
         self._record.write({**self._content(plan), "state": "up"})
         self._progress(f"lab {self.name} is up")
