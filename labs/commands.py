@@ -15,7 +15,8 @@ from rich.table import Table
 
 from labs.errors import LabError
 from labs.processes import sharing
-from labs.runner import Lab, load, resolve, take_down
+from labs.runner import Lab, load, resolve
+from labs.teardown import take_down
 
 
 class _Group(click.Group):

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from labs.errors import CommandError, LabError
-from labs.node import Node, together
+from labs.node import Node
+from labs.waiting import together
 
 DIRECTORY = Path("/usr/lib/frr")
 DAEMONS = (

@@ -9,8 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 from labs.errors import CommandError, LabError
 from labs.namespaces import Namespaces, Stream
 from labs.processes import LAB, NODE, Process, await_end
+from labs.waiting import off_loop
 
 T = TypeVar("T")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -225,13 +225,14 @@ class Node:
         return "\n".join(parts)
 
     def reap(self) -> None:
-        """Collect the exit status of what ``popen`` started and was killed."""
+        """Collect the exit status of what ran in the node and was killed. Blocks."""
         for child in self._children:
             child.wait()
             for stream in (child.stdin, child.stdout, child.stderr):
                 if stream:
                     with suppress(OSError):
                         stream.close()
+        self.namespaces.reap()
 
     @property
     def _record(self) -> Path:
@@ -244,47 +245,3 @@ class Node:
         except subprocess.TimeoutExpired:
             # Something it started holds its output open.
             return b"", b""
-
-
-async def off_loop(function: Callable[[], T], *, abandon: bool = False) -> T:
-    """Await a blocking function in a thread of its own: there may be many at once, and they may wait long.
-
-    Where the awaiting task is cancelled it still waits for the function's end, unless ``abandon`` is true.
-    """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(setter: Callable[[Any], None], value: object) -> None:
-        if not future.done():
-            setter(value)
-
-    def body() -> None:
-        try:
-            outcome: tuple[Callable[[Any], None], object] = (future.set_result, function())
-        except BaseException as error:
-            outcome = (future.set_exception, error)
-        # The loop may have ended meanwhile.
-        with suppress(RuntimeError):
-            loop.call_soon_threadsafe(settle, *outcome)
-
-    threading.Thread(target=body, daemon=True).start()
-    if abandon:
-        return await future
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        await asyncio.wait([future])
-        if not future.cancelled():
-            future.exception()
-        raise
-
-
-async def together(tasks: Iterable[Awaitable[T]]) -> list[T]:
-    """Await all tasks, wait for the last of them even where one fails, then raise the first error."""
-    results = await asyncio.gather(*tasks, return_exceptions=True)
-    values: list[T] = []
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-        values.append(result)
-    return values

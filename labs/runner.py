@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -23,10 +22,12 @@ from labs import cables, frr, topology
 from labs.errors import CommandError, LabError
 from labs.filesystem import Mount
 from labs.namespaces import Namespaces
-from labs.node import Node, off_loop, search_path, together
-from labs.processes import Process, await_end, marked, sharing
+from labs.node import Node, search_path
+from labs.processes import Process
 from labs.state import ROOT, Record, names
+from labs.teardown import check_root, take_down
 from labs.topology import Topology
+from labs.waiting import off_loop, together
 
 TOPOLOGIES = Path(__file__).parent / "topologies"
 FRR_IMAGE = "*frr*"
@@ -73,11 +74,12 @@ class Lab:
     ) -> Lab:
         """Build a lab and return it: links up, FRR configured, commands started, ``exec`` done.
 
-        Raises LabError; then nothing of it is left.
+        ``source`` is a file, the name of a shipped topology, or what ``load`` returned (which has its name and root
+        already). Raises LabError; then nothing of it is left.
         """
         plan = source if isinstance(source, Topology) else load(source, name=name, root=root)
         _check_host(plan)
-        record = Record(plan.name, root)
+        record = Record(plan.name, plan.directory.parents[1])
         record.create()
         built = cls(record, {}, progress)
         try:
@@ -91,6 +93,7 @@ class Lab:
     @classmethod
     def find(cls, name: str, *, root: Path = ROOT) -> Lab:
         """Return a lab that is up, whoever built it. Raises LabError."""
+        check_root()
         record = Record(name, root)
         nodes = {}
         for node, known in record.read()["nodes"].items():
@@ -171,10 +174,13 @@ class Lab:
 
     async def down(self) -> None:
         """Remove the lab with everything in it."""
-        await off_loop(lambda: take_down(self.name, root=self._record.root, record=self._record))
-        for node in self.nodes.values():
-            node.reap()
-            node.namespaces.reap()
+
+        def remove() -> None:
+            take_down(self.name, root=self._record.root, record=self._record)
+            for node in self.nodes.values():
+                node.reap()
+
+        await off_loop(remove)
 
     # Building
 
@@ -290,44 +296,9 @@ async def lab(
         await asyncio.shield(net.down())
 
 
-def take_down(
-    name: str, *, root: Path = ROOT, record: Record | None = None, waiting: Callable[[], None] = lambda: None
-) -> bool:
-    """Remove a lab, complete or not, and whatever of it runs; return whether there was anything. Blocks.
-
-    Works from its processes' marks, so that it needs no records. Raises LabError where something cannot be removed.
-    """
-    record = record or Record(name, root)
-    record.await_runner(waiting, timeout=60)
-    found = record.exists()
-    for _ in range(20):
-        processes = _processes(name)
-        if not processes:
-            break
-        found = True
-        for process in processes:
-            process.kill()
-        if left := await_end(processes, timeout=10):
-            numbers = ", ".join(str(process.pid) for process in left)
-            raise LabError(f"lab `{name}`: processes {numbers} do not end when they are killed")
-    record.remove()
-    return found
-
-
-def _processes(name: str) -> list[Process]:
-    """Return what runs in a lab: what carries its mark, and what entered its namespaces by other means."""
-    processes = marked(name)
-    if not processes:
-        return []
-    own = {identity for process in processes for identity in Namespaces(process).identities()}
-    own -= Namespaces(Process(os.getpid(), 0)).identities()
-    return list({*processes, *sharing(own, ("net", "mnt", "pid"))})
-
-
 def _check_host(plan: Topology) -> None:
     """Refuse what this host cannot run, before anything is created."""
-    if os.geteuid():
-        raise LabError("labs are made of network namespaces: run this as root")
+    check_root()
     faults: list[str] = []
     for program in ("ip", "mount", "setsid"):
         if not shutil.which(program):

@@ -17,8 +17,9 @@ import pytest
 
 from labs.errors import CommandError, LabError
 from labs.processes import marked
-from labs.runner import Lab, lab, load, take_down
+from labs.runner import Lab, lab, load
 from labs.state import ROOT
+from labs.teardown import take_down
 from labs.topology import Topology
 
 pytestmark = [
@@ -312,6 +313,32 @@ def test_after_a_killed_runner_everything_can_be_removed(path: Path, name: str, 
     assert not take_down(name)
 
 
+@pytest.mark.parametrize("odd", ["..", "a/b", "", "-a"])
+def test_a_name_is_never_a_path(odd: str) -> None:
+    with pytest.raises(LabError, match=r"is not the name of a lab, labs here: "):
+        take_down(odd)
+
+
+def test_file_systems_below_the_private_places_stay_visible(path: Path, name: str, tmp_path: Path) -> None:
+    """As a checkout or a virtual environment may be one; /etc/hosts is in containers."""
+    script = (
+        "set -e; mount -t tmpfs inner /opt; mkdir '/opt/a b'; mount -t tmpfs inner '/opt/a b'; mkdir '/opt/a b/c'; "
+        "mount -t tmpfs inner '/opt/a b/c'; touch '/opt/a b/c/seen' '/opt/seen'; exec \"$@\""
+    )
+    program = (
+        "import asyncio, sys\nfrom labs.runner import lab\nasync def main():\n"
+        " async with lab(sys.argv[1]) as net:\n"
+        "  n1 = net.node('n1')\n"
+        "  await n1.run('ls', '/opt/a b/c/seen', '/opt/seen', '/opt/cni/bin')\n"
+        "asyncio.run(main())"
+    )
+    subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", sys.executable, "-c", program, str(path)],
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
+
+
 def test_a_lab_without_its_records_can_be_removed(path: Path, name: str) -> None:
     net = asyncio.run(Lab.up(path))
     try:
@@ -330,6 +357,7 @@ async def test_who_entered_by_other_means_goes_too(path: Path, name: str) -> Non
         stranger = await asyncio.create_subprocess_exec("nsenter", f"--net=/proc/{holder}/ns/net", "sleep", "1000")
         inside = os.readlink(net.node("n1").netns)
         await net.wait_for("stranger", lambda: os.readlink(f"/proc/{stranger.pid}/ns/net") == inside)
+        await net.down()
         await net.down()
         assert await stranger.wait() == -signal.SIGKILL
 
