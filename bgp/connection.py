@@ -83,8 +83,12 @@ class Connection(asyncio.BufferedProtocol):
             self._sock.close()
             self._settle()
         elif not transport.is_closing():
-            transport.write_eof()
-            self._abort_later()
+            try:
+                transport.write_eof()
+            except OSError:  # the peer has reset the connection, which the event loop has yet to see
+                transport.abort()
+            else:
+                self._abort_later()
 
     def abort(self) -> None:
         """End the connection now, with a reset."""

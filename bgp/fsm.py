@@ -224,6 +224,9 @@ class Fsm:
             case Do.RETRY_START:
                 if not self.settings.passive:
                     self._timers[Timer.CONNECT_RETRY] = now + self._jitter(self.settings.connect_retry)
+            case Do.RETRY_SOON:
+                if not self.settings.passive:
+                    self._timers[Timer.CONNECT_RETRY] = now + self._back_off()
             case Do.RETRY_STOP:
                 self._timers.pop(Timer.CONNECT_RETRY, None)
             case Do.DELAY_START:
@@ -231,7 +234,7 @@ class Fsm:
             case Do.DELAY_STOP:
                 self._timers.pop(Timer.DELAY_OPEN, None)
             case Do.IDLE_HOLD:
-                self._timers[Timer.IDLE_HOLD] = now + self._idle_hold()
+                self._timers[Timer.IDLE_HOLD] = now + self._back_off()
             case Do.DIAL:
                 self._damped = False
                 self._out.append(Dial())
@@ -306,7 +309,7 @@ class Fsm:
         if self.negotiated:
             self._timers[Timer.KEEPALIVE] = now + self._jitter(self.negotiated.keepalive)
 
-    def _idle_hold(self) -> float:
+    def _back_off(self) -> float:
         """Return the wait before the next attempt: a second after the first failure, then twice as long each time."""
         limit = self.settings.connect_retry
         if self._damped:

@@ -4,8 +4,9 @@ The actions are the phrases of that section. ``bgp.fsm`` carries them out; where
 
 * A NOTIFICATION is never answered with one (section 6: the sender has closed already), not even in OpenSent.
 * A message header error in Established is reported as such (section 6.1), not as an FSM error.
-* In Connect a TCP failure counts in ConnectRetryCounter, so that an unreachable peer is dialled less and less often.
-* DampPeerOscillations is on for a connection that is started with event 6: it waits in Idle, longer each time.
+* A TCP failure counts in ConnectRetryCounter in Connect and OpenSent too: the wait before the next attempt begins short
+  and grows with the counter up to ConnectRetryTime, in Active (where the RFC waits that long at once) as in Idle.
+* DampPeerOscillations is on for a connection that is started with event 6: it has that wait in Idle.
 * A second OPEN on one connection is an FSM error; collisions (section 6.8) are between connections.
 """
 
@@ -72,6 +73,7 @@ class Do(Enum):
     COUNTER_ZERO = auto()  # sets the ConnectRetryCounter to zero
     COUNTER_UP = auto()  # increments the ConnectRetryCounter by 1
     RETRY_START = auto()  # (re)starts the ConnectRetryTimer with its initial value
+    RETRY_SOON = auto()  # the same with a time that grows with the ConnectRetryCounter
     RETRY_STOP = auto()
     DELAY_START = auto()  # sets the DelayOpenTimer to its initial value
     DELAY_STOP = auto()
@@ -168,7 +170,7 @@ TABLE: dict[State, tuple[Row, ...]] = {
             If.DELAY_OPEN,
         ),
         Row(_on(_E.Tcp_CR_Acked, _E.TcpConnectionConfirmed), (Do.RETRY_STOP, Do.OPEN), _S.OPEN_SENT),
-        Row(_on(_E.TcpConnectionFails), (Do.RELEASE, Do.RETRY_START), _S.ACTIVE, If.DELAY_OPEN_RUNNING),
+        Row(_on(_E.TcpConnectionFails), (*_FAIL, Do.RETRY_SOON), _S.ACTIVE, If.DELAY_OPEN_RUNNING),
         Row(_on(_E.TcpConnectionFails), _FAIL, _S.IDLE),
         Row(
             _on(_E.BGPOpen_with_DelayOpenTimer_running),
@@ -208,7 +210,7 @@ TABLE: dict[State, tuple[Row, ...]] = {
         Row(_on(_E.ManualStop), (Do.CEASE, Do.RELEASE, Do.COUNTER_ZERO), _S.IDLE),
         Row(_on(_E.AutomaticStop), (Do.CEASE, *_FAIL), _S.IDLE),
         Row(_on(_E.HoldTimer_Expires), (Do.HOLD_EXPIRED, *_FAIL), _S.IDLE),
-        Row(_on(_E.TcpConnectionFails), (Do.RELEASE, Do.RETRY_START), _S.ACTIVE),
+        Row(_on(_E.TcpConnectionFails), (*_FAIL, Do.RETRY_SOON), _S.ACTIVE),
         Row(_on(_E.BGPOpen), (Do.DELAY_STOP, Do.RETRY_STOP, Do.CONFIRM), _S.OPEN_CONFIRM),
         Row(_on(_E.BGPHeaderErr, _E.BGPOpenMsgErr), (Do.ERROR, *_FAIL), _S.IDLE),
         Row(_on(_E.OpenCollisionDump), (Do.COLLISION, *_FAIL), _S.IDLE),

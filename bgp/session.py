@@ -229,6 +229,8 @@ class Session:
 
     def _failed(self, reason: str) -> None:
         self._dialler = None
+        if self.state is State.OPEN_SENT:
+            reason += " without an OPEN"
         self.handle(Event.TcpConnectionFails, reason=reason)
 
     def _resume(self) -> None:

@@ -39,13 +39,9 @@ class PeerSettings:
     """GTSM (RFC 5082): the peer is at most so many hops away, 1 is on the link."""
 
     def __post_init__(self) -> None:
-        Endpoint.parse(self.address)
-        if self.local_address is not None and len(Endpoint.parse(self.local_address).packed) != len(
-            Endpoint.parse(self.address).packed
-        ):
-            raise ValueError(
-                f"peer {self.name}: local address {self.local_address} and {self.address} differ in family"
-            )
+        peer, local = self.endpoint, self.local_endpoint
+        if local is not None and local.family != peer.family:
+            raise ValueError(f"peer {self.name}: {self.local_address} and {self.address} are not of one family")
 
     @property
     def endpoint(self) -> Endpoint:

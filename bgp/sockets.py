@@ -8,7 +8,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 OpenSocket = Callable[[int], socket.socket]
@@ -124,7 +124,7 @@ class TcpOptions:
     """Of packets sent, 1 to 255: 1 keeps a session on its link."""
     minimum_ttl: int = 0
     """Of packets received (GTSM); 0 accepts any."""
-    password: bytes | None = None
+    password: bytes | None = field(default=None, repr=False)
 
     def apply(self, sock: socket.socket) -> None:
         """Set everything but the password. Raises OSError."""

@@ -111,6 +111,20 @@ def test_an_unreachable_peer_is_dialled_less_and_less_often_up_to_connect_retry(
     assert retries(fsm, Event.TcpConnectionFails, None, 6) == [1, 2, 4, 5, 5, 5]
 
 
+def test_a_peer_that_hangs_up_is_dialled_again_soon_and_then_less_often() -> None:
+    """OpenSent, TcpConnectionFails: on in Active until the ConnectRetryTimer expires."""
+    fsm, waits = Fsm(FsmSettings(connect_retry=5), random=lambda: 1.0), []
+    fsm.handle(Event.ManualStart, 0.0)
+    for _ in range(5):
+        fsm.handle(Event.Tcp_CR_Acked, 0.0)
+        fsm.handle(Event.TcpConnectionFails, 0.0)
+        assert fsm.state is State.ACTIVE
+        deadline = fsm.next_deadline()
+        waits.append(deadline)
+        assert Dial() in fsm.tick(deadline or 0.0)
+    assert waits == [1, 2, 4, 5, 5]
+
+
 def test_a_peer_that_is_told_off_or_tells_us_off_is_damped_longer() -> None:
     fsm = Fsm(FsmSettings(connect_retry=5), random=lambda: 1.0)
     assert retries(fsm, Event.BGPOpenMsgErr, Notification(2, 2), 8) == [1, 2, 4, 8, 16, 32, 60, 60]
