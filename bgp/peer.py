@@ -18,6 +18,7 @@ from bgp.collision import Collision
 from bgp.connection import READ_SIZE
 from bgp.fsm import COLLISION, Change, FsmSettings, Timer
 from bgp.fsm_table import Event, State
+from bgp.inspection import Counts
 from bgp.messages import GracefulRestart, Negotiated, Notification, Open, RouteRefresh
 from bgp.rib import Rib
 from bgp.session import Session
@@ -25,9 +26,12 @@ from bgp.settings import PeerSettings
 from bgp.sockets import Endpoint, OpenSocket, dialling
 from bgp.status import FamilyStatus, NotificationRecord, PeerStatus, SessionChange, capability_names
 from config.nexthop import NextHopResolver
-from config.prefix import FAMILIES, NAMES, Family, address_text
+from config.prefix import NAMES, Family, address_text
 
 log = logging.getLogger("podroute.bgp")
+
+CONFIGURATION_CHANGE = Notification(6, 6)
+"""Cease/Other Configuration Change (RFC 4486 section 4)."""
 
 _RANK = list(State)
 _UNDER_WAY = (State.OPEN_SENT, State.OPEN_CONFIRM, State.ESTABLISHED)
@@ -147,12 +151,17 @@ class Peer:
     def next_hops_changed(self) -> None:
         """The node's own addresses may have changed: look our next hops up again."""
         session = self._established
-        if session is None or session.negotiated is None:
+        if session is None or session.negotiated is None or session.connection is None:
             return
         found = self._own_next_hops(session, session.negotiated)
-        if found != self._next_hops:
+        gone = self._next_hops.keys() - found.keys()
+        if gone:
+            reason = ", ".join(self._no_next_hop(family) for family in sorted(gone))
+            session.handle(Event.AutomaticStop, reason=reason, notification=CONFIGURATION_CHANGE)
+        elif found != self._next_hops:
             self._next_hops = found
-            self._local.rib.local_next_hops(self.name, found)
+            local = session.connection.local.packed
+            self._local.rib.local_next_hops(self.name, session.negotiated, local_address=local, next_hops=found)
             self._local.wake()
 
     # What a session asks (bgp.session.Owner).
@@ -240,6 +249,7 @@ class Peer:
         )
         for family in sorted(negotiated.families - self._next_hops.keys()):
             log.warning("nothing advertised: %s", self._no_next_hop(family), extra=self._fields(family=NAMES[family]))
+            session.write_updates([codec.encode_end_of_rib(family)])  # so that the peer does not wait for it
         self._local.on_session(SessionChange(self.name, True, "", negotiated.families))
         self._local.wake()
 
@@ -348,6 +358,7 @@ class Peer:
         connection = session.connection if session else None
         offer = self._last_open
         state = session.state if session else State.ACTIVE
+        counts = self._local.rib.counts(self.name)
         return PeerStatus(
             name=self.name,
             address=str(self.endpoint),
@@ -374,20 +385,20 @@ class Peer:
             capabilities=capability_names(offer) if offer else (),
             hostname=offer.hostname if offer else "",
             software=offer.software if offer else "",
-            families={family: self._family(family) for family in FAMILIES if family in self.settings.families},
+            families={family: self._family(family, counts.get(family)) for family in sorted(self.settings.families)},
         )
 
-    def _family(self, family: Family) -> FamilyStatus:
+    def _family(self, family: Family, counts: Counts | None) -> FamilyStatus:
         next_hop = self._next_hops.get(family)
-        counts = self._local.rib.counts(self.name, family)
         return FamilyStatus(
             negotiated=family in self._end_of_rib,
             next_hop=address_text(next_hop) if next_hop else None,
             problem=self._problem(family),
             end_of_rib=self._end_of_rib.get(family, "-"),
-            received=counts.received,
-            accepted=counts.accepted,
-            advertised=counts.advertised,
+            received=counts.received if counts else 0,
+            accepted=counts.accepted if counts else 0,
+            advertised=counts.advertised if counts else 0,
+            refused=counts.refused if counts else 0,
         )
 
     def _problem(self, family: Family) -> str | None:

@@ -14,11 +14,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
+from bgp.adj_rib_in import RibPeer
 from bgp.listener import Listener
 from bgp.messages import Notification
 from bgp.peer import Local, Peer
 from bgp.policy import Source
-from bgp.rib import Rib, RibPeer
+from bgp.rib import Rib
 from bgp.settings import PeerSettings
 from bgp.sockets import Endpoint, OpenSocket, open_socket
 from bgp.status import Convergence, PeerStatus, SessionChange, SpeakerError
