@@ -23,7 +23,8 @@ from labs.errors import LabError
 from labs.leftovers import Host
 from labs.node import Node
 from labs.pods import Pod, start_pods
-from labs.runner import Lab, take_down
+from labs.runner import Lab
+from labs.teardown import take_down
 
 TOPOLOGY = "two-racks"
 NODES = ("n1", "n2", "n3", "n4")

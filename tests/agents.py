@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -147,8 +148,7 @@ class Agent:
 @asynccontextmanager
 async def agents() -> AsyncIterator[tuple[Path, list[Agent]]]:
     """Yield a directory short enough for Unix sockets, and a list: the agents put into it end with the block."""
-    directory = Path(f"/run/podroute-test-{os.getpid()}-{os.urandom(3).hex()}")
-    directory.mkdir()
+    directory = Path(tempfile.mkdtemp(prefix="podroute-test-", dir="/run"))
     running: list[Agent] = []
     try:
         yield directory, running
