@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Callable
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ class Pair:
             "v6": {"address": f"fd00::{other}", "passive": own == 2, **common},
         }
         bgp = {"connectRetry": 1}
-        return Agent(ns, self.directory, name, 4200000000 + own, pools=dict(POOLS), peers=peers, bgp=bgp)
+        return Agent(ns, self.directory, name, 4200000000 + own, pools=deepcopy(POOLS), peers=peers, bgp=bgp)
 
     async def start(self) -> None:
         await asyncio.gather(self.a.start(), self.b.start())
@@ -176,8 +177,8 @@ async def test_port_179_taken(pair: Pair) -> None:
     await pair.a.start()
     second = Agent(pair.ns_a, pair.directory, "c", 4200000003)
     assert await second.refused() == (
-        "podroute: cannot listen on 0.0.0.0:179: address already in use; "
-        "stop what listens there, or set bgp.listen to another address or to []"
+        "podroute: cannot listen on 0.0.0.0:179: Address already in use "
+        "(is another BGP speaker running? `ss -ltnp` shows it; bgp.listen chooses another address or port)"
     )
 
 
@@ -215,7 +216,7 @@ async def test_a_second_node_under_the_same_name_is_refused(pair: Pair) -> None:
     await pair.a.start()
     pair.b.config["node"]["name"] = "a"
     refusal = await pair.b.refused()
-    assert refusal.startswith('podroute: node name "a" is taken')
+    assert refusal.startswith("podroute: node name a is taken")
 
 
 async def test_a_pool_that_overlaps_a_subnet_of_the_node(pair: Pair) -> None:
@@ -229,7 +230,7 @@ async def test_a_pool_that_overlaps_a_subnet_of_the_node(pair: Pair) -> None:
 
 async def test_a_mistyped_key_names_its_place(pair: Pair) -> None:
     pair.a.config["pools"]["pods4"]["blocksize"] = 26
-    assert await pair.a.refused() == (f"{pair.a.file}:pools.pods4.blocksize: unknown key, did you mean blockSize?")
+    assert await pair.a.refused() == (f"{pair.a.file}:pools.pods4.blocksize: is not a known key, did you mean blockSize?")
 
 
 async def test_a_corrupt_store_is_named(pair: Pair) -> None:
