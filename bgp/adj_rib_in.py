@@ -1,0 +1,300 @@
+"""Adj-RIB-In: what one peer announces, unfiltered (RFC 4271 section 3.2), and the reading of its UPDATEs into it.
+
+Per family there is one dict from prefix to path. Prefixes that arrive with the same attributes share one path, found
+by the octets of the attribute section, so that a known section is neither parsed nor judged again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+from weakref import WeakValueDictionary
+
+from bgp.attribute_parser import AttributeParser, Parsed, Treatment
+from bgp.attributes import (
+    AS_PATH,
+    CLUSTER_LIST,
+    EXTENDED_LENGTH,
+    MP_REACH,
+    MP_UNREACH,
+    NEXT_HOP,
+    OPTIONAL,
+    ORIGIN,
+    Attributes,
+    attribute_name,
+)
+from bgp.messages import BgpError, Negotiated
+from bgp.paths import Hop, Path, Peer
+from bgp.policy import Policy
+from bgp.update import MpReach, decode_mp_reach, decode_mp_unreach, decode_nlri, end_of_rib, split
+from config.nexthop import NextHop, NextHops
+from config.prefix import FAMILIES, NAMES, Family, address_text
+
+
+@dataclass(frozen=True, slots=True)
+class RibPeer:
+    """How the RIBs treat a peer."""
+
+    name: str
+    asn: int
+    import_policy: Policy
+    export_policy: Policy
+    allow_own_as: int = 0
+    """How often our own AS may occur in an AS_PATH from this peer."""
+    enforce_first_as: bool = True
+    """The AS_PATH from an external peer must start with its AS; off for route servers (RFC 7947)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What one UPDATE came to."""
+
+    end_of_rib: Family | None = None
+    faults: tuple[str, ...] = ()
+    """What was wrong with it short of a session reset, for the log."""
+    announced: dict[Family, list[bytes]] | None = None
+    """Prefixes by family; None where there are none."""
+
+
+class SessionFacts(NamedTuple):
+    """What the judgement of UPDATEs takes from the established session."""
+
+    negotiated: Negotiated
+    own_addresses: frozenset[bytes]
+    """Our addresses on this session: no next hop may be one of them (RFC 4271 section 6.3)."""
+    router_id: bytes
+
+
+NextHopTable = Callable[[bytes, str], Hop]
+InternNextHops = Callable[[NextHops], NextHops]
+
+_NOTHING = Received()
+_MANDATORY = (ORIGIN, AS_PATH)
+
+
+class AdjRibIn:
+    """One peer's tables. ``dirty`` holds the prefixes that the decision process has yet to look at."""
+
+    def __init__(self, peer: Peer, settings: RibPeer, local_as: int, hop: NextHopTable, intern: InternNextHops) -> None:
+        self.peer = peer
+        self.settings = settings
+        self.tables: dict[Family, dict[bytes, Path]] = {4: {}, 6: {}}
+        self.dirty: dict[Family, dict[bytes, Path]] = {4: {}, 6: {}}
+        """Only the keys count: what the peer says now of a prefix is in its table."""
+        self.end_of_rib: set[Family] = set()
+        """Families whose End-of-RIB has arrived on the present session."""
+        self._local_as = local_as
+        self._hop = hop
+        self._intern = intern
+        self._session: SessionFacts | None = None
+        self._parser = self._make_parser(True)
+        self._ipv4_over_ipv6 = False
+        self._native: WeakValueDictionary[bytes, Path] = WeakValueDictionary()
+        """By attribute section, for the native IPv4 fields."""
+        self._multiprotocol: WeakValueDictionary[bytes, Path] = WeakValueDictionary()
+        """By next hop and what follows a leading MP_REACH_NLRI."""
+
+    def start(self, session: SessionFacts) -> None:
+        """Begin a session: UPDATEs are judged by what it negotiated."""
+        negotiated = session.negotiated
+        both = negotiated.local.extended_next_hop & negotiated.peer.extended_next_hop
+        self._session = session
+        self._parser = self._make_parser(negotiated.four_octet_as)
+        self._ipv4_over_ipv6 = (4, 6) in both
+        self._native.clear()
+        self._multiprotocol.clear()
+        self.end_of_rib.clear()
+
+    def stop(self) -> None:
+        """End the session: everything that the peer announced is withdrawn."""
+        self._session = None
+        self.end_of_rib.clear()
+        for family in FAMILIES:
+            gone: dict[bytes, Path] = self.tables[family]
+            self.tables[family] = {}
+            if self.dirty[family]:
+                self.dirty[family].update(gone)
+            else:
+                self.dirty[family] = gone
+
+    def reconsider(self, family: Family, prefixes: Iterable[bytes]) -> None:
+        """Have the decision process look again at those of ``prefixes`` that the peer announces."""
+        table = self.tables[family]
+        self.dirty[family].update((p, table[p]) for p in prefixes if p in table)
+
+    def receive(self, body: bytes) -> Received:
+        """Take in the body of an UPDATE.
+
+        Raises BgpError 3/x where the session is to be reset; nothing has been taken in then. Every lesser fault is in
+        the result (RFC 7606).
+        """
+        session = self._session
+        if session is None:
+            raise RuntimeError(f"UPDATE from {self.peer.name} without a session")
+        families = session.negotiated.families
+        withdrawn_field, raw, nlri_field = split(body)
+        if not nlri_field and not withdrawn_field:
+            marker = end_of_rib(body)
+            if marker is not None:
+                if marker in families:
+                    self.end_of_rib.add(marker)
+                    return Received(end_of_rib=marker)
+                return Received(faults=(f"End-of-RIB of {NAMES[marker]}, which was not negotiated",))
+        withdrawn = decode_nlri(4, withdrawn_field)
+        reach = decode_nlri(4, nlri_field)
+        if 4 not in families and (withdrawn or reach):
+            return Received(faults=("IPv4 routes, which were not negotiated",))
+        if reach:
+            path = self._native.get(raw)
+            if path is not None:
+                self._withdraw(4, withdrawn)
+                self._announce(4, reach, path)
+                return Received(announced={4: reach})
+        elif not raw:
+            self._withdraw(4, withdrawn)
+            return _NOTHING
+        else:
+            known = self._known_mp_reach(raw)
+            if known is not None:
+                self._withdraw(4, withdrawn)
+                self._announce(known[0].family, known[0].prefixes, known[1])
+                return Received(announced={known[0].family: known[0].prefixes})
+        return self._judge(raw, withdrawn, reach)
+
+    def _known_mp_reach(self, raw: bytes) -> tuple[MpReach, Path] | None:
+        """Return the MP_REACH_NLRI at the start of a section, and its path where all else in it is known."""
+        session = self._session
+        found = _leading_mp_reach(raw)
+        if found is None or session is None:
+            return None
+        key, value = found
+        path = self._multiprotocol.get(key)
+        if path is None:
+            return None
+        reach = decode_mp_reach(value, session.negotiated.families, self._ipv4_over_ipv6)
+        return (reach, path) if reach is not None else None
+
+    def _judge(self, raw: bytes, withdrawn: list[bytes], native: list[bytes]) -> Received:
+        """Take in an UPDATE whose attribute section has not been seen before."""
+        session = self._session
+        assert session is not None
+        families = session.negotiated.families
+        parsed = self._parser.parse(raw)
+        faults = [f.text for f in parsed.faults]
+        reach = unreach = None
+        if parsed.mp_reach is not None:
+            reach = decode_mp_reach(parsed.mp_reach, families, self._ipv4_over_ipv6)
+            if reach is None:
+                faults.append("MP_REACH_NLRI of a family that was not negotiated")
+        if parsed.mp_unreach is not None:
+            unreach = decode_mp_unreach(parsed.mp_unreach, families)
+            if unreach is None:
+                faults.append("MP_UNREACH_NLRI of a family that was not negotiated")
+        withdraw = any(f.treatment is Treatment.WITHDRAW for f in parsed.faults)
+        if withdraw and not native and parsed.mp_reach is None and parsed.codes != 1 << MP_UNREACH:
+            # RFC 7606 section 5.2: the fault may have hidden the routes that it is about
+            raise BgpError(3, 1, reason=f"{'; '.join(faults)}; and no routes to treat as withdrawn")
+        missing = _missing(parsed, bool(native)) if native or reach is not None else []
+        faults += [f"{attribute_name(code)} is missing" for code in missing]
+        withdraw = withdraw or bool(missing)
+        self._withdraw(4, withdrawn)
+        if unreach is not None:
+            self._withdraw(*unreach)
+        announced: dict[Family, list[bytes]] = {}
+        if native:
+            if withdraw or parsed.next_hop is None:
+                self._withdraw(4, native)
+            else:
+                path = self._path(parsed.attributes, parsed.next_hop)
+                if not parsed.codes & (1 << MP_REACH | 1 << MP_UNREACH):
+                    self._native[raw] = path
+                self._announce(4, native, path)
+                announced[4] = native
+        if reach is not None:
+            if withdraw:
+                self._withdraw(reach.family, reach.prefixes)
+            elif reach.prefixes:
+                path = self._path(parsed.attributes, reach.next_hop)
+                leading = _leading_mp_reach(raw)
+                if leading is not None and not parsed.codes >> MP_UNREACH & 1:
+                    self._multiprotocol[leading[0]] = path
+                self._announce(reach.family, reach.prefixes, path)
+                announced[reach.family] = announced.get(reach.family, []) + reach.prefixes
+        return Received(faults=tuple(faults), announced=announced or None)
+
+    def _announce(self, family: Family, prefixes: list[bytes], path: Path) -> None:
+        fresh = dict.fromkeys(prefixes, path)
+        self.tables[family].update(fresh)
+        self.dirty[family].update(fresh)
+
+    def _withdraw(self, family: Family, prefixes: list[bytes]) -> None:
+        table, dirty = self.tables[family], self.dirty[family]
+        for prefix in prefixes:
+            path = table.pop(prefix, None)
+            if path is not None:
+                dirty[prefix] = path
+
+    def _path(self, attributes: Attributes, next_hop: bytes) -> Path:
+        address, device = next_hop[:16], ""
+        if len(next_hop) > 4 and not _is_global(address):
+            address, device = next_hop[-16:], self.peer.device
+        hop = self._hop(address, device)
+        next_hops = self._intern((NextHop(self.peer.name, address, device),))
+        return Path(self.peer, attributes, hop, next_hops, self._fault(attributes, address))
+
+    def _fault(self, attributes: Attributes, next_hop: bytes) -> str:
+        session = self._session
+        assert session is not None
+        if attributes.own_as_count > self.settings.allow_own_as:
+            return f"AS_PATH holds our own AS {self._local_as}"
+        if attributes.originator == session.router_id:
+            return "ORIGINATOR_ID is our own BGP identifier"
+        if self.peer.ibgp:
+            clusters = attributes.value(CLUSTER_LIST) or b""
+            if session.router_id in [clusters[at : at + 4] for at in range(0, len(clusters), 4)]:
+                return "CLUSTER_LIST holds our own identifier"
+        if next_hop in session.own_addresses:
+            return f"next hop {address_text(next_hop)} is our own address"
+        if not _is_host(next_hop):
+            return f"next hop {address_text(next_hop)} is not the address of a host"
+        return ""
+
+    def _make_parser(self, four_octet_as: bool) -> AttributeParser:
+        first_as = self.settings.asn if self.settings.enforce_first_as else None
+        return AttributeParser(
+            local_as=self._local_as, ibgp=self.peer.ibgp, four_octet_as=four_octet_as, first_as=first_as
+        )
+
+
+def _leading_mp_reach(raw: bytes) -> tuple[bytes, bytes] | None:
+    """Return the key of a section that starts with MP_REACH_NLRI, and that attribute's value; None for another section.
+
+    The key is the next hop with its length, and what follows the attribute.
+    """
+    if len(raw) < 9 or raw[1] != MP_REACH or raw[0] | EXTENDED_LENGTH != OPTIONAL | EXTENDED_LENGTH:
+        return None
+    start = 4 if raw[0] & EXTENDED_LENGTH else 3
+    stop = start + int.from_bytes(raw[2:start], "big")
+    value = raw[start:stop]
+    if stop > len(raw) or len(value) < 5:
+        return None
+    return value[3 : 4 + value[3]] + raw[stop:], value
+
+
+def _missing(parsed: Parsed, native: bool) -> list[int]:
+    """RFC 7606 section 3 (d)."""
+    needed = (*_MANDATORY, NEXT_HOP) if native else _MANDATORY
+    return [code for code in needed if not parsed.codes >> code & 1]
+
+
+def _is_global(address: bytes) -> bool:
+    """Tell whether an IPv6 address is neither link-local nor unspecified."""
+    return any(address) and not (address[0] == 0xFE and address[1] & 0xC0 == 0x80)
+
+
+def _is_host(address: bytes) -> bool:
+    """Tell whether a next hop can be a host: not unspecified, loopback or multicast (RFC 4271 section 6.3)."""
+    if len(address) == 4:
+        return address[0] not in (0, 127) and address[0] < 224
+    return address[0] != 0xFF and any(address[:15] + bytes((address[15] & 0xFE,)))

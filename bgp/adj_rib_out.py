@@ -1,0 +1,338 @@
+"""Adj-RIB-Out: what is announced to peers (RFC 4271 section 3.2), once per group of peers that get the same.
+
+A group holds one table and a log of its changes. A member is a cursor into the log, with a backlog of its own for what
+the log does not tell: the table as it was when the member joined, or a refresh. Members that stand at the same place
+are served with the same packed messages. A withdrawal goes out only for what that peer was told before.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import NamedTuple
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+from bgp import nlri
+from bgp.attribute_encoding import ExportKind, exported
+from bgp.attributes import NO_ADVERTISE, NO_EXPORT, NO_EXPORT_SUBCONFED
+from bgp.paths import Path, Peer
+from bgp.policy import Changes, ExportPolicy, Policy, Source, Verdict
+from bgp.update import Announcement, announcements, encode_end_of_rib, fits, room, withdrawals
+from config.prefix import Family
+
+_SLICE = 5000
+"""Prefixes packed in one go; some milliseconds of work."""
+
+_LOG_LIMIT = 50_000
+"""Changes kept for members that lag behind; then they get a backlog of their own."""
+
+
+class GroupKey(NamedTuple):
+    """What decides over the messages of a session, but for its own next hop."""
+
+    family: Family
+    policy: Policy
+    kind: ExportKind
+    limit: int
+    """Longest message in octets."""
+    next_hop_size: int
+    """Octets of the session's own next hop."""
+
+
+class Exported:
+    """A route as a group's members see it; equal ones are one object."""
+
+    __slots__ = ("__weakref__", "after", "before", "next_hop", "peer")
+
+    def __init__(self, before: bytes, after: bytes, next_hop: bytes | None, peer: Peer | None) -> None:
+        self.before = before
+        self.after = after
+        self.next_hop = next_hop
+        """Packed; None: the session's own."""
+        self.peer = peer
+        """Who announced it: that peer does not get it back."""
+
+
+Change = tuple[Exported | None, Exported | None]
+"""What a prefix was announced with, and what it is to be announced with; None: not at all."""
+
+
+class _Plan(NamedTuple):
+    """The messages of a stretch of changes, as far as they do not depend on the session."""
+
+    withdrawn: list[bytes]
+    announced: list[Announcement]
+    peers: set[Peer]
+    """Peers that announced something of it, and so get another plan."""
+    rendered: dict[bytes, list[bytes]]
+    """Whole messages by the session's own next hop."""
+
+
+class Member:
+    """One peer's place in a group."""
+
+    def __init__(self, peer: Peer, next_hop: bytes, cursor: int) -> None:
+        self.peer = peer
+        self.next_hop = next_hop
+        self.cursor = cursor
+        """Number of the first change in the log that the peer has not been told."""
+        self.backlog: dict[bytes, Change] = {}
+        """What comes before the log."""
+        self.queue: deque[bytes] = deque()
+        """Messages packed and not yet taken."""
+        self.end_of_rib_due = True
+
+
+class ExportGroup:
+    """The Adj-RIB-Out of one family and kind of session.
+
+    ``source`` tells where a route of our own comes from.
+    """
+
+    def __init__(self, key: GroupKey, source: Callable[[bytes], Source]) -> None:
+        self.key = key
+        self.table: dict[bytes, Exported] = {}
+        self.members: dict[str, Member] = {}
+        self.announced_by: Counter[Peer] = Counter()
+        """How many routes of the table each peer announced to us."""
+        self._source = source
+        self._policy = ExportPolicy(key.policy)
+        constant = self._policy.constant(key.family, "learned")
+        self.own_only = constant is not None and not constant.accepted
+        """The export policy passes no learned route."""
+        self._log: list[tuple[bytes, Exported | None, Exported | None]] = []
+        self._base = 0
+        """Number of the first change in the log."""
+        self._unseen: Iterator[tuple[bytes, Path | None]] | None = None
+        self._by_path: WeakKeyDictionary[Path, dict[Changes, Exported | None]] = WeakKeyDictionary()
+        self._by_content: WeakValueDictionary[tuple[bytes, bytes, bytes | None, Peer | None], Exported]
+        self._by_content = WeakValueDictionary()
+        self._plans: dict[tuple[int, int], _Plan] = {}
+
+    @property
+    def end(self) -> int:
+        """Number that the next change will have."""
+        return self._base + len(self._log)
+
+    @property
+    def complete(self) -> bool:
+        """The whole Loc-RIB has been through the export policy."""
+        return self._unseen is None
+
+    def fill(self, routes: Iterator[tuple[bytes, Path | None]]) -> None:
+        """Take in the Loc-RIB, ``(prefix, best path)``, as far as ``work`` is called."""
+        self._unseen = routes
+
+    def work(self, budget: int) -> int:
+        """Put up to ``budget`` prefixes of the Loc-RIB through the export policy; return how many it were."""
+        if self._unseen is None:
+            return 0
+        stretch = dict(islice(self._unseen, budget))
+        self.update(stretch)
+        if len(stretch) < budget:
+            self._unseen = None
+        return len(stretch)
+
+    def update(self, best: Mapping[bytes, Path | None]) -> None:
+        """Take in changed best paths; None: no longer any."""
+        table, log, own_only = self.table, self._log, self.own_only
+        for prefix, path in best.items():
+            new = None if path is None or (own_only and path.peer is not None) else self._export(prefix, path)
+            old = table.get(prefix)
+            if new is old:
+                continue
+            if new is None:
+                del table[prefix]
+            else:
+                table[prefix] = new
+                if new.peer is not None:
+                    self.announced_by[new.peer] += 1
+            if old is not None and old.peer is not None:
+                self.announced_by[old.peer] -= 1
+            log.append((prefix, old, new))
+        if len(log) > _LOG_LIMIT:
+            self._trim()
+
+    def join(self, peer: Peer, next_hop: bytes) -> None:
+        """Add a peer whose session has come up: it is to be told everything."""
+        member = Member(peer, next_hop, self.end)
+        initial: dict[Exported, Change] = {}
+        member.backlog = {prefix: initial.setdefault(route, (None, route)) for prefix, route in self.table.items()}
+        self.members[peer.name] = member
+
+    def leave(self, name: str) -> None:
+        """Remove a peer whose session has ended."""
+        del self.members[name]
+
+    def refresh(self, name: str) -> None:
+        """Announce everything to a peer once more (RFC 2918 section 4)."""
+        member = self.members[name]
+        self._absorb(member)
+        backlog = member.backlog
+        for prefix, route in self.table.items():
+            held = backlog[prefix][0] if prefix in backlog else route
+            backlog[prefix] = held, route
+
+    def advertised(self, name: str) -> int:
+        """Return how many prefixes the peer is, or is about to be, told."""
+        return len(self.table) - self.announced_by[self.members[name].peer]
+
+    def has_outgoing(self, name: str) -> bool:
+        member = self.members[name]
+        due = member.end_of_rib_due and self.complete
+        return bool(member.queue or member.backlog or member.cursor < self.end or due)
+
+    def outgoing(self, name: str, max_bytes: int) -> list[bytes]:
+        """Return framed messages for a peer, as many as start within ``max_bytes``; they count as sent."""
+        member = self.members[name]
+        taken: list[bytes] = []
+        size = 0
+        while size < max_bytes:
+            if member.queue:
+                taken.append(member.queue.popleft())
+                size += len(taken[-1])
+            elif not self._advance(member):
+                break
+        return taken
+
+    def verdict(self, prefix: bytes, path: Path) -> Verdict:
+        """Return what the export policy says about a route."""
+        return self._policy.evaluate(self.key.family, prefix, self._source_of(prefix, path))
+
+    def withheld(self, path: Path) -> str:
+        """Return why a path may not be announced to this kind of session whatever the policy says; empty if it may."""
+        if path.peer is None:
+            return ""
+        scope = path.attributes.scope
+        if scope & NO_ADVERTISE:
+            return "community no-advertise (RFC 1997)"
+        if not self.key.kind.ibgp:
+            return "community no-export (RFC 1997)" if scope & (NO_EXPORT | NO_EXPORT_SUBCONFED) else ""
+        return "learned from an internal peer (RFC 4271 section 9.2)" if path.peer.ibgp else ""
+
+    def _source_of(self, prefix: bytes, path: Path) -> Source:
+        return "learned" if path.peer is not None else self._source(prefix)
+
+    def _export(self, prefix: bytes, path: Path) -> Exported | None:
+        if self.withheld(path):
+            return None
+        source = self._source_of(prefix, path)
+        verdict = self._policy.constant(self.key.family, source)
+        if verdict is None:
+            verdict = self._policy.evaluate(self.key.family, prefix, source)
+        if not verdict.accepted:
+            return None
+        known = self._by_path.setdefault(path, {})
+        if verdict.changes not in known:
+            known[verdict.changes] = self._encode(path, verdict.changes)
+        return known[verdict.changes]
+
+    def _encode(self, path: Path, changes: Changes) -> Exported | None:
+        before, after = exported(path.attributes, self.key.kind, changes)
+        next_hop = None
+        if self.key.kind.ibgp and path.hop is not None and not changes.next_hop_self and not path.hop.device:
+            next_hop = path.hop.address
+            if self.key.family == 4 and len(next_hop) > self.key.next_hop_size:
+                next_hop = None  # an IPv6 next hop on a session that has not negotiated RFC 8950
+        size = self.key.next_hop_size if next_hop is None else len(next_hop)
+        if not fits(self.key.family, size, len(before) + len(after), self.key.limit):
+            return None  # RFC 8654 section 4: attributes that arrived in a longer message than this session takes
+        content = before, after, next_hop, path.peer
+        known = self._by_content.get(content)
+        if known is None:
+            known = self._by_content[content] = Exported(*content)
+        return known
+
+    def _advance(self, member: Member) -> bool:
+        """Pack the next stretch of what a member has not been told; False where there is nothing."""
+        if member.backlog:
+            backlog = member.backlog
+            stretch = [
+                (prefix, *change) for prefix, change in (backlog.popitem() for _ in range(min(_SLICE, len(backlog))))
+            ]
+            member.queue.extend(self._render(self._plan(stretch, member.peer), member.next_hop))
+        elif member.cursor < self.end:
+            first = member.cursor
+            member.cursor = min(first + _SLICE, self.end)
+            plan = self._plans.get((first, member.cursor))
+            if plan is None:
+                plan = self._plan(self._stretch(first, member.cursor), None)
+                self._plans[first, member.cursor] = plan
+            if member.peer in plan.peers:
+                plan = self._plan(self._stretch(first, member.cursor), member.peer)
+            member.queue.extend(self._render(plan, member.next_hop))
+            if len(self._plans) > 8 or len(self._log) > _SLICE:
+                self._trim()
+        elif member.end_of_rib_due and self.complete:
+            member.end_of_rib_due = False
+            member.queue.append(encode_end_of_rib(self.key.family))
+        else:
+            return False
+        return True
+
+    def _stretch(self, first: int, last: int) -> list[tuple[bytes, Exported | None, Exported | None]]:
+        return self._log[first - self._base : last - self._base]
+
+    def _plan(self, stretch: Iterable[tuple[bytes, Exported | None, Exported | None]], receiver: Peer | None) -> _Plan:
+        """Sort a stretch of changes into messages: the last state of each prefix, if it differs from the first.
+
+        ``receiver`` does not get what it announced itself.
+        """
+        net: dict[bytes, Change] = {}
+        peers: set[Peer] = set()
+        for prefix, old, new in stretch:
+            if old is not None and old.peer is not None:
+                peers.add(old.peer)
+                old = None if old.peer is receiver else old
+            if new is not None and new.peer is not None:
+                peers.add(new.peer)
+                new = None if new.peer is receiver else new
+            known = net.get(prefix)
+            net[prefix] = (old, new) if known is None else (known[0], new)
+        withdrawn: list[bytes] = []
+        routes: dict[Exported, list[bytes]] = {}
+        for prefix, (held, wanted) in net.items():
+            if wanted is not None:
+                routes.setdefault(wanted, []).append(prefix)
+            elif held is not None:
+                withdrawn.append(prefix)
+        key = self.key
+        announced = []
+        for route, prefixes in routes.items():
+            size = key.next_hop_size if route.next_hop is None else len(route.next_hop)
+            space = room(key.family, size, len(route.before) + len(route.after), key.limit)
+            parts = tuple(nlri.chunks(prefixes, space))
+            announced.append(Announcement(route.before, route.after, route.next_hop, parts))
+        return _Plan(withdrawals(key.family, withdrawn, key.limit), announced, peers, {})
+
+    def _render(self, plan: _Plan, next_hop: bytes) -> list[bytes]:
+        messages = plan.rendered.get(next_hop)
+        if messages is None:
+            messages = list(plan.withdrawn)
+            for announcement in plan.announced:
+                messages += announcements(self.key.family, announcement, next_hop)
+            plan.rendered[next_hop] = messages
+        return messages
+
+    def _absorb(self, member: Member) -> None:
+        """Move what the log holds for a member into its backlog."""
+        backlog = member.backlog
+        for prefix, old, new in self._stretch(member.cursor, self.end):
+            held = backlog[prefix][0] if prefix in backlog else old
+            if held is None and new is None:
+                backlog.pop(prefix, None)
+            else:
+                backlog[prefix] = held, new
+        member.cursor = self.end
+
+    def _trim(self) -> None:
+        """Drop what every member has been told, and give those that lag too far a backlog instead."""
+        oldest = self.end - _LOG_LIMIT
+        for member in self.members.values():
+            if member.cursor < oldest:
+                self._absorb(member)
+        low = min((m.cursor for m in self.members.values()), default=self.end)
+        del self._log[: low - self._base]
+        self._base = low
+        self._plans = {stretch: plan for stretch, plan in self._plans.items() if stretch[0] >= low}

@@ -1,0 +1,91 @@
+"""Cutting a TCP byte stream into BGP messages (RFC 4271 sections 4.1 and 6.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from struct import Struct
+
+from bgp.messages import BgpError, MessageType
+
+MARKER = b"\xff" * 16
+HEADER_SIZE = 19
+STANDARD_LIMIT = 4096
+EXTENDED_LIMIT = 65535
+"""Longest message where the extended message capability is in force (RFC 8654)."""
+
+_HEADER = Struct("!16sHB")
+
+_MINIMUM = {
+    MessageType.OPEN: 29,
+    MessageType.UPDATE: 23,
+    MessageType.NOTIFICATION: 21,
+    MessageType.KEEPALIVE: 19,
+    MessageType.ROUTE_REFRESH: 19,
+}
+"""RFC 4271 section 6.1; a ROUTE-REFRESH has an error code of its own for its length (RFC 7313 section 5)."""
+
+_MAXIMUM = {MessageType.OPEN: STANDARD_LIMIT, MessageType.KEEPALIVE: HEADER_SIZE}
+"""RFC 8654 section 4 keeps OPEN short, RFC 4271 section 4.4 KEEPALIVE empty."""
+
+
+def frame(kind: int, body: bytes) -> bytes:
+    """Return a whole message: marker, length, type and body."""
+    return _HEADER.pack(MARKER, HEADER_SIZE + len(body), kind) + body
+
+
+class Framer:
+    """Collects what a connection delivers and hands out whole messages.
+
+    ``limit`` is the longest message accepted, in octets; it may be raised between two messages, when the
+    session has negotiated extended messages.
+    """
+
+    def __init__(self, limit: int = STANDARD_LIMIT) -> None:
+        self.limit = limit
+        self._buffer = b""
+        self._position = 0
+
+    def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
+        """Take received octets and return an iterator over the whole messages so far, as ``(type, body)``.
+
+        What the iterator is not asked for stays for the next call. It raises BgpError 1/1, 1/2 or 1/3
+        (RFC 4271 section 6.1); the stream is of no use afterwards.
+        """
+        rest = self._buffer[self._position :] if self._position else self._buffer
+        self._buffer = rest + data if rest else bytes(data)
+        self._position = 0
+        return self._messages()
+
+    @property
+    def pending(self) -> int:
+        """Octets received and not handed out."""
+        return len(self._buffer) - self._position
+
+    def _messages(self) -> Iterator[tuple[int, bytes]]:
+        while len(self._buffer) - self._position >= HEADER_SIZE:
+            start = self._position
+            marker, length, kind = _HEADER.unpack_from(self._buffer, start)
+            if marker != MARKER:
+                raise BgpError(1, 1, reason=f"marker is {marker.hex()}, expected all ones")
+            if not HEADER_SIZE <= length <= self.limit:
+                self._bad_length(length, kind, HEADER_SIZE, self.limit)
+            minimum = _MINIMUM.get(kind)
+            if minimum is None:
+                raise BgpError(1, 3, bytes((kind,)), f"unknown message type {kind}")
+            maximum = _MAXIMUM.get(kind, self.limit)
+            if not minimum <= length <= maximum:
+                self._bad_length(length, kind, minimum, maximum)
+            end = start + length
+            if len(self._buffer) < end:
+                return
+            self._position = end
+            yield kind, self._buffer[start + HEADER_SIZE : end]
+
+    @staticmethod
+    def _bad_length(length: int, kind: int, minimum: int, maximum: int) -> None:
+        raise BgpError(
+            1,
+            2,
+            length.to_bytes(2, "big"),
+            f"message of type {kind} is {length} octets long, expected {minimum} to {maximum}",
+        )

@@ -1,0 +1,139 @@
+"""Loc-RIB: per prefix the accepted paths of all peers, and which carry the traffic (RFC 4271 sections 3.2 and 9.1).
+
+The entry of a prefix with one path is that path itself. With several it is a ``Selection``, shared by all prefixes that
+have the same paths, so that the decision runs once per distinct set of paths and not once per prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from weakref import WeakValueDictionary
+
+from bgp.decision import Options, decide
+from bgp.paths import Path, Peer
+from config.nexthop import NextHops
+from config.prefix import Family
+
+
+class Selection:
+    """Two or more paths, ordered by their peers' names, and the outcome of the decision among them."""
+
+    __slots__ = ("__weakref__", "best", "next_hops", "paths")
+
+    def __init__(self, paths: tuple[Path, ...], best: Path | None, next_hops: NextHops | None) -> None:
+        self.paths = paths
+        self.best = best
+        self.next_hops = next_hops
+
+
+Entry = Path | Selection
+
+
+class Changes:
+    """What a stretch of decisions changed in one family."""
+
+    __slots__ = ("best", "fib")
+
+    def __init__(self) -> None:
+        self.best: dict[bytes, Path | None] = {}
+        """Prefixes whose best path changed, for Adj-RIB-Out."""
+        self.fib: dict[bytes, NextHops | None] = {}
+        """Prefixes whose next hops changed; None: no route."""
+
+
+class LocRib:
+    """The table of one family."""
+
+    def __init__(self, family: Family, options: Options, intern: Callable[[NextHops], NextHops]) -> None:
+        self.family = family
+        self.options = options
+        self.table: dict[bytes, Entry] = {}
+        self._intern = intern
+        self._selections: WeakValueDictionary[tuple[Path, ...], Selection] = WeakValueDictionary()
+
+    def replace(self, prefix: bytes, peer: Peer | None, path: Path | None, changes: Changes) -> int:
+        """Set ``path`` as the only one from ``peer`` (None: from here); None removes that peer's.
+
+        Returns by how much the number of accepted paths from the peer changes: -1, 0 or 1.
+        """
+        table = self.table
+        old = table.get(prefix)
+        new: Entry | None
+        if old is None:
+            if path is None:
+                return 0
+            new, gain = path, 1
+        elif isinstance(old, Path):
+            if old is path:
+                return 0
+            if old.peer is peer:
+                new, gain = path, 0 if path is not None else -1
+            elif path is None:
+                return 0
+            else:
+                new, gain = self._select((old, path)), 1
+        else:
+            others = tuple(p for p in old.paths if p.peer is not peer)
+            gain = (path is not None) - (len(old.paths) - len(others))
+            paths = others if path is None else (*others, path)
+            new = paths[0] if len(paths) == 1 else self._select(paths)
+            if new is old:
+                return gain
+        if new is None:
+            del table[prefix]
+        else:
+            table[prefix] = new
+        self._note(prefix, old, new, changes)
+        return gain
+
+    def forget_decisions(self) -> None:
+        """Have ``redecide`` run the decision anew for every set of paths: what it depends on has changed."""
+        self._selections.clear()
+
+    def redecide(self, prefix: bytes, changes: Changes) -> None:
+        """Decide again among the paths of a prefix, and report the outcome whether it differs or not."""
+        entry = self.table.get(prefix)
+        if isinstance(entry, Selection):
+            entry = self.table[prefix] = self._select(entry.paths)
+        changes.best[prefix] = best(entry)
+        changes.fib[prefix] = next_hops(entry)
+
+    def paths(self, prefix: bytes) -> tuple[Path, ...]:
+        """Return all accepted paths of a prefix, ineligible ones too."""
+        entry = self.table.get(prefix)
+        return () if entry is None else (entry,) if isinstance(entry, Path) else entry.paths
+
+    def _note(self, prefix: bytes, old: Entry | None, new: Entry | None, changes: Changes) -> None:
+        before, after = best(old), best(new)
+        if before is not after:
+            changes.best[prefix] = after
+        if next_hops(old) != next_hops(new):
+            changes.fib[prefix] = next_hops(new)
+
+    def _select(self, paths: tuple[Path, ...]) -> Selection:
+        paths = tuple(sorted(paths, key=_order))
+        known = self._selections.get(paths)
+        if known is None:
+            decision = decide(paths, self.options)
+            hops = {hop for p in decision.multipath for hop in p.next_hops or ()}
+            known = Selection(paths, decision.best, self._intern(tuple(sorted(hops))) if hops else None)
+            self._selections[paths] = known
+        return known
+
+
+def best(entry: Entry | None) -> Path | None:
+    """Return the best path of an entry, None where none is eligible."""
+    if isinstance(entry, Path):
+        return entry if entry.eligible else None
+    return None if entry is None else entry.best
+
+
+def next_hops(entry: Entry | None) -> NextHops | None:
+    """Return what the FIB gets for an entry: None without an eligible path, and for a route of our own."""
+    if isinstance(entry, Path):
+        return entry.next_hops if entry.eligible else None
+    return None if entry is None else entry.next_hops
+
+
+def _order(path: Path) -> tuple[bool, str]:
+    return (False, "") if path.peer is None else (True, path.peer.name)

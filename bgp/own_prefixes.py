@@ -1,0 +1,70 @@
+"""The prefixes that start here, each with its owners, and the guard that keeps peers from taking them over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bgp.policy import Source
+from config.prefix import Family, contains
+
+_GUARDED: tuple[Source, ...] = ("block", "exception")
+"""Sources of prefixes that are ours alone. What configuration adds may be announced by several nodes (anycast)."""
+
+_PRECEDENCE: tuple[Source, ...] = ("block", "exception", "configured", "static")
+
+
+class OwnPrefixes:
+    """Originated prefixes of one family. A prefix stays until its last owner has gone."""
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self._owners: dict[bytes, dict[str, Source]] = {}
+        self._guarded: tuple[bytes, ...] = ()
+        self._leads: frozenset[bytes] = frozenset()
+        self._any_lead = False
+
+    def add(self, prefix: bytes, owner: str, source: Source) -> None:
+        """Add an owner of a prefix, or change the source that an owner names."""
+        self._owners.setdefault(prefix, {})[owner] = source
+        self._arm()
+
+    def remove(self, prefix: bytes, owner: str) -> bool:
+        """Remove an owner; tell whether the prefix still has one. An unknown owner is no error."""
+        owners = self._owners.get(prefix, {})
+        owners.pop(owner, None)
+        if not owners:
+            self._owners.pop(prefix, None)
+        self._arm()
+        return bool(owners)
+
+    def source(self, prefix: bytes) -> Source:
+        """Return where a prefix comes from; KeyError where it does not start here."""
+        sources = self._owners[prefix].values()
+        return min(sources, key=_PRECEDENCE.index)
+
+    def owners(self, prefix: bytes) -> dict[str, Source]:
+        """Return the owners of a prefix and their sources; empty where it does not start here."""
+        return dict(self._owners.get(prefix, {}))
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._owners)
+
+    def __contains__(self, prefix: bytes) -> bool:
+        return prefix in self._owners
+
+    @property
+    def guards(self) -> bool:
+        """There is something that peers may not announce."""
+        return bool(self._guarded)
+
+    def violated(self, prefix: bytes) -> bytes | None:
+        """Return the guarded prefix that ``prefix`` is, or is a more specific of; None where there is none."""
+        if prefix[1:2] not in self._leads and not self._any_lead:
+            return None
+        return next((own for own in self._guarded if contains(own, prefix)), None)
+
+    def _arm(self) -> None:
+        guarded = [p for p, owners in self._owners.items() if any(s in _GUARDED for s in owners.values())]
+        self._guarded = tuple(sorted(guarded))
+        self._leads = frozenset(p[1:2] for p in guarded)
+        self._any_lead = any(p[0] < 8 for p in guarded)

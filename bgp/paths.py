@@ -1,0 +1,72 @@
+"""A path: one way to a prefix, from a peer or from here, as the decision process compares it (RFC 4271 section 9.1)."""
+
+from __future__ import annotations
+
+from bgp.attributes import DEFAULT_LOCAL_PREF, Attributes
+from config.nexthop import NextHops, Resolution
+
+
+class Peer:
+    """Who announces paths. One object per configured peer; the session's facts are set when it comes up."""
+
+    __slots__ = ("address", "asn", "device", "ibgp", "identifier", "name")
+
+    def __init__(self, name: str, asn: int, *, ibgp: bool) -> None:
+        self.name = name
+        self.asn = asn
+        self.ibgp = ibgp
+        self.identifier = bytes(4)
+        """BGP identifier."""
+        self.address = b""
+        """Address of the session's far end, 4 or 16 octets."""
+        self.device = ""
+        """Interface that the session leaves by; link-local next hops are on it."""
+
+
+class Hop:
+    """A next hop, shared by all its paths: resolution changes in one place."""
+
+    __slots__ = ("__weakref__", "address", "device", "resolution")
+
+    def __init__(self, address: bytes, device: str, resolution: Resolution | None) -> None:
+        self.address = address
+        self.device = device
+        """Set for a link-local address only."""
+        self.resolution = resolution
+
+
+class Path:
+    """Attributes as one peer announced them, with their next hop: the value that a peer's prefixes share."""
+
+    __slots__ = ("__weakref__", "attributes", "fault", "hop", "next_hops", "peer")
+
+    def __init__(
+        self, peer: Peer | None, attributes: Attributes, hop: Hop | None, next_hops: NextHops | None, fault: str = ""
+    ) -> None:
+        self.peer = peer
+        """None: the route starts here."""
+        self.attributes = attributes
+        self.hop = hop
+        """None for our own routes only."""
+        self.next_hops = next_hops
+        """What the FIB gets where this path is chosen alone."""
+        self.fault = fault
+        """Why the path may never be chosen, whatever its next hop; empty where it may."""
+
+    @property
+    def eligible(self) -> bool:
+        """The path takes part in the decision: not faulty, and its next hop can be reached (RFC 4271 section 9.1.2)."""
+        return not self.fault and (self.hop is None or self.hop.resolution is not None)
+
+    @property
+    def local_pref(self) -> int:
+        """Degree of preference (RFC 4271 section 9.1.1)."""
+        value = self.attributes.local_pref
+        return DEFAULT_LOCAL_PREF if value is None else value
+
+    @property
+    def ineligible(self) -> str:
+        """Why the path does not take part in the decision; empty where it does."""
+        if self.fault or self.eligible:
+            return self.fault
+        return "next hop cannot be reached"

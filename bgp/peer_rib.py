@@ -1,0 +1,34 @@
+"""Everything in the RIBs that belongs to one peer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from weakref import WeakKeyDictionary
+
+from bgp.adj_rib_in import AdjRibIn, RibPeer
+from bgp.adj_rib_out import ExportGroup
+from bgp.paths import Path
+from bgp.policy import Changes, ImportPolicy
+from config.prefix import Family
+
+
+class PeerRib:
+    def __init__(self, settings: RibPeer, adj_in: AdjRibIn) -> None:
+        self.settings = settings
+        self.adj_in = adj_in
+        self.policy = ImportPolicy(settings.import_policy)
+        self.groups: dict[Family, ExportGroup] = {}
+        """Where the peer is a member while its session is up."""
+        self.accepted: dict[Family, int] = {4: 0, 6: 0}
+        """How many of its paths are in the Loc-RIB, ineligible ones included."""
+        self.refused: dict[Family, dict[bytes, bytes]] = {4: {}, 6: {}}
+        """Prefixes that are not accepted because they are ours, and which of ours they touch."""
+        self.imported: WeakKeyDictionary[Path, dict[Changes, Path]] = WeakKeyDictionary()
+        """What import policy made of a path."""
+        self.batches: dict[Family, Iterator[bytes]] = {}
+        """Dirty prefixes that are being worked off."""
+
+    @property
+    def busy(self) -> bool:
+        """The decision process has prefixes of this peer to look at."""
+        return bool(self.batches) or any(self.adj_in.dirty.values())

@@ -1,0 +1,205 @@
+"""Import and export policy: ordered rules per peer and direction, the first that matches decides.
+
+Plain frozen dataclasses describe a policy (equal policies compare equal, so peers with the same one share work);
+``ImportPolicy`` and ``ExportPolicy`` are its compiled forms. Every verdict names the rule it came from.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from config.prefix import BITS, Family, parse, text
+
+Source = Literal["block", "configured", "exception", "static", "learned"]
+"""Where a route comes from: our own block, configuration, an address outside our blocks, a static route, a peer."""
+
+OWN: tuple[Source, ...] = ("block", "configured", "exception", "static")
+
+_PREFIX = re.compile(r"(?P<prefix>\S+)(?:\s+ge\s+(?P<ge>\d+))?(?:\s+le\s+(?P<le>\d+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixMatch:
+    """The prefixes inside ``prefix`` whose length is from ``ge`` to ``le``."""
+
+    family: Family
+    prefix: bytes
+    ge: int
+    le: int
+
+    @classmethod
+    def parse(cls, expression: str) -> PrefixMatch:
+        """Return the match of ``"10.0.0.0/8"`` (this one), ``"... le 26"``, ``"... ge 24"`` or ``"... ge 24 le 26"``.
+
+        Without ``ge`` the lengths start at the prefix's own, without ``le`` and with ``ge`` they end at the longest.
+        Raises ValueError that says what is wrong.
+        """
+        found = _PREFIX.fullmatch(expression.strip())
+        if found is None:
+            raise ValueError(f"{expression!r} is not of the form PREFIX [ge LENGTH] [le LENGTH]")
+        family, prefix = parse(found["prefix"])
+        longest = BITS[family] if found["ge"] else prefix[0]
+        ge = int(found["ge"]) if found["ge"] else prefix[0]
+        le = int(found["le"]) if found["le"] else longest
+        if not prefix[0] <= ge <= le <= BITS[family]:
+            raise ValueError(f"{expression!r}: lengths must satisfy {prefix[0]} <= ge <= le <= {BITS[family]}")
+        return cls(family, prefix, ge, le)
+
+    def __str__(self) -> str:
+        return f"{text(self.family, self.prefix)} ge {self.ge} le {self.le}"
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What a rule applies to; an empty field matches everything, all fields must match."""
+
+    prefixes: tuple[PrefixMatch, ...] = ()
+    sources: frozenset[Source] = frozenset()
+    """On export, a rule that names no source applies to our own routes and never to learned ones."""
+    family: Family | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a rule sets on a route that it accepts; None and empty leave the attribute alone."""
+
+    local_pref: int | None = None
+    med: int | None = None
+    communities: frozenset[bytes] = frozenset()
+    """Communities to add, four octets each (RFC 1997)."""
+    large_communities: frozenset[bytes] = frozenset()
+    """Large communities to add, twelve octets each (RFC 8092)."""
+    prepend: int = 0
+    """How often an AS is put before the AS_PATH once more: ours on export to another AS, the peer's on import."""
+    next_hop_self: bool = False
+    """Export: announce ourselves as the next hop, also to an internal peer."""
+
+
+NO_CHANGES = Changes()
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    name: str
+    accept: bool
+    match: Match = Match()
+    changes: Changes = NO_CHANGES
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Ordered rules, and what happens to a route that none of them matches."""
+
+    rules: tuple[Rule, ...] = ()
+    accept: bool = False
+
+
+ACCEPT = Policy(accept=True)
+REJECT = Policy()
+"""What an external peer without configured policy gets in both directions (RFC 8212)."""
+
+
+class Verdict(NamedTuple):
+    accepted: bool
+    changes: Changes
+    rule: str
+    """Name of the rule that decided, or ``default accept``, ``default reject``."""
+
+
+class _Step(NamedTuple):
+    prefixes: _PrefixSet | None
+    verdict: Verdict
+
+
+class _PrefixSet:
+    """Prefix matches by the length of their prefix, so that a long list costs one look-up per distinct length."""
+
+    def __init__(self, matches: Iterable[PrefixMatch]) -> None:
+        self._by_length: dict[int, dict[bytes, list[tuple[int, int]]]] = {}
+        for match in matches:
+            same = self._by_length.setdefault(match.prefix[0], {})
+            same.setdefault(match.prefix, []).append((match.ge, match.le))
+
+    def __contains__(self, prefix: bytes) -> bool:
+        for length, same in self._by_length.items():
+            if length <= prefix[0]:
+                for ge, le in same.get(_shorten(prefix, length), ()):
+                    if ge <= prefix[0] <= le:
+                        return True
+        return False
+
+
+class _Program:
+    """The rules that can apply to one family and source, in order; the last always matches."""
+
+    def __init__(self, policy: Policy, family: Family, source: Source, sources: tuple[Source, ...]) -> None:
+        self._steps: list[_Step] = []
+        for rule in policy.rules:
+            prefixes = [p for p in rule.match.prefixes if p.family == family]
+            if rule.match.family not in (None, family) or (rule.match.prefixes and not prefixes):
+                continue
+            if source not in (rule.match.sources or sources):
+                continue
+            verdict = Verdict(rule.accept, rule.changes if rule.accept else NO_CHANGES, rule.name)
+            self._steps.append(_Step(_PrefixSet(prefixes) if prefixes else None, verdict))
+            if not prefixes:
+                return
+        accept = policy.accept and source in sources
+        self._steps.append(_Step(None, Verdict(accept, NO_CHANGES, f"default {'accept' if accept else 'reject'}")))
+
+    @property
+    def constant(self) -> Verdict | None:
+        """The verdict where it is the same for every prefix."""
+        first = self._steps[0]
+        return first.verdict if first.prefixes is None else None
+
+    def evaluate(self, prefix: bytes) -> Verdict:
+        for prefixes, verdict in self._steps:
+            if prefixes is None or prefix in prefixes:
+                return verdict
+        raise AssertionError("the last step matches every prefix")
+
+
+class ImportPolicy:
+    """A policy compiled for routes that a peer announces."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._programs: dict[Family, _Program] = {
+            4: _Program(policy, 4, "learned", ("learned",)),
+            6: _Program(policy, 6, "learned", ("learned",)),
+        }
+
+    def constant(self, family: Family) -> Verdict | None:
+        """Return the verdict that holds for every prefix of a family, None where prefixes matter."""
+        return self._programs[family].constant
+
+    def evaluate(self, family: Family, prefix: bytes) -> Verdict:
+        """Return what happens to a prefix that the peer announces."""
+        return self._programs[family].evaluate(prefix)
+
+
+class ExportPolicy:
+    """A policy compiled for routes that we announce: our own, and learned ones only where a rule names that source."""
+
+    def __init__(self, policy: Policy) -> None:
+        families: tuple[Family, ...] = (4, 6)
+        sources: tuple[Source, ...] = (*OWN, "learned")
+        self._programs = {(f, s): _Program(policy, f, s, OWN) for f in families for s in sources}
+
+    def constant(self, family: Family, source: Source) -> Verdict | None:
+        """Return the verdict that holds for every prefix of a family and source, None where prefixes matter."""
+        return self._programs[family, source].constant
+
+    def evaluate(self, family: Family, prefix: bytes, source: Source) -> Verdict:
+        """Return what happens to a prefix that comes from ``source``."""
+        return self._programs[family, source].evaluate(prefix)
+
+
+def _shorten(prefix: bytes, length: int) -> bytes:
+    """Return the first ``length`` bits of a prefix that has at least as many."""
+    whole, rest = divmod(length, 8)
+    head = bytes((length,)) + prefix[1 : 1 + whole]
+    return head + bytes((prefix[1 + whole] & (0xFF00 >> rest & 0xFF),)) if rest else head

@@ -1,0 +1,346 @@
+"""The RIBs of a speaker behind one door: UPDATEs in; desired routes and UPDATEs out (RFC 4271 sections 3.2 and 9).
+
+Pure: no I/O and no clock. ``receive`` only notes what a peer says; decisions are made by ``run``, in slices whose size
+the caller chooses, so that nothing holds an event loop for long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
+from weakref import WeakValueDictionary
+
+from bgp.adj_rib_in import AdjRibIn, Received, RibPeer, SessionFacts
+from bgp.adj_rib_out import ExportGroup, GroupKey
+from bgp.attribute_encoding import ExportKind, imported, own_attributes
+from bgp.decision import Options
+from bgp.inspection import Counts, Explanation, Inspection
+from bgp.loc_rib import Changes, LocRib, best
+from bgp.messages import Negotiated
+from bgp.own_prefixes import OwnPrefixes
+from bgp.paths import Hop, Path, Peer
+from bgp.peer_rib import PeerRib
+from bgp.policy import NO_CHANGES, Source
+from config.nexthop import NextHopResolver, NextHops
+from config.prefix import FAMILIES, Family, text
+
+OnFib = Callable[[Family, list[tuple[bytes, NextHops | None]]], None]
+"""Takes prefixes and their next hops, None: no route; learned routes only."""
+
+_INTERNED_LIMIT = 65536
+
+
+class Rib:
+    """The Adj-RIBs-In, the Loc-RIB and the Adj-RIBs-Out of one speaker.
+
+    ``router_id`` is four octets. ``resolver`` says which next hops can be reached; ``next_hops_changed`` must be called
+    when that changes. ``on_fib`` is called out of ``run``, once per family and call at most.
+    """
+
+    def __init__(
+        self,
+        *,
+        local_as: int,
+        router_id: bytes,
+        resolver: NextHopResolver,
+        on_fib: OnFib,
+        max_paths: int = 64,
+        multipath_relax: bool = True,
+        always_compare_med: bool = False,
+    ) -> None:
+        options = Options(max_paths, multipath_relax, always_compare_med)
+        self.local_as = local_as
+        self.router_id = router_id
+        self.loc: dict[Family, LocRib] = {f: LocRib(f, options, self._intern) for f in FAMILIES}
+        self.own: dict[Family, OwnPrefixes] = {f: OwnPrefixes(f) for f in FAMILIES}
+        self.peers: dict[str, PeerRib] = {}
+        self._resolver = resolver
+        self._on_fib = on_fib
+        self._leaving: list[PeerRib] = []
+        self._hops: WeakValueDictionary[tuple[bytes, str], Hop] = WeakValueDictionary()
+        self._interned: dict[NextHops, NextHops] = {}
+        self._groups: dict[GroupKey, ExportGroup] = {}
+        self._own_path = Path(None, own_attributes(), None, None)
+        self._recheck: dict[Family, dict[bytes, None]] = {4: {}, 6: {}}
+        self._changes: dict[Family, Changes] = {f: Changes() for f in FAMILIES}
+        self.inspection = Inspection(self.loc, self.own, self.peers)
+
+    # Peers and their sessions
+
+    def add_peer(self, settings: RibPeer) -> None:
+        """Add a peer; ValueError where the name is taken."""
+        if settings.name in self.peers:
+            raise ValueError(f"peer {settings.name} exists")
+        peer = Peer(settings.name, settings.asn, ibgp=settings.asn == self.local_as)
+        self.peers[settings.name] = PeerRib(settings, AdjRibIn(peer, settings, self.local_as, self._hop, self._intern))
+
+    def remove_peer(self, name: str) -> None:
+        """Forget a peer; what it announced is withdrawn."""
+        self.peer_down(name)
+        self._leaving.append(self.peers.pop(name))
+
+    def peer_up(
+        self,
+        name: str,
+        negotiated: Negotiated,
+        *,
+        peer_address: bytes,
+        local_address: bytes,
+        device: str,
+        next_hops: Mapping[Family, bytes],
+    ) -> None:
+        """Begin a session: judge UPDATEs by what it negotiated, and announce the Loc-RIB.
+
+        Addresses are packed. ``next_hops`` are our own on this session; a negotiated family without one is not
+        announced to the peer.
+        """
+        rib = self.peers[name]
+        self.peer_down(name)
+        peer = rib.adj_in.peer
+        peer.identifier, peer.address, peer.device = negotiated.peer.identifier, peer_address, device
+        own = frozenset((local_address, *(a for n in next_hops.values() for a in (n[:16], n[16:]) if a)))
+        rib.adj_in.start(SessionFacts(negotiated, own, self.router_id))
+        both = negotiated.local.extended_next_hop & negotiated.peer.extended_next_hop
+        for family in sorted(negotiated.families):
+            next_hop = next_hops.get(family)
+            if next_hop is None or (family == 4 and len(next_hop) > 4 and (4, 6) not in both):
+                continue
+            kind = ExportKind(self.local_as, peer.ibgp, negotiated.four_octet_as)
+            key = GroupKey(family, rib.settings.export_policy, kind, negotiated.send_limit, len(next_hop))
+            group = self._groups.get(key)
+            if group is None:
+                group = self._groups[key] = ExportGroup(key, self.own[family].source)
+                group.fill(self._best_paths(family, self.own[family] if group.own_only else self.loc[family].table))
+            group.join(peer, next_hop)
+            rib.groups[family] = group
+
+    def peer_down(self, name: str) -> None:
+        """End a session, if there is one: all paths of the peer go."""
+        rib = self.peers[name]
+        for group in rib.groups.values():
+            group.leave(name)
+            if not group.members:
+                del self._groups[group.key]
+        rib.groups.clear()
+        rib.adj_in.stop()
+        for refused in rib.refused.values():
+            refused.clear()
+
+    def receive(self, name: str, body: bytes) -> Received:
+        """Take in the body of an UPDATE from an established session.
+
+        Raises BgpError 3/x where the session is to be reset (RFC 4271 section 6.3 as revised by RFC 7606).
+        """
+        rib = self.peers[name]
+        received = rib.adj_in.receive(body)
+        if received.announced is None:
+            return received
+        refusals: list[str] = []
+        for family, prefixes in received.announced.items():
+            own = self.own[family]
+            if not own.guards:
+                continue
+            refused = rib.refused[family]
+            for prefix in prefixes:
+                violated = own.violated(prefix)
+                if violated is not None and prefix not in refused:
+                    refused[prefix] = violated
+                    refusals.append(f"refused {text(family, prefix)}: {text(family, violated)} is our own")
+        return replace(received, faults=received.faults + tuple(refusals)) if refusals else received
+
+    def refresh(self, name: str, family: Family) -> None:
+        """Announce a family to a peer once more, because it asked (RFC 2918)."""
+        group = self.peers[name].groups.get(family)
+        if group is not None:
+            group.refresh(name)
+
+    def end_of_rib_received(self, name: str) -> set[Family]:
+        """Return the families whose End-of-RIB has arrived on the present session."""
+        return set(self.peers[name].adj_in.end_of_rib)
+
+    def counts(self, name: str) -> dict[Family, Counts]:
+        """Return a peer's counts for every family that has any, or that its session announces."""
+        return self.inspection.counts(name)
+
+    def explain(self, family: Family, prefix: bytes) -> Explanation:
+        """Return every path to a prefix, what became of each, and what peers are told."""
+        return self.inspection.explain(family, prefix)
+
+    # Our own prefixes
+
+    def originate(self, family: Family, prefix: bytes, *, owner: str, source: Source) -> None:
+        """Start announcing a prefix. ``owner`` names who wants it; it stays until its last owner retracts it."""
+        self.own[family].add(prefix, owner, source)
+        changes = self._changes[family]
+        self.loc[family].replace(prefix, None, self._own_path, changes)
+        changes.best[prefix] = best(self.loc[family].table[prefix])
+        self._reconsider_guarded(family)
+
+    def retract(self, family: Family, prefix: bytes, owner: str) -> None:
+        """Take back what ``originate`` said for this owner."""
+        own = self.own[family]
+        if own.remove(prefix, owner):
+            changes = self._changes[family]
+            changes.best[prefix] = best(self.loc[family].table[prefix])  # its source may be another now
+        else:
+            self.loc[family].replace(prefix, None, None, self._changes[family])
+        self._reconsider_guarded(family)
+
+    # Work
+
+    def next_hops_changed(self, changed: Iterable[tuple[bytes, str]]) -> None:
+        """Take note that ``(address, device)`` pairs resolve differently now."""
+        affected = set()
+        for address, device in changed:
+            hop = self._hops.get((address, device))
+            if hop is not None:
+                resolution = self._resolver.lookup(address, device)
+                if resolution != hop.resolution:
+                    hop.resolution = resolution
+                    affected.add(hop)
+        if not affected:
+            return
+        for family in FAMILIES:
+            self.loc[family].forget_decisions()
+            for rib in self.peers.values():
+                table = rib.adj_in.tables[family]
+                self._recheck[family].update((p, None) for p, path in table.items() if path.hop in affected)
+
+    def run(self, budget: int) -> bool:
+        """Decide over up to about ``budget`` prefixes; tell whether more are left.
+
+        Changes of the FIB go to ``on_fib``, changed announcements into the Adj-RIBs-Out.
+        """
+        left = budget
+        for family in FAMILIES:
+            left -= self._run_recheck(family, left)
+            for rib in (*self.peers.values(), *self._leaving):
+                if left <= 0:
+                    break
+                left -= self._run_peer(rib, family, left)
+            changes = self._changes[family]
+            self._changes[family] = Changes()
+            for group in self._groups.values():
+                if group.key.family == family:
+                    if changes.best:
+                        group.update(changes.best)
+                    left -= group.work(max(left, 0))
+            if changes.fib:
+                self._on_fib(family, list(changes.fib.items()))
+        self._leaving = [rib for rib in self._leaving if rib.busy]
+        return self.busy
+
+    @property
+    def busy(self) -> bool:
+        """``run`` has something to do."""
+        return (
+            any(self._recheck.values())
+            or any(c.best or c.fib for c in self._changes.values())
+            or any(rib.busy for rib in (*self.peers.values(), *self._leaving))
+            or not all(group.complete for group in self._groups.values())
+        )
+
+    def outgoing(self, name: str, max_bytes: int) -> list[bytes]:
+        """Return framed messages to write to a peer now, as many as start within ``max_bytes``; they count as sent.
+
+        Withdrawals come before announcements, End-of-RIB after the initial table of its family.
+        """
+        taken: list[bytes] = []
+        left = max_bytes
+        for group in self.peers[name].groups.values():
+            messages = group.outgoing(name, left)
+            taken += messages
+            left -= sum(map(len, messages))
+            if left <= 0:
+                break
+        return taken
+
+    def has_outgoing(self, name: str) -> bool:
+        """``outgoing`` has something for the peer."""
+        return any(group.has_outgoing(name) for group in self.peers[name].groups.values())
+
+    # Inside
+
+    def _run_peer(self, rib: PeerRib, family: Family, budget: int) -> int:
+        """Work off dirty prefixes of one peer; return how many it were."""
+        done = 0
+        while done < budget:
+            batch = rib.batches.get(family)
+            if batch is None:
+                dirty = rib.adj_in.dirty[family]
+                if not dirty:
+                    break
+                rib.adj_in.dirty[family] = {}
+                batch = rib.batches[family] = iter(dirty)
+            wanted = budget - done
+            stretch = list(islice(batch, wanted))
+            self._decide(rib, family, stretch)
+            done += len(stretch)
+            if len(stretch) < wanted:
+                del rib.batches[family]
+        return done
+
+    def _decide(self, rib: PeerRib, family: Family, prefixes: list[bytes]) -> None:
+        loc, changes, table = self.loc[family], self._changes[family], rib.adj_in.tables[family]
+        peer, own = rib.adj_in.peer, self.own[family]
+        constant = rib.policy.constant(family)
+        unchanged = constant is not None and constant.accepted and constant.changes == NO_CHANGES
+        plain = unchanged and not own.guards and not rib.refused[family]
+        gained = 0
+        for prefix in prefixes:
+            path = table.get(prefix)
+            if not plain:
+                path = self._import(rib, family, prefix, path)
+            gained += loc.replace(prefix, peer, path, changes)
+        rib.accepted[family] += gained
+
+    def _import(self, rib: PeerRib, family: Family, prefix: bytes, path: Path | None) -> Path | None:
+        violated = self.own[family].violated(prefix)
+        if path is not None and violated is not None:
+            rib.refused[family][prefix] = violated
+            return None
+        rib.refused[family].pop(prefix, None)
+        if path is None:
+            return None
+        accepted, changes, _ = rib.policy.constant(family) or rib.policy.evaluate(family, prefix)
+        if not accepted:
+            return None
+        if changes == NO_CHANGES:
+            return path
+        known = rib.imported.setdefault(path, {})
+        if changes not in known:
+            attributes = imported(path.attributes, changes, rib.settings.asn)
+            known[changes] = Path(path.peer, attributes, path.hop, path.next_hops, path.fault)
+        return known[changes]
+
+    def _run_recheck(self, family: Family, budget: int) -> int:
+        recheck, loc, changes = self._recheck[family], self.loc[family], self._changes[family]
+        count = min(max(budget, 0), len(recheck))
+        for _ in range(count):
+            loc.redecide(recheck.popitem()[0], changes)
+        return count
+
+    def _reconsider_guarded(self, family: Family) -> None:
+        """Look again at what the guard refuses, or would refuse now."""
+        own = self.own[family]
+        for rib in self.peers.values():
+            touched = [p for p in rib.adj_in.tables[family] if own.violated(p) is not None] if own.guards else []
+            rib.adj_in.reconsider(family, [*rib.refused[family], *touched])
+
+    def _best_paths(self, family: Family, prefixes: Iterable[bytes]) -> Iterator[tuple[bytes, Path | None]]:
+        table = self.loc[family].table
+        for prefix in list(prefixes):
+            yield prefix, best(table.get(prefix))
+
+    def _hop(self, address: bytes, device: str) -> Hop:
+        key = address, device
+        hop = self._hops.get(key)
+        if hop is None:
+            hop = self._hops[key] = Hop(address, device, self._resolver.lookup(address, device))
+        return hop
+
+    def _intern(self, next_hops: NextHops) -> NextHops:
+        if len(self._interned) >= _INTERNED_LIMIT:
+            self._interned.clear()
+        return self._interned.setdefault(next_hops, next_hops)
