@@ -63,14 +63,15 @@ def _prepare(kind: Kind, path: str, connection: sqlite3.Connection) -> None:
             time.sleep(0.02)
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA trusted_schema=OFF")
-    connection.execute("BEGIN IMMEDIATE")  # also finds out whether the file can be written
+    connection.execute("BEGIN IMMEDIATE")
     try:
         _refuse_foreign(kind, path, connection)
         if not _pragma(connection, "user_version"):
             for statement in kind.schema:
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id={kind.application_id}")
-            connection.execute(f"PRAGMA user_version={kind.version}")
+        # Also where nothing changes: it is the write that finds out whether the file can be written
+        connection.execute(f"PRAGMA user_version={kind.version}")
         connection.execute("COMMIT")
     except BaseException:
         connection.execute("ROLLBACK")
