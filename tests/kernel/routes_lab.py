@@ -92,11 +92,23 @@ class Witness:
         assert isinstance(event, RouteEvent)
         return event.route
 
+    async def routes(self, *prefixes: str) -> None:
+        """Wait until all of these were written, in whatever order."""
+        for prefix in prefixes:
+            async with asyncio.timeout(30):
+                while not any(_written(event, wire(prefix)) for event in self.events):
+                    self._news.clear()
+                    await self._news.wait()
+
     async def nexthop(self, seen: Callable[[NexthopEvent], bool]) -> None:
         await self.until(lambda e: isinstance(e, NexthopEvent) and seen(e))
 
     def deletions(self) -> list[Event]:
         return [e for e in self.events if isinstance(e, RouteEvent | NexthopEvent) and e.gone]
+
+
+def _written(event: Event, prefix: bytes) -> bool:
+    return isinstance(event, RouteEvent) and not event.gone and event.route.prefix == prefix
 
 
 class Node:
@@ -105,6 +117,7 @@ class Node:
     def __init__(self, ns: Netns, state: Path, *, resolver: NextHopResolver | None = None, **options: Any) -> None:
         self.ns = ns
         self.results: list[Result] = []
+        self.told = asyncio.Event()
         self.changed: list[set[tuple[bytes, str]]] = []
         self.monitor = Monitor(receive_buffer=options.pop("monitor_buffer", 32 << 20))
         self.resolver = Resolver(self.monitor, on_changed=self._changed)
@@ -113,9 +126,13 @@ class Node:
             monitor=self.monitor,
             resolver=resolver or self.resolver,
             state_file=state,
-            on_results=self.results.extend,
+            on_results=self._results,
             **options,
         )
+
+    def _results(self, results: list[Result]) -> None:
+        self.results.extend(results)
+        self.told.set()
 
     def _changed(self, changed: set[tuple[bytes, str]]) -> None:
         self.changed.append(changed)
