@@ -300,7 +300,8 @@ _VALUES = st.recursive(
         [
             ("node",), ("node", "as"), ("node", "labels"), ("pools",), ("pools", "pods4"), ("pools", "pods4", "cidr"),
             ("advertise",), ("bgp",), ("bgp", "listen"), ("peers",), ("peers", "tor"), ("peers", "tor", "families"),
-            ("peers", "tor", "import"), ("peers", "tor", "nodes"), ("cni",), ("log", "level"), ("store",), ("apiVersion",),
+            ("peers", "tor", "import"), ("peers", "tor", "nodes"), ("cni",), ("log", "level"), ("store",),
+            ("apiVersion",),
         ]
     ),
     value=_VALUES,
