@@ -106,6 +106,11 @@ class AdjRibIn:
         self._multiprotocol.clear()
         self.end_of_rib.clear()
 
+    def own_addresses_are(self, addresses: frozenset[bytes]) -> None:
+        """Take note of other addresses of our own, for next hops that come from now on."""
+        if self._session is not None:
+            self._session = self._session._replace(own_addresses=addresses)
+
     def stop(self) -> None:
         """End the session: everything that the peer announced is withdrawn."""
         self._session = None

@@ -165,6 +165,10 @@ class ExportGroup:
         """Remove a peer whose session has ended."""
         del self.members[name]
 
+    def next_hop(self, name: str) -> bytes:
+        """Return our own next hop in what a peer is told."""
+        return self.members[name].next_hop
+
     def refresh(self, name: str) -> None:
         """Announce everything to a peer once more (RFC 2918 section 4)."""
         member = self.members[name]

@@ -99,30 +99,31 @@ class Rib:
         self.peer_down(name)
         peer = rib.adj_in.peer
         peer.identifier, peer.address, peer.device = negotiated.peer.identifier, peer_address, device
-        own = frozenset((local_address, *(a for n in next_hops.values() for a in (n[:16], n[16:]) if a)))
-        rib.adj_in.start(SessionFacts(negotiated, own, self.router_id))
-        both = negotiated.local.extended_next_hop & negotiated.peer.extended_next_hop
+        rib.adj_in.start(SessionFacts(negotiated, _own_addresses(local_address, next_hops), self.router_id))
         for family in sorted(negotiated.families):
-            next_hop = next_hops.get(family)
-            if next_hop is None or (family == 4 and len(next_hop) > 4 and (4, 6) not in both):
-                continue
-            kind = ExportKind(self.local_as, peer.ibgp, negotiated.four_octet_as)
-            key = GroupKey(family, rib.settings.export_policy, kind, negotiated.send_limit, len(next_hop))
-            group = self._groups.get(key)
-            if group is None:
-                group = self._groups[key] = ExportGroup(key, self.own[family].source)
-                group.fill(self._best_paths(family, self.own[family] if group.own_only else self.loc[family].table))
-            group.join(peer, next_hop)
-            rib.groups[family] = group
+            self._join(rib, negotiated, family, next_hops.get(family))
+
+    def local_next_hops(
+        self, name: str, negotiated: Negotiated, *, local_address: bytes, next_hops: Mapping[Family, bytes]
+    ) -> None:
+        """Announce with these next hops of our own from now on, on the established session of a peer.
+
+        A family whose next hop is another one is announced anew as a whole; one that has none any more stays as it
+        was last announced.
+        """
+        rib = self.peers[name]
+        rib.adj_in.own_addresses_are(_own_addresses(local_address, next_hops))
+        for family in sorted(negotiated.families & next_hops.keys()):
+            group = rib.groups.get(family)
+            if group is None or group.next_hop(name) != next_hops[family]:
+                self._leave(rib, family)
+                self._join(rib, negotiated, family, next_hops[family])
 
     def peer_down(self, name: str) -> None:
         """End a session, if there is one: all paths of the peer go."""
         rib = self.peers[name]
-        for group in rib.groups.values():
-            group.leave(name)
-            if not group.members:
-                del self._groups[group.key]
-        rib.groups.clear()
+        for family in FAMILIES:
+            self._leave(rib, family)
         rib.adj_in.stop()
         for refused in rib.refused.values():
             refused.clear()
@@ -262,6 +263,27 @@ class Rib:
 
     # Inside
 
+    def _join(self, rib: PeerRib, negotiated: Negotiated, family: Family, next_hop: bytes | None) -> None:
+        """Have a family announced to a peer, which gets the whole of it first."""
+        both = negotiated.local.extended_next_hop & negotiated.peer.extended_next_hop
+        if next_hop is None or (family == 4 and len(next_hop) > 4 and (4, 6) not in both):
+            return
+        kind = ExportKind(self.local_as, rib.adj_in.peer.ibgp, negotiated.four_octet_as)
+        key = GroupKey(family, rib.settings.export_policy, kind, negotiated.send_limit, len(next_hop))
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = ExportGroup(key, self.own[family].source)
+            group.fill(self._best_paths(family, self.own[family] if group.own_only else self.loc[family].table))
+        group.join(rib.adj_in.peer, next_hop)
+        rib.groups[family] = group
+
+    def _leave(self, rib: PeerRib, family: Family) -> None:
+        group = rib.groups.pop(family, None)
+        if group is not None:
+            group.leave(rib.settings.name)
+            if not group.members:
+                del self._groups[group.key]
+
     def _run_peer(self, rib: PeerRib, family: Family, budget: int) -> int:
         """Work off dirty prefixes of one peer; return how many it were."""
         done = 0
@@ -344,3 +366,7 @@ class Rib:
         if len(self._interned) >= _INTERNED_LIMIT:
             self._interned.clear()
         return self._interned.setdefault(next_hops, next_hops)
+
+
+def _own_addresses(local_address: bytes, next_hops: Mapping[Family, bytes]) -> frozenset[bytes]:
+    return frozenset((local_address, *(a for n in next_hops.values() for a in (n[:16], n[16:]) if a)))

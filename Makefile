@@ -1,0 +1,42 @@
+# podroute: `sudo make demo` shows the main job, `sudo make test` runs the whole suite. Both install what they need.
+SHELL := /bin/sh
+VENV := .venv/bin
+export PYTHONDONTWRITEBYTECODE := 1
+export PATH := $(CURDIR)/$(VENV):$(PATH)
+
+.PHONY: help demo lab-down test unit lab lint format setup venv lock clean
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
+
+demo: setup  ## the main job: two racks, four nodes, eight pods, real ToR routers (KEEP=1 leaves it up)
+	@python -m labs.demo $(if $(KEEP),--keep)
+
+lab-down: setup  ## remove the lab that `make demo KEEP=1` left up
+	@python -m labs.demo --down
+
+test: setup lint  ## the whole suite: lint, unit, wire, kernel, labs with real routers
+	@python -m pytest tests
+
+unit: venv  ## the tests that need no root; seconds
+	@python -m pytest tests/unit tests/wire
+
+lab: setup  ## the tests that build networks: kernel and real routers
+	@python -m pytest tests/kernel tests/interop tests/runtime
+
+lint: venv  ## ruff, mypy --strict, import contracts
+	@ruff check --quiet . && ruff format --quiet --check . && mypy && lint-imports --no-timing
+
+format: venv  ## apply the house's format
+	@ruff check --quiet --fix . ; ruff format --quiet .
+
+setup:  ## install what the machine lacks (Debian packages, virtual environment)
+	@sh labs/setup.sh
+
+venv:
+	@sh labs/setup.sh --no-packages
+
+lock: venv  ## write requirements.lock anew from setup.cfg
+	@sh labs/setup.sh --lock
+
+clean:  ## remove the virtual environment and caches
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info build

@@ -1,0 +1,106 @@
+"""Listening sockets: hands over connections from configured peers, turns away everybody else."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import struct
+from collections.abc import Callable
+
+from bgp.sockets import Endpoint, OpenSocket, endpoint_of, listening, set_md5
+from bgp.status import SpeakerError
+
+log = logging.getLogger("podroute.bgp")
+
+_PER_TURN = 64
+"""Connections accepted in one turn of the event loop: a flood leaves the sessions their share."""
+_EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+_PAUSE = 1.0
+_QUIET = 60.0
+"""Seconds between two log lines about strangers."""
+
+_HINTS = {
+    errno.EADDRINUSE: "is another BGP speaker running? `ss -ltnp` shows it; bgp.listen chooses another address or port",
+    errno.EACCES: "ports below 1024 need root or CAP_NET_BIND_SERVICE",
+    errno.EADDRNOTAVAIL: "it is not an address of this node",
+    errno.EAFNOSUPPORT: "the kernel does not have this address family",
+}
+
+Accept = Callable[[socket.socket, Endpoint], bool]
+"""Takes a connection and who it is from; False: a stranger, which the listener turns away."""
+
+
+class Listener:
+    """One listening socket under the event loop. Raises SpeakerError where it cannot listen."""
+
+    def __init__(self, address: str, port: int, opener: OpenSocket, accept: Accept) -> None:
+        self.endpoint = Endpoint.parse(address)
+        self.refused = 0
+        """Connections from addresses of no peer, turned away."""
+        self._accept = accept
+        self._loop = asyncio.get_running_loop()
+        self._quiet_until = 0.0
+        self._refused_at_last_line = 0
+        self._pause: asyncio.TimerHandle | None = None
+        try:
+            self._sock = listening(self.endpoint, port, opener)
+        except OSError as error:
+            cause = os.strerror(error.errno or 0)
+            hint = _HINTS.get(error.errno or 0)
+            where = self.endpoint.with_port(port)
+            raise SpeakerError(f"cannot listen on {where}: {cause}{f' ({hint})' if hint else ''}") from None
+        self.port: int = self._sock.getsockname()[1]
+        self._loop.add_reader(self._sock, self._ready)
+
+    def set_password(self, peer: Endpoint, password: bytes) -> None:
+        """Have connections of ``peer`` signed (TCP-MD5); an empty password takes the key away. Raises SpeakerError."""
+        if peer.family != self._sock.family:
+            return
+        try:
+            set_md5(self._sock, peer, password)
+        except FileNotFoundError:  # there was no key to take away
+            pass
+        except OSError as error:
+            raise SpeakerError(f"cannot set the TCP-MD5 password of {peer}: {os.strerror(error.errno or 0)}") from None
+
+    def close(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+        self._loop.remove_reader(self._sock)
+        self._sock.close()
+
+    def _ready(self) -> None:
+        for _ in range(_PER_TURN):
+            try:
+                sock, sockaddr = self._sock.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    self._rest(error)
+                    return
+                continue  # that connection failed before it was accepted
+            remote = endpoint_of(sock, sockaddr)
+            if not self._accept(sock, remote):
+                self._refuse(sock, remote)
+
+    def _refuse(self, sock: socket.socket, remote: Endpoint) -> None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset leaves no TIME_WAIT
+        sock.close()
+        self.refused += 1
+        if self._loop.time() >= self._quiet_until:
+            self._quiet_until = self._loop.time() + _QUIET
+            count, self._refused_at_last_line = self.refused - self._refused_at_last_line, self.refused
+            log.warning(
+                "connection refused: not an address of a peer",
+                extra={"fields": {"address": str(remote), "count": count}},
+            )
+
+    def _rest(self, error: OSError) -> None:
+        """Descriptors or memory have run out: accepting again at once would only spin."""
+        log.error("cannot accept connections: %s", os.strerror(error.errno or 0))
+        self._loop.remove_reader(self._sock)
+        self._pause = self._loop.call_later(_PAUSE, self._loop.add_reader, self._sock, self._ready)

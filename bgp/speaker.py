@@ -1,0 +1,285 @@
+"""The speaker: peers by name, the sockets that listen for them, and the one task that works for all of them.
+
+Sessions decode as octets arrive and only mark what is to be decided. The task decides in slices and hands each
+session what its connection takes, so that neither a full table nor a slow peer holds the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random as random_module
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+from bgp.adj_rib_in import RibPeer
+from bgp.listener import Listener
+from bgp.messages import Notification
+from bgp.peer import Local, Peer
+from bgp.policy import Source
+from bgp.rib import Rib
+from bgp.settings import PeerSettings
+from bgp.sockets import Endpoint, OpenSocket, open_socket
+from bgp.status import Convergence, PeerStatus, SessionChange, SpeakerError
+from config.nexthop import NextHopResolver, NextHops
+from config.prefix import Family
+
+log = logging.getLogger("podroute.bgp")
+
+DECONFIGURED = Notification(6, 3)
+"""Cease/Peer De-configured (RFC 4486 section 4)."""
+
+_SLICE = 0.008
+"""Seconds of deciding, and of writing, in one turn of the event loop."""
+_LEAST, _MOST = 16, 65536
+"""Bounds of the number of prefixes decided in one slice."""
+_WRITE = 32 * 1024
+"""Octets taken from a peer's Adj-RIB-Out at a time."""
+_ACKNOWLEDGED = 0.01
+"""Seconds between two looks at TCP's send queues while somebody waits for them: the kernel has no event for it."""
+
+
+class Speaker:
+    """A BGP speaker (RFC 4271).
+
+    ``on_fib`` gets batches of Loc-RIB changes, ``on_session`` each session that comes up or is lost, the latter before
+    anything else is done about it. ``listen`` holds addresses and ports; without any, podroute only connects.
+    """
+
+    def __init__(
+        self,
+        *,
+        asn: int,
+        router_id: bytes,
+        resolver: NextHopResolver,
+        on_fib: Callable[[Family, list[tuple[bytes, NextHops | None]]], None],
+        on_session: Callable[[SessionChange], None],
+        listen: Sequence[tuple[str, int]] = (("0.0.0.0", 179), ("::", 179)),
+        max_paths: int = 64,
+        hostname: str = "",
+        end_of_rib_wait: float = 30.0,
+        opener: OpenSocket = open_socket,
+        random: Callable[[], float] = random_module.random,
+    ) -> None:
+        self.rib = Rib(local_as=asn, router_id=router_id, resolver=resolver, on_fib=on_fib, max_paths=max_paths)
+        self._listen = tuple(listen)
+        self._local = Local(
+            asn=asn,
+            router_id=router_id,
+            hostname=hostname,
+            rib=self.rib,
+            resolver=resolver,
+            opener=opener,
+            random=random,
+            end_of_rib_wait=end_of_rib_wait,
+            on_session=on_session,
+            wake=self._wake,
+            notify=self._notify,
+        )
+        self._peers: dict[str, Peer] = {}
+        self._by_endpoint: dict[Endpoint, Peer] = {}
+        self._writers: deque[Peer] = deque()
+        """All peers; the one whose turn to write it is comes first."""
+        self._listeners: list[Listener] = []
+        self._work = asyncio.Event()
+        self._idle = True
+        self._changed = asyncio.Event()
+        self._budget = 1024
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Listen, and connect to the peers known so far. Raises SpeakerError where it cannot listen."""
+        try:
+            for address, port in self._listen:
+                self._listeners.append(Listener(address, port, self._local.opener, self._accept))
+            for peer in self._peers.values():
+                self._set_password(peer)
+        except BaseException:
+            self._close_listeners()
+            raise
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="bgp")
+        for peer in self._peers.values():
+            peer.start()
+
+    async def stop(self, *, notification: Notification | None) -> None:
+        """End all sessions, with this NOTIFICATION or (None) without a word, and stop listening."""
+        self._close_listeners()
+        await asyncio.gather(*(peer.stop(notification) for peer in self._peers.values()))
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            self._task = None
+
+    @property
+    def ports(self) -> list[int]:
+        """The ports listened on, in the order of ``listen``."""
+        return [listener.port for listener in self._listeners]
+
+    @property
+    def refused(self) -> int:
+        """Connections from strangers turned away."""
+        return sum(listener.refused for listener in self._listeners)
+
+    # Peers and prefixes.
+
+    def add_peer(self, settings: PeerSettings) -> None:
+        """Begin with a peer. Raises SpeakerError where its name or address is taken."""
+        peer = Peer(settings, self._local)
+        other = self._peers.get(settings.name) or self._by_endpoint.get(peer.endpoint)
+        if other is not None:
+            raise SpeakerError(f"peer {settings.name}: {other.name} is at {other.endpoint} already")
+        self._peers[settings.name] = self._by_endpoint[peer.endpoint] = peer
+        self._writers.append(peer)
+        self.rib.add_peer(
+            RibPeer(
+                name=settings.name,
+                asn=settings.asn,
+                import_policy=settings.import_policy,
+                export_policy=settings.export_policy,
+            )
+        )
+        if self._task is not None:
+            self._set_password(peer)
+            peer.start()
+
+    async def remove_peer(self, name: str, *, notification: Notification | None = DECONFIGURED) -> None:
+        """End with a peer and forget it. Raises KeyError."""
+        peer = self._peers.pop(name)
+        del self._by_endpoint[peer.endpoint]
+        self._writers.remove(peer)
+        await peer.stop(notification)
+        if peer.settings.password is not None:
+            for listener in self._listeners:
+                listener.set_password(peer.endpoint, b"")
+        self.rib.remove_peer(name)
+        self._wake()
+
+    def originate(self, family: Family, prefix: bytes, *, owner: str, source: Source) -> None:
+        """Advertise a prefix of our own (wire bytes); ``owner`` is who may retract it."""
+        self.rib.originate(family, prefix, owner=owner, source=source)
+        self._wake()
+
+    def retract(self, family: Family, prefix: bytes, owner: str) -> None:
+        self.rib.retract(family, prefix, owner)
+        self._wake()
+
+    def next_hops_changed(self, changed: Iterable[tuple[bytes, str]]) -> None:
+        """The resolver's answers for these ``(address, device)`` have changed, or the node's own addresses have."""
+        self.rib.next_hops_changed(changed)
+        for peer in self._peers.values():
+            peer.next_hops_changed()
+        self._wake()
+
+    # Status.
+
+    def peers(self) -> list[PeerStatus]:
+        return [peer.status() for peer in self._peers.values()]
+
+    def peer(self, name: str) -> PeerStatus:
+        """Return one peer's status. Raises KeyError."""
+        return self._peers[name].status()
+
+    def converged(self) -> Convergence:
+        """Tell whether all peers are established, their tables complete, and ours written and acknowledged by TCP."""
+        waiting = [line for peer in self._peers.values() if (line := peer.waiting_for())]
+        if not self._idle:
+            waiting.append("best paths to be decided")
+        if not waiting:
+            waiting = [
+                f"acknowledgement of {peer.unacknowledged} octets by {peer.name}"
+                for peer in self._peers.values()
+                if peer.unacknowledged
+            ]
+        return Convergence(not waiting, tuple(waiting))
+
+    @property
+    def idle(self) -> bool:
+        """All that was received is decided, and written as far as the peers' connections take it."""
+        return self._idle
+
+    async def wait_converged(self) -> None:
+        """Return once ``converged`` holds."""
+        await self._until(lambda: self.converged().ok)
+
+    async def flushed(self, name: str) -> None:
+        """Return once all that is due to a peer is written and acknowledged by its TCP, or its session is lost.
+
+        Raises KeyError for a name that is not a peer's.
+        """
+        peer = self._peers[name]
+        await self._until(lambda: peer.established is None or (self._idle and not self._due(peer)))
+
+    async def changed(self) -> None:
+        """Return at the next change of a session, of a table or of what is advertised."""
+        await self._changed.wait()
+
+    def _due(self, peer: Peer) -> bool:
+        return self.rib.has_outgoing(peer.name) or peer.unacknowledged > 0
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        while not holds():
+            unacknowledged = self._idle and any(peer.unacknowledged for peer in self._peers.values())
+            try:
+                async with asyncio.timeout(_ACKNOWLEDGED if unacknowledged else None):
+                    await self.changed()
+            except TimeoutError:
+                continue
+
+    # The task.
+
+    def _wake(self) -> None:
+        self._idle = False
+        self._work.set()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _run(self) -> None:
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            if self._slice():
+                self._work.set()
+                await asyncio.sleep(0)
+            else:
+                self._idle = True
+                self._notify()
+
+    def _slice(self) -> bool:
+        """Decide and write for some milliseconds; True: there is more to do at once."""
+        start = time.perf_counter()
+        more = self.rib.run(self._budget)
+        decided = time.perf_counter()
+        if more:
+            factor = _SLICE / max(decided - start, 1e-6)
+            self._budget = int(min(max(self._budget * min(factor, 2.0), _LEAST), _MOST))
+        return self._flush(decided + _SLICE) or more
+
+    def _flush(self, until: float) -> bool:
+        """Let each peer write in turn; True: some have more, and time is up."""
+        satisfied = 0
+        while satisfied < len(self._writers):
+            if time.perf_counter() > until:
+                return True
+            satisfied = 0 if self._writers[0].flush(_WRITE) else satisfied + 1
+            self._writers.rotate(-1)
+        return False
+
+    # Connections.
+
+    def _accept(self, sock: socket.socket, remote: Endpoint) -> bool:
+        peer = self._by_endpoint.get(remote)
+        return peer is not None and peer.accept(sock)
+
+    def _set_password(self, peer: Peer) -> None:
+        if peer.settings.password is not None:
+            for listener in self._listeners:
+                listener.set_password(peer.endpoint, peer.settings.password)
+
+    def _close_listeners(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()

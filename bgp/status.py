@@ -1,0 +1,124 @@
+"""What the speaker tells the agent: plain data, texts ready for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from bgp.messages import Open
+from config.prefix import NAMES, Family
+
+
+class SpeakerError(Exception):
+    """The speaker cannot do what it was told; the text is one line for the operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionChange:
+    """A session came up or went down."""
+
+    peer: str
+    up: bool
+    reason: str
+    """Why it went down; empty for one that came up."""
+    families: frozenset[Family] = frozenset()
+    """The families that were negotiated."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotificationRecord:
+    """A NOTIFICATION that ended, or kept from beginning, a session."""
+
+    code: int
+    subcode: int
+    text: str
+    """Names and what the data say: ``Cease/Administrative Shutdown: maintenance``."""
+    at: float
+    """Seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyStatus:
+    """One address family of a peer."""
+
+    negotiated: bool
+    next_hop: str | None
+    """Our own next hop in what we advertise; None: nothing is advertised, ``problem`` says why."""
+    problem: str | None
+    end_of_rib: str
+    """``received``, ``waiting``, ``timed out``, or ``-`` where the family is not negotiated."""
+    received: int = 0
+    """Prefixes in Adj-RIB-In."""
+    accepted: int = 0
+    """Of those, the ones that import policy lets into the decision."""
+    advertised: int = 0
+    """Prefixes in Adj-RIB-Out."""
+    refused: int = 0
+    """Received prefixes that are our own, or more specifics of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatus:
+    """One configured peer as an operator looks at it."""
+
+    name: str
+    address: str
+    port: int
+    local_address: str | None
+    """Of the connection; else as configured."""
+    external: bool
+    passive: bool
+    state: str
+    """As RFC 4271 names them."""
+    since: float
+    """When the session came up or was lost (or the peer was configured), seconds since the epoch."""
+    uptime: float | None
+    """Seconds since the session came up."""
+    reason: str
+    """Why there is no session; empty for an established one."""
+    local_as: int
+    expected_as: int
+    received_as: int | None
+    """From the last OPEN, also one that was refused."""
+    identifier: str | None
+    hold_time: int
+    """Negotiated, else as configured; seconds."""
+    keepalive: float
+    last_sent: NotificationRecord | None
+    last_received: NotificationRecord | None
+    established_count: int
+    incoming: bool
+    """The present connection was initiated by the peer."""
+    messages_in: int
+    messages_out: int
+    capabilities: tuple[str, ...]
+    """What the peer offered in its last OPEN, for people."""
+    hostname: str
+    software: str
+    families: Mapping[Family, FamilyStatus] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Convergence:
+    """Whether the speaker has learned and told all that it can; else what it waits for, a line each."""
+
+    ok: bool
+    waiting_for: tuple[str, ...]
+
+
+def capability_names(peer: Open) -> tuple[str, ...]:
+    """Return what an OPEN offers, for people."""
+    names = [f"multiprotocol {NAMES[family]}" for family in sorted(peer.families) if peer.multiprotocol]
+    flags = {
+        "4-octet AS": peer.four_octet_as,
+        "route refresh": peer.route_refresh,
+        "enhanced route refresh": peer.enhanced_refresh,
+        "extended message": peer.extended_message,
+    }
+    names += [name for name, offered in flags.items() if offered]
+    names += [f"extended next hop {NAMES[p]} via {NAMES[n]}" for p, n in sorted(peer.extended_next_hop)]
+    if peer.graceful_restart is not None:
+        kept = ", ".join(NAMES[family] for family in sorted(peer.graceful_restart.forwarding)) or "helper only"
+        names.append(f"graceful restart {peer.graceful_restart.restart_time} s ({kept})")
+    names += [f"add-path {NAMES[family]}" for family in sorted(peer.add_path)]
+    return (*names, *(f"code {code}" for code in peer.other))

@@ -1,0 +1,222 @@
+"""The speaker against FRR over a veth pair: sessions both ways of connecting, IPv4 and IPv6 unicast both ways."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from bgp.messages import Notification
+from bgp.settings import PeerSettings
+from config import prefix
+from config.prefix import Family
+from tests.bgp_speakers import PATIENCE, Node, TableResolver, peer, running
+from tests.frr import Frr
+from tests.netns import Netns, link
+
+pytestmark = pytest.mark.root
+
+TOR4, NODE4, TOR6, NODE6 = "10.1.1.1", "10.1.1.11", "fd00:1::1", "fd00:1::11"
+TOR_AS, NODE_AS = 65010, 4200000001
+LEARNED4, LEARNED6 = "192.0.2.0/24", "2001:db8:1::/48"
+OWN4, OWN6 = "10.64.0.64/26", "fd00:64::40/122"
+
+CONFIG = f"""
+router bgp {TOR_AS}
+ bgp router-id 10.0.0.1
+ no bgp ebgp-requires-policy
+ no bgp network import-check
+ no bgp default ipv4-unicast
+ neighbor {NODE4} remote-as {NODE_AS}
+ neighbor {NODE6} remote-as {NODE_AS}
+ address-family ipv4 unicast
+  network {LEARNED4}
+  neighbor {NODE4} activate
+ exit-address-family
+ address-family ipv6 unicast
+  network {LEARNED6}
+  neighbor {NODE4} activate
+  neighbor {NODE6} activate
+ exit-address-family
+"""
+
+
+@dataclass
+class Rack:
+    node: Netns
+    tor: Netns
+    frr: Frr
+
+    def speaker(self, *peers: PeerSettings, **options: Any) -> AbstractAsyncContextManager[Node]:
+        resolver = TableResolver(own={4: prefix.of_address(NODE4)[1][1:], 6: prefix.of_address(NODE6)[1][1:]})
+        return running(self.node, NODE_AS, "10.0.0.11", peers, resolver=resolver, **options)
+
+    async def ask(self, command: str) -> Any:
+        return await asyncio.to_thread(self.frr.show, command)
+
+    async def tell(self, *lines: str) -> None:
+        await asyncio.to_thread(self.frr.configure, *lines)
+
+    async def neighbor(self, address: str) -> Any:
+        return (await self.ask(f"bgp neighbors {address}"))[address]
+
+    async def frr_has(self, text: str, family: Family, *, present: bool = True) -> Any:
+        """Wait until FRR's table has (or has not) a prefix, and return its paths."""
+        name = "ipv4" if family == 4 else "ipv6"
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while True:  # FRR tells nobody when it has taken an UPDATE that TCP has acknowledged
+                    paths = (await self.ask(f"bgp {name} unicast"))["routes"].get(text)
+                    if bool(paths) is present:
+                        return paths
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise AssertionError(f"FRR: {text} {'missing' if present else 'still there'}") from None
+
+
+@pytest.fixture
+def rack(netns: Callable[[], Netns]) -> Iterator[Rack]:
+    node, tor = netns(), netns()
+    link(node, "eth0", tor, "eth1")
+    for ns, device, addresses in ((node, "eth0", (NODE4, NODE6)), (tor, "eth1", (TOR4, TOR6))):
+        ns.run("ip", "addr", "add", f"{addresses[0]}/24", "dev", device)
+        ns.run("ip", "addr", "add", f"{addresses[1]}/64", "dev", device, "nodad")
+    frr = Frr(tor, CONFIG)
+    yield Rack(node, tor, frr)
+    frr.close()
+
+
+def tor4(asn: int = TOR_AS, **settings: Any) -> PeerSettings:
+    return peer("tor-v4", TOR4, asn, **{"connect_retry": 1, "local_address": NODE4, **settings})
+
+
+def tor6(**settings: Any) -> PeerSettings:
+    return peer("tor-v6", TOR6, TOR_AS, **{"connect_retry": 1, "families": frozenset((6,)), **settings})
+
+
+def entry(text: str) -> tuple[Family, bytes]:
+    return prefix.parse(text)
+
+
+async def test_we_connect_and_routes_go_both_ways(rack: Rack) -> None:
+    await rack.tell(f"router bgp {TOR_AS}", f"neighbor {NODE4} passive", f"neighbor {NODE6} passive")
+    async with rack.speaker(tor4(), tor6(), listen=()) as node:
+        await exchange(rack, node)
+        assert not node.status("tor-v4").incoming
+        assert not node.status("tor-v6").incoming
+
+
+async def test_frr_connects_and_routes_go_both_ways(rack: Rack) -> None:
+    async with rack.speaker(tor4(passive=True), tor6(passive=True)) as node:
+        await exchange(rack, node)
+        assert node.status("tor-v4").incoming
+        assert node.status("tor-v6").incoming
+
+
+async def test_both_connect_at_once(rack: Rack) -> None:
+    """Collisions or not: one session each in the end, and no error on either side's record."""
+    async with rack.speaker(tor4(), tor6()) as node:
+        await exchange(rack, node)
+        for name, address in (("tor-v4", NODE4), ("tor-v6", NODE6)):
+            assert node.status(name).established_count == 1
+            assert node.status(name).last_sent is None
+            assert (await rack.neighbor(address))["connectionsEstablished"] == 1
+
+
+async def exchange(rack: Rack, node: Node) -> None:
+    """Walk through announcement and withdrawal in both directions, over an established session each."""
+    for text in (OWN4, OWN6):
+        node.speaker.originate(*entry(text), owner="test", source="block")
+    async with asyncio.timeout(PATIENCE):
+        await node.speaker.wait_converged()
+    status = node.status("tor-v4")
+    assert (status.expected_as, status.received_as, status.identifier) == (TOR_AS, TOR_AS, "10.0.0.1")
+    assert status.hold_time == 9
+    assert {family: f.end_of_rib for family, f in status.families.items()} == {4: "received", 6: "received"}
+    assert {family: f.advertised for family, f in status.families.items()} == {4: 1, 6: 1}
+
+    await node.until(lambda: {entry(LEARNED4), entry(LEARNED6)} <= node.fib.keys(), "FRR's prefixes in our FIB")
+    assert {hop.peer for hop in node.fib[entry(LEARNED6)]} == {"tor-v4", "tor-v6"}
+    assert {hop.peer for hop in node.fib[entry(LEARNED4)]} == {"tor-v4"}
+    assert node.fib[entry(LEARNED4)][0].address == prefix.of_address(TOR4)[1][1:]
+
+    (path,) = await rack.frr_has(OWN4, 4)
+    assert path["path"] == str(NODE_AS)
+    assert path["nexthops"][0]["ip"] == NODE4
+    paths = await rack.frr_has(OWN6, 6)
+    assert {path["nexthops"][0]["ip"] for path in paths} == {NODE6}
+    assert len(paths) == 2
+
+    for text in (OWN4, OWN6):
+        node.speaker.retract(*entry(text), "test")
+    await rack.frr_has(OWN4, 4, present=False)
+    await rack.frr_has(OWN6, 6, present=False)
+
+    await rack.tell(f"router bgp {TOR_AS}", "address-family ipv4 unicast", f"no network {LEARNED4}")
+    await node.until(lambda: entry(LEARNED4) not in node.fib, "withdrawal by FRR")
+
+
+async def test_a_reset_by_frr_is_told_and_the_routes_come_back(rack: Rack) -> None:
+    async with rack.speaker(tor4()) as node:
+        await node.until(lambda: entry(LEARNED4) in node.fib, "FRR's prefix")
+        await asyncio.to_thread(rack.frr.vtysh, "-c", "clear bgp *")
+        await node.until(lambda: not node.sessions[-1].up or len(node.sessions) > 1, "loss of the session")
+        assert node.sessions[1].reason == "received Cease/Administrative Reset"
+        await node.until(lambda: entry(LEARNED4) not in node.fib or len(node.sessions) > 2, "routes gone")
+        await node.until(lambda: node.status("tor-v4").established_count == 2, "a second session")
+        await node.until(lambda: entry(LEARNED4) in node.fib, "FRR's prefix again")
+
+
+async def test_the_shutdown_text_of_frr_is_shown(rack: Rack) -> None:
+    async with rack.speaker(tor4()) as node:
+        await node.established("tor-v4")
+        await rack.tell(f"router bgp {TOR_AS}", f"neighbor {NODE4} shutdown message rack work until nine")
+        status = await node.lost("tor-v4")
+        assert status.reason == 'received Cease/Administrative Shutdown: "rack work until nine"'
+        assert status.last_received is not None
+        assert (status.last_received.code, status.last_received.subcode) == (6, 2)
+
+
+async def test_our_shutdown_text_is_shown_by_frr(rack: Rack) -> None:
+    text = b"draining this node"
+    async with rack.speaker(tor4(), farewell=Notification(6, 2, bytes((len(text),)) + text)) as node:
+        await node.established("tor-v4")
+    neighbor = await rack.neighbor(NODE4)
+    assert neighbor["lastErrorCodeSubcode"] == "0602"
+    assert neighbor["lastShutdownDescription"] == text.decode()
+
+
+async def test_a_crash_of_frr_is_a_lost_connection_and_the_routes_go(rack: Rack) -> None:
+    async with rack.speaker(tor4()) as node:
+        await node.until(lambda: entry(LEARNED4) in node.fib, "FRR's prefix")
+        await asyncio.to_thread(rack.frr.end, "bgpd", signal.SIGKILL)
+        status = await node.lost("tor-v4")
+        assert status.reason in ("the peer closed the connection", "connection lost: Connection reset by peer")
+        await node.until(lambda: entry(LEARNED4) not in node.fib, "routes gone")
+        await node.until(
+            lambda: node.status("tor-v4").reason == f"connect to {TOR4}:179: Connection refused", "the reason"
+        )
+        await asyncio.to_thread(rack.frr.start, "bgpd")
+        await asyncio.to_thread(rack.frr.vtysh, "-b")
+        await node.until(lambda: entry(LEARNED4) in node.fib, "FRR's prefix again")
+
+
+async def test_a_wrong_as_is_named_on_both_sides(rack: Rack) -> None:
+    async with rack.speaker(tor4(asn=65099)) as node:
+        await node.until(lambda: node.status("tor-v4").last_sent or node.status("tor-v4").last_received, "an error")
+        await node.until(lambda: node.status("tor-v4").received_as, "an OPEN")
+        status = node.status("tor-v4")
+        assert (status.expected_as, status.received_as) == (65099, TOR_AS)
+        assert status.reason == "expected AS 65099, received AS 65010"
+
+
+async def test_md5(rack: Rack) -> None:
+    await rack.tell(f"router bgp {TOR_AS}", f"neighbor {NODE4} password s3cret", f"neighbor {NODE6} password s3cret")
+    async with rack.speaker(tor4(password=b"s3cret"), tor6(password=b"s3cret", passive=True)) as node:
+        async with asyncio.timeout(PATIENCE):
+            await node.speaker.wait_converged()
