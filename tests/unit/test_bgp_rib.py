@@ -453,6 +453,34 @@ def test_route_refresh_announces_everything_again() -> None:
     assert b.fib[4] == {}
 
 
+@pytest.mark.parametrize("delivered", [True, False], ids=["all told", "changes pending"])
+def test_other_next_hops_of_our_own_in_the_middle_of_a_session(delivered: bool) -> None:
+    """Everything is announced anew, and what the peer holds and is gone by now is withdrawn."""
+    a, b = Node("a", 65001, 1), Node("b", 65002, 2)
+    add_peer(a, b)
+    add_peer(b, a)
+    negotiated = negotiate(a.open(), b.open(), b.asn)
+    up(b, a, negotiate(b.open(), a.open(), a.asn))
+    up(a, b, negotiated)
+    a.originate(A4, "10.64.1.0/26", A6)
+    settle(a, b)
+    a.messages.clear()
+    if delivered:
+        a.retract("10.64.1.0/26")
+        settle(a, b)
+    else:
+        a.retract("10.64.1.0/26")
+        a.originate("10.64.2.0/26")
+        a.rib.run(100)
+    another = bytes((192, 0, 2, 77))
+    a.rib.local_next_hops("b", negotiated, local_address=a.address(4), next_hops={4: another, 6: a.address(6)})
+    settle(a, b)
+    assert sorted(b.fib[4]) == ([A4] if delivered else [A4, "10.64.2.0/26"])
+    assert {hops[0].address for hops in b.fib[4].values()} == {another}
+    assert all(end_of_rib(body) is None for body in bodies(a.messages["b"]))
+    assert list(b.fib[6]) == [A6]
+
+
 def test_member_that_lags_far_behind_catches_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bgp.adj_rib_out._LOG_LIMIT", 10)
     monkeypatch.setattr("bgp.adj_rib_out._SLICE", 4)
