@@ -12,7 +12,7 @@ from itertools import islice
 from weakref import WeakValueDictionary
 
 from bgp.adj_rib_in import AdjRibIn, Received, RibPeer, SessionFacts
-from bgp.adj_rib_out import ExportGroup, GroupKey
+from bgp.adj_rib_out import ExportGroup, GroupKey, Told
 from bgp.attribute_encoding import ExportKind, imported, own_attributes
 from bgp.decision import Options
 from bgp.inspection import Counts, Explanation, Inspection
@@ -116,8 +116,9 @@ class Rib:
         for family in sorted(negotiated.families & next_hops.keys()):
             group = rib.groups.get(family)
             if group is None or group.next_hop(name) != next_hops[family]:
+                told = None if group is None else group.told(name)
                 self._leave(rib, family)
-                self._join(rib, negotiated, family, next_hops[family])
+                self._join(rib, negotiated, family, next_hops[family], told)
 
     def peer_down(self, name: str) -> None:
         """End a session, if there is one: all paths of the peer go."""
@@ -268,7 +269,9 @@ class Rib:
 
     # Inside
 
-    def _join(self, rib: PeerRib, negotiated: Negotiated, family: Family, next_hop: bytes | None) -> None:
+    def _join(
+        self, rib: PeerRib, negotiated: Negotiated, family: Family, next_hop: bytes | None, told: Told | None = None
+    ) -> None:
         """Have a family announced to a peer, which gets the whole of it first."""
         both = negotiated.local.extended_next_hop & negotiated.peer.extended_next_hop
         if next_hop is None or (family == 4 and len(next_hop) > 4 and (4, 6) not in both):
@@ -279,7 +282,9 @@ class Rib:
         if group is None:
             group = self._groups[key] = ExportGroup(key, self.own[family].source)
             group.fill(self._best_paths(family, self.own[family] if group.own_only else self.loc[family].table))
-        group.join(rib.adj_in.peer, next_hop)
+        if told is not None:
+            group.work(None)  # else what is still to come would be withdrawn first
+        group.join(rib.adj_in.peer, next_hop, told)
         rib.groups[family] = group
 
     def _leave(self, rib: PeerRib, family: Family) -> None:

@@ -198,6 +198,11 @@ class Speaker:
             ]
         return Convergence(not waiting, tuple(waiting))
 
+    @property
+    def idle(self) -> bool:
+        """All that was received is decided, and written as far as the peers' connections take it."""
+        return self._idle
+
     async def wait_converged(self) -> None:
         """Return once ``converged`` holds."""
         await self._until(lambda: self.converged().ok)

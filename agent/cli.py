@@ -1,0 +1,134 @@
+"""The `podroute` command. Each group lives in its own room; this file only hangs them on one tree."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from typing import Any
+
+import click
+
+from agent.client import DEFAULT_SOCKET, AgentRefusedError, AgentUnavailableError, Client
+
+# Loaded when they are asked for: `podroute peers` need not pay for pydantic or the speaker. Names instead of imports
+# also keep the rooms above this one (labs) out of the agent's own imports.
+_GROUPS = {
+    "agent": "agent.main:agent",
+    "cni": "agent.cni_commands:cni",
+    "config": "config.commands:config_commands",
+    "lab": "labs.commands:lab",
+}
+
+
+class LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *_GROUPS})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _GROUPS:
+            module, attribute = _GROUPS[cmd_name].split(":")
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+            return command
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="podroute")
+def cli() -> None:
+    """BGP routing-mode control plane for containers."""
+
+
+def main() -> None:
+    """Run the command; what an operator can cause is one line and exit status 1."""
+    try:
+        cli()
+    except (AgentUnavailableError, AgentRefusedError) as error:
+        click.echo(f"podroute: {error}", err=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        # The reader went away (`podroute routes | head`): not an error of ours.
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def _asks_agent(command: Any) -> Any:
+    command = click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+    return click.option(
+        "--socket",
+        "socket_path",
+        default=DEFAULT_SOCKET,
+        envvar="PODROUTE_SOCKET",
+        show_default=True,
+        help="The agent's socket.",
+    )(command)
+
+
+def _show(answer: Any, as_json: bool, table: str) -> None:
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+        return
+    from agent import tables  # rich is slow to import, and scripts use --json
+
+    getattr(tables, table)(answer)
+
+
+@cli.command()
+@_asks_agent
+def status(socket_path: str, as_json: bool) -> None:
+    """One page: is this node converged, and if not, what is it waiting for."""
+    _show(Client(socket_path).get("/v1/status"), as_json, "status")
+
+
+@cli.command()
+@_asks_agent
+def peers(socket_path: str, as_json: bool) -> None:
+    """BGP peers: state, families, prefix counts, last errors."""
+    _show(Client(socket_path).get("/v1/peers"), as_json, "peers")
+
+
+@cli.command()
+@click.argument("prefix", required=False)
+@click.option("--family", type=click.Choice(["ipv4", "ipv6"]), help="Only this family.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most this many prefixes.")
+@_asks_agent
+def routes(prefix: str | None, family: str | None, limit: int | None, socket_path: str, as_json: bool) -> None:
+    """Routes: every path of Loc-RIB, which is used, and what the kernel holds. PREFIX shows one."""
+    found = Client(socket_path).stream("/v1/routes", prefix=prefix, family=family, limit=limit)
+    if as_json:
+        for route in found:
+            click.echo(json.dumps(route))
+        return
+    _show(list(found), False, "routes")
+
+
+@cli.command()
+@_asks_agent
+def blocks(socket_path: str, as_json: bool) -> None:
+    """Blocks that this node owns, and how full they are."""
+    _show(Client(socket_path).get("/v1/blocks"), as_json, "blocks")
+
+
+@cli.command()
+@_asks_agent
+def pods(socket_path: str, as_json: bool) -> None:
+    """Pods that this node wired: addresses, interfaces, names."""
+    _show(Client(socket_path).get("/v1/pods"), as_json, "pods")
+
+
+@cli.command("wait-converged")
+@click.option("--timeout", default=60.0, show_default=True, help="Seconds.")
+@_asks_agent
+def wait_converged(timeout: float, socket_path: str, as_json: bool) -> None:
+    """Wait until sessions, End-of-RIBs, FIB and own blocks are all in place. Exit status 1 after the timeout."""
+    answer = Client(socket_path, timeout=timeout + 10).get("/v1/converged", timeout=timeout)
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+    elif answer["converged"]:
+        click.echo(f"converged after {answer['waited']:.2f} s")
+    else:
+        click.echo("podroute: not converged, waiting for:", err=True)
+        for reason in answer["waitingFor"]:
+            click.echo(f"  {reason}", err=True)
+    if not answer["converged"]:
+        sys.exit(1)

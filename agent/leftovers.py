@@ -1,0 +1,63 @@
+"""When routes that an earlier run left have had their chance: per peer and family, at End-of-RIB or after a while.
+
+The Fib keeps such routes so that a restart interrupts nothing; it sweeps when it is told that a peer has said all it
+has to say, or never will.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+
+from bgp.speaker import Speaker
+from config.prefix import Family
+from routes.fib import Fib
+
+PATIENCE = 120.0
+"""Seconds that a peer has to come back before what it had announced goes: a usual restart time (RFC 4724)."""
+
+_COMPLETE = ("received", "timed out")
+
+
+class LeftoverSweep:
+    def __init__(self, speaker: Speaker, fib: Fib, peers: Collection[str], *, patience: float = PATIENCE) -> None:
+        self._speaker = speaker
+        self._fib = fib
+        self._absent = set(peers)
+        self._patience = patience
+        self._told: set[tuple[str, Family]] = set()
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._patience, self._give_up)
+        self._task = loop.create_task(self._watch(), name="leftovers")
+
+    async def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _watch(self) -> None:
+        while True:
+            if self._speaker.idle:
+                self._look()
+            await self._speaker.changed()
+
+    def _look(self) -> None:
+        """Pass on End-of-RIBs; only while nothing is undecided, so that what came before them is in the Fib already."""
+        for peer in self._speaker.peers():
+            for family, status in peer.families.items():
+                if status.end_of_rib not in _COMPLETE:
+                    self._told.discard((peer.name, family))
+                elif (peer.name, family) not in self._told:
+                    self._told.add((peer.name, family))
+                    self._absent.discard(peer.name)
+                    self._fib.end_of_rib(peer.name, family)
+
+    def _give_up(self) -> None:
+        for name in self._absent:
+            self._fib.sweep(name)

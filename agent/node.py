@@ -1,0 +1,216 @@
+"""One node: the only place where speaker, FIB, addresses and CNI meet.
+
+Start goes from what nobody sees to what all see: the kernel as an earlier run left it, the cluster's store, pods,
+then sessions. Stop goes the other way, and leaves routes and pods in place: containers keep talking without the agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from agent.addresses import IpamAddresses
+from agent.errors import StartError
+from agent.leftovers import LeftoverSweep
+from agent.notify import notify
+from agent.peering import peer_settings
+from agent.pods import LIMITED, NOT_READY, PodHooks
+from bgp.settings import PeerSettings
+from bgp.speaker import Speaker
+from bgp.status import SessionChange
+from cni.commands import notes_directory
+from cni.podnet import PodNetwork
+from cni.server import CniServer
+from config.check import overlaps_with_subnets
+from config.kernel import POD_METRIC, ROUTE_PROTOCOL
+from config.model import Config
+from config.prefix import NAMES, Family, text
+from ipam.records import Block
+from ipam.service import Ipam
+from routes.fib import Fib
+from routes.monitor import Monitor
+from routes.resolver import Resolver
+from routes.sysctl import set_needed
+from routes.table import Result, State
+
+log = logging.getLogger("podroute.agent")
+
+STATE_FILE = "routes.json"
+CONFIGURATION = "configuration"
+"""Owner of the prefixes that the file's ``advertise`` lists."""
+
+
+class Node:
+    """Runs a node from its configuration. ``run`` is the whole life; the parts are public for the API to read."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.started_at = time.time()
+        self.state = "starting"
+        self._peers = {name: peer_settings(config, name, peer) for name, peer in config.peers_here().items()}
+        self._was_advertised = False
+        state = Path(config.state_dir)
+        self.ipam = Ipam(config, on_blocks=self._blocks_changed, addresses=_own_addresses(self._peers.values()))
+        self.monitor = Monitor()
+        self.resolver = Resolver(self.monitor, on_changed=self._next_hops_changed)
+        self.fib = Fib(
+            monitor=self.monitor,
+            resolver=self.resolver,
+            state_file=state / STATE_FILE,
+            on_results=self._fib_results,
+            table=config.routes.table,
+            metric=config.routes.metric,
+        )
+        self.speaker = Speaker(
+            asn=config.node.asn,
+            router_id=config.node.identifier,
+            resolver=self.resolver,
+            on_fib=self.fib.update,
+            on_session=self._session_changed,
+            listen=config.bgp.listen_addresses,
+            max_paths=config.bgp.max_paths,
+            hostname=config.node.name,
+        )
+        self.sweep = LeftoverSweep(self.speaker, self.fib, self._peers)
+        self.cni = CniServer(
+            Path(config.cni.socket),
+            IpamAddresses(self.ipam),
+            PodHooks(self.fib, uplinks=[peer.address for peer in self._peers.values()], ready=self.ready),
+            notes=notes_directory(config.state_dir),
+            network=PodNetwork(
+                mtu=config.cni.mtu if isinstance(config.cni.mtu, int) else None,
+                protocol=ROUTE_PROTOCOL,
+                metric=POD_METRIC,
+            ),
+        )
+
+    @property
+    def running(self) -> bool:
+        return self.state == "running"
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Start, work until ``stop`` is set, and end. Raises the rooms' errors, and StartError."""
+        async with AsyncExitStack() as stack:
+            await self._start(stack)
+            self.state = "running"
+            notify("READY=1")
+            log.info("running", extra={"fields": {"node": self.config.node.name, "as": self.config.node.asn}})
+            await stop.wait()
+            self.state = "stopping"
+            notify("STOPPING=1")
+            log.info("stopping: routes and pods stay as they are")
+        log.info("stopped")
+
+    async def _start(self, stack: AsyncExitStack) -> None:
+        """Start the parts; what was started stops in reverse order when the stack unwinds."""
+        await self.monitor.start()
+        stack.callback(self.monitor.stop)
+        self._check_pools()
+        set_needed()
+        await self.resolver.start()
+        stack.push_async_callback(self.resolver.stop)
+        await self.fib.start(peers=self._peers)
+        stack.push_async_callback(self.fib.stop, keep=True)
+        await self.ipam.start()
+        stack.push_async_callback(self.ipam.stop)
+        await self.cni.start()
+        stack.push_async_callback(self.cni.stop)
+        self.fib.expectations_complete()
+        for family, prefix in self.config.advertised:
+            self.speaker.originate(family, prefix, owner=CONFIGURATION, source="configured")
+        for settings in self._peers.values():
+            self.speaker.add_peer(settings)
+        await self.speaker.start()
+        stack.push_async_callback(self.speaker.stop, notification=None)
+        self.sweep.start()
+        stack.push_async_callback(self.sweep.stop)
+
+    def waiting_for(self) -> list[str]:
+        """Return what keeps this node from having converged, one line each; empty: it has.
+
+        The one definition: configured peers established, their End-of-RIB in or timed out, own blocks advertised and
+        acknowledged, the FIB's queue empty.
+        """
+        if self.state != "running":
+            return [f"the agent is {self.state}"]
+        waiting = list(self.speaker.converged().waiting_for)
+        if not self.fib.idle:
+            waiting.append(f"the kernel to take {self.fib.backlog} route changes")
+        if not waiting:
+            self._was_advertised = True
+        return waiting
+
+    async def wait_converged(self, timeout: float) -> list[str]:  # noqa: ASYNC109
+        """Wait up to ``timeout`` seconds until the node has converged; return what it still waits for then."""
+        try:
+            async with asyncio.timeout(timeout):
+                while self.waiting_for():
+                    await self.speaker.wait_converged()
+                    await self.fib.drained()
+        except TimeoutError:
+            pass
+        return self.waiting_for()
+
+    def ready(self) -> tuple[int, str] | None:
+        """Return None where containers can be added, else CNI's STATUS code and why."""
+        if self.state != "running":
+            return NOT_READY, f"the agent is {self.state}"
+        if not self._was_advertised and (waiting := self.waiting_for()):
+            return LIMITED, f"this node's blocks are not advertised yet: {'; '.join(waiting)}"
+        return None
+
+    def uplinks(self) -> set[str]:
+        """Return the interfaces towards peers."""
+        found = (self.resolver.lookup(peer.endpoint.packed, peer.endpoint.device) for peer in self._peers.values())
+        return {gateway.device for resolution in found if resolution for gateway in resolution.gateways}
+
+    # What the rooms tell.
+
+    def _blocks_changed(self, granted: Sequence[Block], released: Sequence[Block]) -> None:
+        for block in granted:
+            self.fib.add_cover(block.family, block.prefix)
+            self.speaker.originate(block.family, block.prefix, owner=_owner(block), source="block")
+        for block in released:
+            self.speaker.retract(block.family, block.prefix, _owner(block))
+            self.fib.remove_cover(block.family, block.prefix)
+
+    def _next_hops_changed(self, changed: set[tuple[bytes, str]]) -> None:
+        self.fib.next_hops_changed()
+        self.speaker.next_hops_changed(changed)
+
+    def _session_changed(self, change: SessionChange) -> None:
+        if not change.up:
+            self.fib.peer_lost(change.peer)
+
+    def _fib_results(self, results: list[Result]) -> None:
+        for family in NAMES:
+            self._log_results(family, [result for result in results if result.family == family])
+
+    def _log_results(self, family: Family, results: list[Result]) -> None:
+        """One line for a burst of failures with the same cause, with one prefix as an example."""
+        by_cause: dict[tuple[State, str], list[Result]] = {}
+        for result in results:
+            if result.state not in (State.INSTALLED, State.PENDING):
+                by_cause.setdefault((result.state, result.text), []).append(result)
+        for (state, why), same in by_cause.items():
+            fields = {"family": NAMES[family], "count": len(same), "prefix": text(family, same[0].prefix), "why": why}
+            log.warning("routes %s", state.value, extra={"fields": fields})
+
+    def _check_pools(self) -> None:
+        """Refuse pools that overlap a subnet of this node's own."""
+        problems = overlaps_with_subnets(self.config, self.monitor.interfaces.subnets())
+        if problems:
+            raise StartError("; ".join(f"{problem.path}: {problem.text}" for problem in problems))
+
+
+def _owner(block: Block) -> str:
+    return f"block of pool {block.pool}"
+
+
+def _own_addresses(peers: Iterable[PeerSettings]) -> list[str]:
+    """Return where peers reach this node, as far as the file says it."""
+    return sorted({settings.local_address for settings in peers if settings.local_address})

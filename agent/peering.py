@@ -1,0 +1,58 @@
+"""Peers and policies as the file states them, turned into what the speaker takes."""
+
+from __future__ import annotations
+
+from bgp.policy import Changes, Match, Policy, PrefixMatch, Rule
+from bgp.settings import PeerSettings
+from config import model
+from config import policy as written
+from config.password import read_password
+from config.values import parse_community
+
+
+def peer_settings(config: model.Config, name: str, peer: model.Peer) -> PeerSettings:
+    """Return the settings of one peer. Raises ConfigError where its password file cannot be read."""
+    import_policy, export_policy = config.policies(peer)
+    return PeerSettings(
+        name=name,
+        address=peer.address,
+        asn=peer.asn,
+        import_policy=_policy(import_policy),
+        export_policy=_policy(export_policy),
+        local_address=peer.local_address,
+        port=peer.port,
+        families=peer.family_set,
+        passive=peer.passive,
+        hold_time=peer.hold_time,
+        connect_retry=peer.connect_retry,
+        password=read_password(peer.password_file) if peer.password_file else None,
+    )
+
+
+def _policy(policy: written.Policy) -> Policy:
+    return Policy(rules=tuple(_rule(rule) for rule in policy.rules), accept=policy.default == "accept")
+
+
+def _rule(rule: written.Rule) -> Rule:
+    match = Match(
+        prefixes=tuple(PrefixMatch(*prefixes) for prefixes in rule.match.prefixes),
+        sources=frozenset(rule.match.source),
+        family=rule.match.family_number,
+    )
+    return Rule(rule.name, rule.action == "accept", match, _changes(rule.set))
+
+
+def _changes(changes: written.Changes) -> Changes:
+    communities = [parse_community(text) for text in changes.communities]
+    return Changes(
+        local_pref=changes.local_pref,
+        med=changes.med,
+        communities=frozenset(_octets(c, 2) for c in communities if len(c) == 2),
+        large_communities=frozenset(_octets(c, 4) for c in communities if len(c) == 3),
+        prepend=changes.prepend,
+        next_hop_self=changes.next_hop == "self",
+    )
+
+
+def _octets(community: tuple[int, ...], width: int) -> bytes:
+    return b"".join(part.to_bytes(width, "big") for part in community)

@@ -1,0 +1,38 @@
+"""What the CNI side tells the node about pods, and asks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from cni.hooks import Assignment, Handle
+from routes.fib import Fib
+
+NOT_READY = 50
+"""CNI 1.1.0 STATUS: the plugin is not available."""
+LIMITED = 51
+"""CNI 1.1.0 STATUS: not available, and existing containers may have limited connectivity."""
+
+
+class PodHooks:
+    """Implements ``cni.hooks.Hooks``: pods' host routes become part of what the Fib keeps true."""
+
+    def __init__(self, fib: Fib, *, uplinks: Sequence[str], ready: Callable[[], tuple[int, str] | None]) -> None:
+        self._fib = fib
+        self._uplinks = tuple(uplinks)
+        self._ready = ready
+
+    async def pod_added(
+        self, handle: Handle, assignments: Sequence[Assignment], host_ifname: str, *, restored: bool
+    ) -> None:
+        for assignment in assignments:
+            self._fib.expect_pod(assignment.family, assignment.prefix, host_ifname)
+
+    async def pod_removed(self, handle: Handle, assignments: Sequence[Assignment], host_ifname: str) -> None:
+        for assignment in assignments:
+            self._fib.forget_pod(assignment.family, assignment.prefix)
+
+    def ready(self) -> tuple[int, str] | None:
+        return self._ready()
+
+    def uplinks(self) -> Sequence[str]:
+        return self._uplinks

@@ -1,0 +1,117 @@
+"""What the agent's answers look like to a person."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+Answer = Mapping[str, Any]
+
+_STATE_STYLE = {"Established": "green", "Idle": "red", "Active": "red", "Connect": "yellow"}
+
+
+def status(answer: Answer) -> None:
+    console = Console()
+    node = answer["node"]
+    console.print(Text.assemble(("node ", "dim"), (node["name"], "bold"), f"  AS {node['as']}  {node['routerId']}"))
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim")
+    grid.add_column()
+    grid.add_row("agent", f"podroute {answer['version']}, {answer['state']}, up {duration(answer['uptime'])}")
+    if answer["converged"]:
+        grid.add_row("converged", Text("yes", "green"))
+    else:
+        for row, reason in enumerate(answer["waitingFor"] or ["starting"]):
+            grid.add_row("waiting for" if not row else "", Text(reason, "yellow"))
+    grid.add_row("sessions", f"{answer['peers']['established']} of {answer['peers']['configured']} established")
+    grid.add_row("blocks", ", ".join(answer["blocks"]) or "none")
+    grid.add_row("pods", str(answer["pods"]))
+    for family, counts in answer["fib"].items():
+        grid.add_row(f"FIB {family}", ", ".join(f"{count} {state}" for state, count in counts.items()) or "empty")
+    for row, finding in enumerate(answer["findings"]):
+        grid.add_row("findings" if not row else "", Text(finding, "yellow"))
+    console.print(grid)
+
+
+def peers(answer: Iterable[Answer]) -> None:
+    table = _table("PEER", "ADDRESS", "AS", "STATE", "FOR", "FAMILY", "RECEIVED", "ACCEPTED", "ADVERTISED", "WHY")
+    for peer in answer:
+        state = Text(peer["state"], _STATE_STYLE.get(peer["state"], "yellow"))
+        first = [peer["name"], peer["address"], str(peer["as"]), state, duration(peer["for"])]
+        why = peer["problem"] or ""
+        for family, counts in peer["families"].items() or [("", None)]:
+            cells = [family, "", "", "", why]
+            if counts is not None:
+                numbers = [str(counts[key]) for key in ("received", "accepted", "advertised")]
+                cells = [family, *numbers, counts["problem"] or why]
+            table.add_row(*first, *cells)
+            first, why = [""] * 5, ""
+    _print(table, "no peers are configured")
+
+
+def routes(answer: Iterable[Answer]) -> None:
+    table = _table("PREFIX", "", "NEXT HOP", "PEER", "PREF", "AS PATH", "KERNEL", "WHY")
+    for route in answer:
+        kernel = Text(route["kernel"], "green" if route["kernel"] == "installed" else "yellow")
+        first: list[str | Text] = [route["prefix"]]
+        for path in route["paths"] or [None]:
+            if path is None:
+                table.add_row(*first, "", "", "", "", "", kernel, route["problem"] or "")
+                continue
+            mark = "*" if path["used"] else ""
+            origin = path["peer"] or path["owner"]
+            cells = [mark, path["nextHop"] or "-", origin, str(path["localPref"]), path["asPath"]]
+            table.add_row(*first, *cells, kernel, path["reason"] or route["problem"] or "")
+            first, kernel = [""], Text("")
+    _print(table, "no routes")
+
+
+def blocks(answer: Iterable[Answer]) -> None:
+    table = _table("BLOCK", "POOL", "USED", "FREE", "ADVERTISED TO")
+    for block in answer:
+        table.add_row(
+            block["prefix"],
+            block["pool"],
+            str(block["used"]),
+            str(block["free"]),
+            ", ".join(block["advertisedTo"]) or Text("nobody", "yellow"),
+        )
+    _print(table, "this node owns no block")
+
+
+def pods(answer: Iterable[Answer]) -> None:
+    table = _table("CONTAINER", "NAME", "IF", "ADDRESSES", "HOST IF", "NETWORK")
+    for pod in answer:
+        addresses = ", ".join(pod["addresses"])
+        table.add_row(pod["containerId"][:13], pod["name"], pod["ifname"], addresses, pod["hostIfname"], pod["network"])
+    _print(table, "no pods")
+
+
+def duration(seconds: float) -> str:
+    """Return ``"12 s"``, ``"3 min 20 s"``, ``"5 h 12 min"`` or ``"3 d 4 h"``."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold dim")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _print(table: Table, empty: str) -> None:
+    if table.row_count:
+        Console().print(table)
+    else:
+        Console().print(Text(empty, "dim"))

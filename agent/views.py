@@ -1,0 +1,224 @@
+"""The node as JSON: what the API answers. Families, prefixes and addresses are text here, times seconds or ISO 8601."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import groupby, islice
+from operator import attrgetter
+from typing import Any
+
+from agent.node import Node
+from bgp.inspection import Route
+from bgp.status import NotificationRecord, PeerStatus
+from config import prefix
+from config.check import overlaps_with_subnets
+from config.prefix import FAMILIES, NAMES, Family
+from routes.fib import FibRoute
+from routes.sysctl import findings
+from routes.table import State
+
+Json = dict[str, Any]
+
+_SLICE = 256
+"""Prefixes rendered before the event loop gets its turn again: about 5 ms."""
+
+
+async def status(node: Node) -> Json:
+    config = node.config.node
+    waiting = node.waiting_for()
+    peers = node.speaker.peers()
+    return {
+        "node": {
+            "name": config.name,
+            "uuid": node.ipam.identity.uuid,
+            "as": config.asn,
+            "routerId": config.router_id,
+            "labels": dict(config.labels),
+        },
+        "version": version("podroute"),
+        "state": node.state,
+        "since": _time(node.started_at),
+        "uptime": time.time() - node.started_at,
+        "converged": not waiting,
+        "waitingFor": waiting,
+        "peers": {
+            "configured": len(peers),
+            "established": sum(peer.uptime is not None for peer in peers),
+            "refusedConnections": node.speaker.refused,
+        },
+        "blocks": [prefix.text(block.family, block.prefix) for block in node.ipam.blocks()],
+        "pods": len(await node.ipam.attachments()),
+        "fib": {NAMES[family]: _fib_counts(node, family) for family in FAMILIES},
+        "repairs": dict(node.fib.counters) if node.running else {},
+        "findings": await _findings(node),
+    }
+
+
+def peers(node: Node) -> list[Json]:
+    return [_peer(peer) for peer in node.speaker.peers()]
+
+
+async def blocks(node: Node) -> list[Json]:
+    advertised: dict[tuple[Family, bytes], list[str]] = {}
+    for block in node.ipam.blocks():
+        explained = node.speaker.rib.explain(block.family, block.prefix)
+        advertised[block.family, block.prefix] = [export.peer for export in explained.exports if export.advertised]
+    return [
+        {
+            "prefix": prefix.text(usage.block.family, usage.block.prefix),
+            "family": NAMES[usage.block.family],
+            "pool": usage.block.pool,
+            "owner": usage.block.owner,
+            "generation": usage.block.generation,
+            "claimedAt": usage.block.claimed_at,
+            "used": usage.used,
+            "free": usage.size - usage.used,
+            "size": usage.size,
+            "advertisedTo": advertised.get((usage.block.family, usage.block.prefix), []),
+        }
+        for usage in node.ipam.usage()
+    ]
+
+
+async def pods(node: Node) -> list[Json]:
+    found = []
+    for attachment in await node.ipam.attachments():
+        attributes = attachment.attributes
+        arguments = attributes.get("args") or {}
+        names = [arguments.get("K8S_POD_NAMESPACE"), arguments.get("K8S_POD_NAME")]
+        found.append(
+            {
+                "network": attachment.handle.network,
+                "containerId": attachment.handle.container_id,
+                "ifname": attachment.handle.ifname,
+                "name": "/".join(name for name in names if name),
+                "addresses": [assignment.address for assignment in attachment.assignments],
+                "hostIfname": attributes.get("hostInterface", ""),
+                "mac": attributes.get("mac", ""),
+                "netns": attributes.get("netns", ""),
+                "createdAt": _time(attachment.created),
+            }
+        )
+    return found
+
+
+def routes(node: Node, family: Family, only: bytes | None) -> Iterator[list[Json]]:
+    """Yield slices of the Loc-RIB; with ``only``, every path to that prefix, those that policy keeps out included."""
+    if only is not None:
+        explained = node.speaker.rib.explain(family, only).routes
+        held = node.fib.route(family, only) if node.running else []
+        if explained or held:
+            yield [_route(node, family, prefix.text(family, only), list(explained))]
+        return
+    by_prefix = groupby(node.speaker.rib.inspection.loc_rib(family), key=attrgetter("prefix"))
+    rendered = (_route(node, family, text, list(paths)) for text, paths in by_prefix)
+    while batch := list(islice(rendered, _SLICE)):
+        yield batch
+
+
+def _route(node: Node, family: Family, text: str, paths: list[Route]) -> Json:
+    held = node.fib.route(family, prefix.parse(text)[1]) if node.running else []
+    shown = max(held, key=_worst, default=None)
+    return {
+        "prefix": text,
+        "family": NAMES[family],
+        "paths": [_path(path) for path in paths],
+        "kernel": shown.state.value if shown else "-",
+        "desired": list(shown.desired) if shown else [],
+        "installed": list(shown.kernel) if shown else [],
+        "metric": shown.metric if shown else None,
+        "problem": shown.text if shown else "",
+    }
+
+
+def _worst(route: FibRoute) -> bool:
+    """Where a prefix has several routes, the one that is not as it should be is the one to show."""
+    return route.state is not State.INSTALLED
+
+
+def _path(path: Route) -> Json:
+    return {
+        "peer": path.peer,
+        "owner": ", ".join(path.owners),
+        "source": path.source,
+        "used": path.multipath,
+        "best": path.best,
+        "nextHop": path.next_hop,
+        "gateways": [f"{address} dev {device}" for address, device in path.gateways],
+        "asPath": path.as_path,
+        "origin": path.origin,
+        "localPref": path.local_pref,
+        "med": path.med,
+        "communities": [*path.communities, *path.large_communities],
+        "accepted": path.accepted,
+        "rule": path.rule,
+        "reason": path.ineligible or (f"not best: {path.lost}" if path.lost else ""),
+    }
+
+
+def _peer(peer: PeerStatus) -> Json:
+    return {
+        "name": peer.name,
+        "address": peer.address,
+        "port": peer.port,
+        "localAddress": peer.local_address,
+        "as": peer.expected_as,
+        "receivedAs": peer.received_as,
+        "localAs": peer.local_as,
+        "external": peer.external,
+        "passive": peer.passive,
+        "incoming": peer.incoming,
+        "state": peer.state,
+        "since": _time(peer.since),
+        "for": max(time.time() - peer.since, 0.0),
+        "problem": peer.reason,
+        "identifier": peer.identifier,
+        "holdTime": peer.hold_time,
+        "keepalive": peer.keepalive,
+        "establishedCount": peer.established_count,
+        "lastSent": _notification(peer.last_sent),
+        "lastReceived": _notification(peer.last_received),
+        "messages": {"in": peer.messages_in, "out": peer.messages_out},
+        "capabilities": list(peer.capabilities),
+        "hostname": peer.hostname,
+        "software": peer.software,
+        "families": {
+            NAMES[family]: {
+                "negotiated": status.negotiated,
+                "nextHop": status.next_hop,
+                "endOfRib": status.end_of_rib,
+                "received": status.received,
+                "accepted": status.accepted,
+                "advertised": status.advertised,
+                "problem": status.problem,
+            }
+            for family, status in peer.families.items()
+        },
+    }
+
+
+def _notification(record: NotificationRecord | None) -> Json | None:
+    if record is None:
+        return None
+    return {"code": record.code, "subcode": record.subcode, "text": record.text, "at": _time(record.at)}
+
+
+def _fib_counts(node: Node, family: Family) -> Json:
+    return dict(Counter(route.state.value for route in node.fib.routes(family))) if node.running else {}
+
+
+async def _findings(node: Node) -> list[str]:
+    """Return what would break routing here though it is not the agent's to change."""
+    interfaces = node.monitor.interfaces
+    pools = overlaps_with_subnets(node.config, interfaces.subnets())
+    found = [f"{problem.path}: {problem.text}" for problem in pools]
+    return found + await asyncio.to_thread(findings, node.uplinks())
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

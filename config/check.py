@@ -1,0 +1,217 @@
+"""Checks of one value against another, for a configuration whose values are each valid by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from itertools import combinations
+
+from config import prefix
+from config.model import BLOCK_SIZES, Config, Peer, Pool
+from config.password import read_password
+from config.policy import Policy, Rule
+from config.prefix import NAMES, Family
+from config.problems import Location, Problem
+from config.values import address_with_device
+
+# Not for containers, and why (IANA special-purpose address registries)
+_RESERVED = {
+    "0.0.0.0/8": "this network",
+    "127.0.0.0/8": "loopback",
+    "169.254.0.0/16": "link-local",
+    "224.0.0.0/4": "multicast",
+    "240.0.0.0/4": "reserved",
+    "::/96": "unspecified and loopback",
+    "::ffff:0:0/96": "IPv4-mapped",
+    "fe80::/10": "link-local",
+    "ff00::/8": "multicast",
+}
+
+
+def check(config: Config) -> Iterator[Problem]:
+    """Yield what keeps a configuration from being used; reads the password files of this node's peers."""
+    yield from _pools(config)
+    yield from _advertise(config)
+    yield from _peers(config)
+    yield from _paths(config)
+
+
+def warnings(config: Config) -> Iterator[Problem]:
+    """Yield what is allowed and yet hardly meant."""
+    for name, peer in config.peers.items():
+        here: Location = ("peers", name)
+        if peer.asn != config.node.asn:
+            for key, policy, direction in (
+                ("import", peer.import_policy, "nothing is accepted from it"),
+                ("export", peer.export_policy, "nothing is advertised to it"),
+            ):
+                if policy is None:
+                    text = f"is missing on an eBGP peer, so {direction} (RFC 8212); say accept, reject or a policy"
+                    yield Problem((*here, key), text)
+            for index, rule in enumerate(peer.export_policy.rules if peer.export_policy else ()):
+                if rule.set.local_pref is not None:
+                    where = (*here, "export", "rules", index, "set", "localPref")
+                    yield Problem(where, "has no effect on an eBGP peer (RFC 4271 section 5.1.5); leave it out")
+        for direction, policy in (("import", peer.import_policy), ("export", peer.export_policy)):
+            for index, rule in enumerate(policy.rules if policy else ()):
+                if rule.action == "reject" and rule.set.model_fields_set:
+                    text = "has no effect, as the rule rejects; leave it out"
+                    yield Problem((*here, direction, "rules", index, "set"), text)
+    if config.pools and not config.pools_here():
+        yield Problem(("pools",), "holds no pool for this node (no `nodes` selector matches its labels): no containers")
+    if config.peers and not config.peers_here():
+        text = "holds no peer for this node (no `nodes` selector matches its labels): nothing is advertised"
+        yield Problem(("peers",), text)
+
+
+def overlaps_with_subnets(config: Config, subnets: Iterable[str]) -> list[Problem]:
+    """Return a problem for every pool of this node that overlaps one of the node's own subnets.
+
+    ``subnets`` are prefixes such as ``"10.1.1.0/24"``; host bits are ignored, so a kernel's address serves as it is.
+    """
+    own = [ip_network(subnet, strict=False) for subnet in subnets]
+    return [
+        Problem(
+            ("pools", name, "cidr"),
+            f"{pool.cidr} overlaps {subnet}, a subnet of this node, must be addresses that no link uses",
+        )
+        for name, pool in config.pools_here().items()
+        for subnet in own
+        if _overlap(ip_network(pool.cidr), subnet)
+    ]
+
+
+def _pools(config: Config) -> Iterator[Problem]:
+    for name, pool in config.pools.items():
+        yield from _block_size(("pools", name, "blockSize"), pool)
+        for reserved, use in _RESERVED.items():
+            if _overlap(ip_network(pool.cidr), ip_network(reserved)):
+                text = f"{pool.cidr} overlaps {reserved} ({use}), must be addresses that containers may use"
+                yield Problem(("pools", name, "cidr"), text)
+    for (one, first), (other, second) in combinations(config.pools.items(), 2):
+        if _overlap(ip_network(first.cidr), ip_network(second.cidr)):
+            text = f"{second.cidr} overlaps pool {one} ({first.cidr}), must be addresses of this pool alone"
+            yield Problem(("pools", other, "cidr"), text)
+
+
+def _block_size(location: Location, pool: Pool) -> Iterator[Problem]:
+    sizes, length = BLOCK_SIZES[pool.family], pool.prefix[0]
+    low, high = max(sizes.start, length), sizes.stop - 1
+    if low > high:
+        text = f"cannot be met: {pool.cidr} is smaller than a block, must be {high} or less after the slash"
+        yield Problem((*location[:-1], "cidr"), text)
+    elif pool.block_size not in range(low, high + 1):
+        why = f"not shorter than the pool's own /{length}" if low == length else f"{NAMES[pool.family]} blocks"
+        yield Problem(location, f"is {pool.block_size}, must be {low} to {high} ({why})")
+
+
+def _advertise(config: Config) -> Iterator[Problem]:
+    for index, text in enumerate(config.advertise):
+        if text in config.advertise[:index]:
+            yield Problem(("advertise", index), f"{text} is given twice, must be given once: remove one")
+
+
+def _peers(config: Config) -> Iterator[Problem]:
+    here = config.peers_here()
+    for name, peer in config.peers.items():
+        at: Location = ("peers", name)
+        yield from _addresses(at, peer)
+        yield from _in_pools((*at, "address"), peer.address, config)
+        if peer.local_address:
+            yield from _in_pools((*at, "localAddress"), peer.local_address, config)
+        if peer.passive and not config.bgp.listen:
+            text = "is true while bgp.listen is empty, so nobody would connect; must be false, or bgp.listen an address"
+            yield Problem((*at, "passive"), text)
+        if peer.password_file and name in here:
+            try:
+                read_password(peer.password_file)
+            except ValueError as error:
+                yield Problem((*at, "passwordFile"), str(error))
+        for direction, policy in (("import", peer.import_policy), ("export", peer.export_policy)):
+            if policy:
+                yield from _policy((*at, direction), policy)
+    for (one, first), (other, second) in combinations(config.peers.items(), 2):
+        if first.address == second.address and _may_both_apply(first.nodes, second.nodes):
+            text = f"{second.address} is the address of peer {one} too, must be given once: remove one of the two"
+            yield Problem(("peers", other, "address"), text)
+
+
+def _addresses(at: Location, peer: Peer) -> Iterator[Problem]:
+    name: dict[Family, str] = {4: "an IPv4", 6: "an IPv6"}
+    if peer.family == 6 and "ipv4" in peer.families:
+        text = (
+            f"holds ipv4 on the IPv6 session to {peer.address}, must be [ipv6]: IPv4 routes with IPv6 next hops "
+            "(RFC 8950) are not supported; use a peer with an IPv4 address"
+        )
+        yield Problem((*at, "families"), text)
+    if len(set(peer.families)) != len(peer.families):
+        yield Problem((*at, "families"), "names a family twice, must name each once")
+    if peer.local_address:
+        local, device = address_with_device(peer.local_address)
+        if local.version != peer.family:
+            kind = name[4 if local.version == 4 else 6]
+            text = f"{peer.local_address} is {kind} address, must be {name[peer.family]} one like the peer's"
+            yield Problem((*at, "localAddress"), text)
+        elif local.packed == peer.packed:
+            text = f"{peer.local_address} is the peer's own address, must be an address of this node"
+            yield Problem((*at, "localAddress"), text)
+        elif device and peer.device and device != peer.device:
+            text = f"{peer.local_address} is on {device}, must be on {peer.device} like the peer's"
+            yield Problem((*at, "localAddress"), text)
+
+
+def _in_pools(location: Location, address: str, config: Config) -> Iterator[Problem]:
+    bare = ip_address(address.partition("%")[0])
+    for name, pool in config.pools.items():
+        if bare in ip_network(pool.cidr):
+            text = f"{address} lies in pool {name} ({pool.cidr}), must be outside of every pool"
+            yield Problem(location, text)
+
+
+def _policy(at: Location, policy: Policy) -> Iterator[Problem]:
+    names: set[str] = set()
+    for index, rule in enumerate(policy.rules):
+        where: Location = (*at, "rules", index)
+        if rule.name in names:
+            yield Problem((*where, "name"), f'is "{rule.name}" again, must be unique within the policy')
+        names.add(rule.name)
+        yield from _families(where, rule)
+        if at[-1] == "import":
+            yield from _import_only(where, rule)
+
+
+def _families(where: Location, rule: Rule) -> Iterator[Problem]:
+    for index, item in enumerate(rule.match.prefixes):
+        if rule.match.family_number not in (None, item.family):
+            text = f'is "{item}" under match.family {rule.match.family}, so never matches; must be of that family'
+            yield Problem((*where, "match", "prefixes", index), text)
+
+
+def _import_only(where: Location, rule: Rule) -> Iterator[Problem]:
+    if rule.match.source:
+        text = "is given in an import policy, where every route is learned; must be left out"
+        yield Problem((*where, "match", "source"), text)
+    if rule.set.next_hop:
+        yield Problem((*where, "set", "nextHop"), "is given in an import policy, must be in the export policy")
+
+
+def _paths(config: Config) -> Iterator[Problem]:
+    if config.api.socket == config.cni.socket:
+        text = f"{config.api.socket} is the path of cni.socket too, must be a socket of its own"
+        yield Problem(("api", "socket"), text)
+    has_ipv6 = any(pool.family == 6 for pool in config.pools.values())
+    if config.cni.mtu != "auto" and config.cni.mtu < 1280 and has_ipv6:
+        text = f"is {config.cni.mtu}, must be 1280 or more with an IPv6 pool (RFC 8200 section 5)"
+        yield Problem(("cni", "mtu"), text)
+
+
+def _may_both_apply(one: dict[str, str], other: dict[str, str]) -> bool:
+    return all(other.get(label, value) == value for label, value in one.items())
+
+
+def _overlap(one: IPv4Network | IPv6Network, other: IPv4Network | IPv6Network) -> bool:
+    family: Family = 4 if one.version == 4 else 6
+    if other.version != family:
+        return False
+    first, second = prefix.parse(str(one))[1], prefix.parse(str(other))[1]
+    return prefix.contains(first, second) or prefix.contains(second, first)

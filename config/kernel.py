@@ -1,0 +1,22 @@
+"""Numbers by which podroute's objects in the kernel are known, as `ip route` and `ip nexthop` show them."""
+
+from __future__ import annotations
+
+from config.prefix import Family
+
+ROUTE_PROTOCOL = 201
+"""rtnetlink protocol of every route and next-hop object of ours (rtm_protocol, nh_protocol)."""
+
+MAIN_TABLE = 254
+DEFAULT_METRIC = 20
+"""Metric of learned routes."""
+
+COVER_METRIC = 1
+"""Metric of the ``unreachable`` routes over own blocks: below that of learned routes, so that nobody's announcement of
+our own block wins over it."""
+
+POD_METRIC: dict[Family, int] = {4: 0, 6: 1024}
+"""Metric of host routes to pods: what the kernel gives a route that states none."""
+
+NEXT_HOP_IDS = range(ROUTE_PROTOCOL << 20, (ROUTE_PROTOCOL + 1) << 20)
+"""Ids of our next-hop objects; ids that others took inside are skipped."""

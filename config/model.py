@@ -1,0 +1,214 @@
+"""The schema of one node's file, ``apiVersion: podroute/v1``.
+
+Keys are camelCase in the file, attributes snake_case here. A field's description is what an operator reads behind
+"must be". Checks of one value against another are in config.check.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from config import prefix
+from config.policy import ACCEPT, REJECT, Policy, PolicyOrAction, Section
+from config.prefix import BY_NAME, Family
+from config.values import (
+    AbsolutePath,
+    AsNumber,
+    FamilyName,
+    HoldTime,
+    Labels,
+    Listen,
+    Mtu,
+    Name,
+    NodeName,
+    PeerAddress,
+    Prefix,
+    RouterId,
+    SocketPath,
+    StoreUrl,
+    address_with_device,
+    matches,
+    parse_listen,
+)
+
+DEFAULT_PATH = "/etc/podroute/podroute.yaml"
+HOLD_TIME = 90
+CONNECT_RETRY = 5
+BLOCK_SIZE: dict[Family, int] = {4: 26, 6: 122}
+BLOCK_SIZES: dict[Family, range] = {4: range(20, 33), 6: range(116, 129)}
+
+_AS = "an AS number, 1 to 4294967294 as one integer"
+_NODES = 'a mapping of labels and values that a node must have, such as {rack: "r1"}'
+_HOLD = "0 (no keepalives) or 3 to 65535 seconds"
+_RETRY = "1 to 3600 seconds"
+
+
+class Node(Section):
+    name: NodeName = Field(description="the node's name, unique in the cluster")
+    asn: AsNumber = Field(alias="as", description=_AS)
+    router_id: RouterId = Field(description='four octets such as "10.1.1.11", unique in the network')
+    labels: Labels = Field(default={}, description='a mapping of labels and values such as {rack: "r1"}')
+
+    @property
+    def identifier(self) -> bytes:
+        """The router ID as the four octets of a BGP identifier."""
+        return IPv4Address(self.router_id).packed
+
+
+class Pool(Section):
+    """Addresses for containers, cut into blocks of which every node claims whole ones."""
+
+    cidr: Prefix = Field(description='a prefix such as "10.64.0.0/16"')
+    block_size: int = Field(
+        ge=20, le=128, description="the prefix length of a block: 20 to 32 (IPv4) or 116 to 128 (IPv6)"
+    )
+    nodes: Labels = Field(default={}, description=_NODES)
+
+    @property
+    def family(self) -> Family:
+        return prefix.parse(self.cidr)[0]
+
+    @property
+    def prefix(self) -> bytes:
+        """Wire bytes (config.prefix)."""
+        return prefix.parse(self.cidr)[1]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_block_size(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "blockSize" not in value:
+            return {**value, "blockSize": BLOCK_SIZE[6 if ":" in str(value.get("cidr")) else 4]}
+        return value
+
+
+class Peer(Section):
+    address: PeerAddress = Field(description='the address of the peer such as "10.1.1.1" or "fe80::1%eth0"')
+    asn: AsNumber = Field(alias="as", description=_AS)
+    port: int = Field(default=179, ge=1, le=65535, description="a TCP port, 1 to 65535")
+    local_address: PeerAddress | None = Field(default=None, description="one of the node's own addresses")
+    families: list[FamilyName] = Field(min_length=1, description="a list of ipv4 and ipv6, at least one")
+    password_file: AbsolutePath | None = Field(default=None, description="the absolute path of a file")
+    passive: bool = Field(default=False, description="true (wait for the peer to connect) or false")
+    hold_time: HoldTime = Field(default=HOLD_TIME, description=_HOLD)
+    connect_retry: int = Field(default=CONNECT_RETRY, ge=1, le=3600, description=_RETRY)
+    nodes: Labels = Field(default={}, description=_NODES)
+    import_policy: PolicyOrAction | None = Field(default=None, alias="import", description="accept, reject or a policy")
+    export_policy: PolicyOrAction | None = Field(default=None, alias="export", description="accept, reject or a policy")
+
+    @property
+    def packed(self) -> bytes:
+        """The peer's address, 4 or 16 octets."""
+        return address_with_device(self.address)[0].packed
+
+    @property
+    def device(self) -> str:
+        """The interface of a link-local peer, else empty."""
+        return address_with_device(self.address)[1]
+
+    @property
+    def family(self) -> Family:
+        """Family of the session itself."""
+        return 4 if len(self.packed) == 4 else 6
+
+    @property
+    def family_set(self) -> frozenset[Family]:
+        """Families of the routes that the session carries."""
+        return frozenset(BY_NAME[name] for name in self.families)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_families(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "families" not in value:
+            return {**value, "families": ["ipv6" if ":" in str(value.get("address")) else "ipv4"]}
+        return value
+
+
+class Bgp(Section):
+    listen: list[Listen] = Field(
+        default=["0.0.0.0:179", "[::]:179"],
+        description='a list of address:port such as ["0.0.0.0:179", "[::]:179"], or [] not to listen',
+    )
+    hold_time: HoldTime = Field(default=HOLD_TIME, description=_HOLD)
+    connect_retry: int = Field(default=CONNECT_RETRY, ge=1, le=3600, description=_RETRY)
+    max_paths: int = Field(default=64, ge=1, le=256, description="1 (no multipath) to 256 next hops")
+
+    @property
+    def listen_addresses(self) -> list[tuple[str, int]]:
+        return [parse_listen(text) for text in self.listen]
+
+
+class Routes(Section):
+    table: int = Field(default=254, ge=1, le=4294967295, description="a routing table, 1 to 4294967295; main is 254")
+    metric: int = Field(default=20, ge=1, le=4294967295, description="1 to 4294967295")
+
+
+class Cni(Section):
+    socket: SocketPath = Field(default="/run/podroute/cni.sock", description="the path of a Unix socket")
+    mtu: Mtu = Field(default="auto", description="auto or 576 to 65535 octets")
+    bin_dir: AbsolutePath = Field(default="/opt/cni/bin", description="an absolute path")
+    conf_dir: AbsolutePath = Field(default="/etc/cni/net.d", description="an absolute path")
+
+
+class Api(Section):
+    socket: SocketPath = Field(default="/run/podroute/api.sock", description="the path of a Unix socket")
+
+
+class Log(Section):
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="debug, info, warning or error"
+    )
+    format: Literal["text", "json"] = Field(default="text", description="text or json")
+
+
+class Config(Section):
+    """One node's file."""
+
+    api_version: Literal["podroute/v1"] = Field(description="podroute/v1")
+    node: Node = Field(description="a mapping of name, as, routerId and labels")
+    state_dir: AbsolutePath = Field(default="/var/lib/podroute", description="an absolute path")
+    store: StoreUrl = Field(
+        default="sqlite:///var/lib/podroute/store.db", description='"sqlite:///absolute/path/of/store.db"'
+    )
+    pools: dict[Name, Pool] = Field(default={}, description="a mapping of pools by name")
+    advertise: list[Prefix] = Field(default=[], description='a list of prefixes such as ["192.0.2.1/32"]')
+    bgp: Bgp = Field(default=Bgp(), description="a mapping of listen, holdTime, connectRetry and maxPaths")
+    peers: dict[Name, Peer] = Field(default={}, description="a mapping of peers by name")
+    routes: Routes = Field(default=Routes(), description="a mapping of table and metric")
+    cni: Cni = Field(default=Cni(), description="a mapping of socket, mtu, binDir and confDir")
+    api: Api = Field(default=Api(), description="a mapping with socket")
+    log: Log = Field(default=Log(), description="a mapping of level and format")
+
+    @property
+    def advertised(self) -> list[tuple[Family, bytes]]:
+        """The extra prefixes as (family, wire bytes)."""
+        return [prefix.parse(text) for text in self.advertise]
+
+    def peers_here(self) -> dict[str, Peer]:
+        """Peers whose ``nodes`` selector takes this node, by name."""
+        return {name: peer for name, peer in self.peers.items() if matches(peer.nodes, self.node.labels)}
+
+    def pools_here(self) -> dict[str, Pool]:
+        """Pools whose ``nodes`` selector takes this node, by name, in the file's order."""
+        return {name: pool for name, pool in self.pools.items() if matches(pool.nodes, self.node.labels)}
+
+    def policies(self, peer: Peer) -> tuple[Policy, Policy]:
+        """Return a peer's import and export policy as they hold.
+
+        Where an eBGP peer has none nothing passes (RFC 8212); within our own AS everything does.
+        """
+        missing = ACCEPT if peer.asn == self.node.asn else REJECT
+        return peer.import_policy or missing, peer.export_policy or missing
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit_timers(cls, value: Any) -> Any:
+        """Give peers the timers of ``bgp`` that they do not set themselves."""
+        if not isinstance(value, dict) or not isinstance(value.get("peers"), dict):
+            return value
+        bgp = value.get("bgp")
+        timers = {key: bgp[key] for key in ("holdTime", "connectRetry") if key in bgp} if isinstance(bgp, dict) else {}
+        peers = {k: {**timers, **peer} if isinstance(peer, dict) else peer for k, peer in value["peers"].items()}
+        return {**value, "peers": peers}

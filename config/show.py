@@ -1,0 +1,33 @@
+"""The configuration as it holds: every default filled in, secrets left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from config.model import Config
+
+REDACTED = "<redacted>"
+
+
+def effective(config: Config) -> dict[str, Any]:
+    """Return the configuration as plain data with the file's keys, in the schema's order.
+
+    Peers without a policy get the one that holds for them; where a password lies is not shown, only that there is one.
+    """
+    data = config.model_dump(mode="json", by_alias=True)
+    for name, peer in config.peers.items():
+        shown = data["peers"][name]
+        for key, policy in zip(("import", "export"), config.policies(peer), strict=True):
+            shown[key] = (
+                policy.model_dump(mode="json", by_alias=True, exclude_none=True) if policy.rules else (policy.default)
+            )
+        if peer.password_file is not None:
+            shown["passwordFile"] = REDACTED
+    return data
+
+
+def dump_yaml(data: dict[str, Any]) -> str:
+    """Return plain data as YAML, keys in their own order."""
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)

@@ -1,0 +1,226 @@
+"""The scalar types of the schema: each takes what an operator writes, and says what would be right where it cannot."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+from config.problems import shown
+
+FamilyName = Literal["ipv4", "ipv6"]
+
+MAX_SOCKET_PATH = 107
+"""Octets of a Unix socket's path (``sun_path`` less its end, unix(7))."""
+
+WELL_KNOWN_COMMUNITIES: dict[str, tuple[int, int]] = {
+    "graceful-shutdown": (65535, 0),  # RFC 8326
+    "blackhole": (65535, 666),  # RFC 7999
+    "no-export": (65535, 0xFF01),  # RFC 1997
+    "no-advertise": (65535, 0xFF02),
+    "no-export-subconfed": (65535, 0xFF03),
+    "no-peer": (65535, 0xFF04),  # RFC 3765
+}
+
+_NODE_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+_LABEL_KEY = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_./]{0,251}[A-Za-z0-9])?")
+_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+_LISTEN = re.compile(r"(?:\[(?P<six>[^\]]+)\]|(?P<four>[^:\[\]]+)):(?P<port>[0-9]{1,5})")
+_DEVICE = re.compile(r"[^\s/:%]{1,15}")
+
+# 0: RFC 7607; 23456: AS_TRANS, RFC 6793; 65535 and 4294967295: RFC 7300
+_REFUSED_AS = {
+    0: "0 is reserved by RFC 7607",
+    23456: "23456 is AS_TRANS of RFC 6793",
+    65535: "65535 is reserved by RFC 7300",
+    4294967295: "4294967295 is reserved by RFC 7300",
+}
+
+
+def wrong(value: object, right: str) -> PydanticCustomError:
+    """Return the error ``is VALUE, must be RIGHT``."""
+    return refused(f"is {shown(value)}, must be {right}")
+
+
+def refused(text: str) -> PydanticCustomError:
+    return PydanticCustomError("podroute", "{text}", {"text": text})
+
+
+def address_with_device(text: str) -> tuple[IPv4Address | IPv6Address, str]:
+    """Return the address and interface of ``"10.1.1.1"`` or ``"fe80::1%eth0"``; ValueError for anything else."""
+    bare, percent, device = text.partition("%")
+    if percent and not _DEVICE.fullmatch(device):
+        raise ValueError(f"{text!r} does not name an interface")
+    return ip_address(bare), device
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """Return ``(address, port)`` of ``"0.0.0.0:179"`` or ``"[::]:179"``; ValueError for anything else."""
+    match = _LISTEN.fullmatch(text)
+    if not match or not 1 <= int(match["port"]) <= 65535:
+        raise ValueError(f"{text!r} is not address:port")
+    host = IPv6Address(match["six"]) if match["six"] else IPv4Address(match["four"])
+    return str(host), int(match["port"])
+
+
+def parse_store(url: str) -> str:
+    """Return the file of ``sqlite:///absolute/path``; ValueError for anything else."""
+    scheme, separator, path = url.partition("://")
+    if scheme != "sqlite" or not separator or not path.startswith("/") or not path.strip("/") or path.endswith("/"):
+        raise ValueError(f"{url!r} is not sqlite:///absolute/path")
+    return "/" + path.lstrip("/")
+
+
+def parse_community(text: str) -> tuple[int, ...]:
+    """Return two integers for a community (RFC 1997), three for a large one (RFC 8092); else ValueError."""
+    if text in WELL_KNOWN_COMMUNITIES:
+        return WELL_KNOWN_COMMUNITIES[text]
+    parts = text.split(":")
+    if not all(part.isascii() and part.isdigit() for part in parts) or len(parts) not in (2, 3):
+        raise ValueError(f"{text!r} is not a community")
+    numbers = tuple(int(part) for part in parts)
+    if max(numbers) >= (1 << 16 if len(parts) == 2 else 1 << 32):
+        raise ValueError(f"{text!r} is out of range")
+    return numbers
+
+
+def matches(selector: dict[str, str], labels: dict[str, str]) -> bool:
+    """Tell whether a node with these labels is selected: every label must have its value; no label: all nodes."""
+    return all(labels.get(label) == value for label, value in selector.items())
+
+
+def _as_number(value: int) -> int:
+    if value in _REFUSED_AS:
+        raise refused(f"is {value}, must be an AS number that may be used: {_REFUSED_AS[value]}")
+    return value
+
+
+def _router_id(value: Any) -> str:
+    try:
+        number = int(IPv4Address(value)) if isinstance(value, str) else 0
+    except ValueError:
+        number = 0
+    if not number:
+        raise wrong(value, 'four octets such as "10.1.1.11", not all zero (RFC 6286); usually the node\'s IPv4 address')
+    return str(value)
+
+
+def _hold_time(value: int) -> int:
+    if value in (1, 2):
+        raise wrong(value, "0 (no keepalives) or 3 to 65535 seconds (RFC 4271 section 4.2)")
+    return value
+
+
+def _prefix(value: Any) -> str:
+    right = 'a prefix such as "10.64.0.0/16" or "fd00:64::/48"'
+    if not isinstance(value, str) or "/" not in value:
+        raise wrong(value, right)
+    try:
+        network = ip_network(value, strict=False)
+    except ValueError:
+        raise wrong(value, right) from None
+    if str(network.network_address) != str(ip_address(value.partition("/")[0])):
+        raise wrong(value, f'a prefix without host bits: "{network}"')
+    return str(network)
+
+
+def _peer_address(value: Any) -> str:
+    right = 'one IPv4 or IPv6 address such as "10.1.1.1" or "fd00:1::1"'
+    if not isinstance(value, str):
+        raise wrong(value, right)
+    try:
+        address, device = address_with_device(value)
+    except ValueError:
+        raise wrong(value, right + '; a link-local one names its interface: "fe80::1%eth0"') from None
+    if address.is_multicast or address.is_unspecified or str(address) == "255.255.255.255":
+        raise wrong(value, "the address of one host")
+    link_local = address.version == 6 and address.is_link_local
+    if link_local and not device:
+        raise wrong(value, f'a link-local address with its interface: "{address}%eth0"')
+    if device and not link_local:
+        raise wrong(value, f'"{address}": an interface belongs to IPv6 link-local addresses only')
+    return f"{address}%{device}" if device else str(address)
+
+
+def _listen(value: Any) -> str:
+    try:
+        host, port = parse_listen(value)
+    except (ValueError, TypeError):
+        raise wrong(value, 'address:port such as "0.0.0.0:179" or "[::]:179"') from None
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _store(value: Any) -> str:
+    try:
+        return "sqlite://" + parse_store(value)
+    except (ValueError, AttributeError):
+        raise wrong(value, '"sqlite:///absolute/path/of/store.db"') from None
+
+
+def _community(value: Any) -> str:
+    try:
+        parse_community(value)
+    except (ValueError, AttributeError):
+        names = ", ".join(WELL_KNOWN_COMMUNITIES)
+        right = f'"65000:100" (each 0 to 65535), "4200000001:1:2" (large) or one of {names}'
+        raise wrong(value, right) from None
+    return str(value)
+
+
+def _path(value: Any) -> str:
+    if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
+        raise wrong(value, "an absolute path")
+    return value
+
+
+def _socket(value: Any) -> str:
+    path = _path(value)
+    if len(path.encode()) > MAX_SOCKET_PATH or path.endswith("/"):
+        raise wrong(value, f"the path of a Unix socket, of at most {MAX_SOCKET_PATH} octets")
+    return path
+
+
+def _mtu(value: Any) -> Any:
+    number = isinstance(value, int) and not isinstance(value, bool) and 576 <= value <= 65535
+    if value != "auto" and not number:
+        raise wrong(value, "auto (the uplink's) or 576 to 65535 octets")
+    return value
+
+
+def _pattern(pattern: re.Pattern[str], right: str) -> BeforeValidator:
+    def check(value: Any) -> Any:
+        if not isinstance(value, str):
+            raise wrong(value, f'{right}; put it in quotes: "{str(value).lower()}"' if value is not None else right)
+        if not pattern.fullmatch(value):
+            raise wrong(value, right)
+        return value
+
+    return BeforeValidator(check)
+
+
+NodeName = Annotated[
+    str, _pattern(_NODE_NAME, "a host name: lower-case letters, digits, - and . with a letter or digit at both ends")
+]
+Name = Annotated[
+    str, _pattern(_NAME, "a name of up to 63 letters, digits, -, _ and . with a letter or digit at both ends")
+]
+LabelKey = Annotated[
+    str, _pattern(_LABEL_KEY, "a label's name: letters, digits, -, _, . and / with a letter or digit at both ends")
+]
+LabelValue = Annotated[str, _pattern(_LABEL_VALUE, "a label's value: up to 63 letters, digits, -, _ and . as a string")]
+Labels = dict[LabelKey, LabelValue]
+AsNumber = Annotated[int, Field(ge=0, le=4294967295), AfterValidator(_as_number)]
+RouterId = Annotated[str, BeforeValidator(_router_id)]
+HoldTime = Annotated[int, Field(ge=0, le=65535), AfterValidator(_hold_time)]
+Prefix = Annotated[str, BeforeValidator(_prefix)]
+PeerAddress = Annotated[str, BeforeValidator(_peer_address)]
+Listen = Annotated[str, BeforeValidator(_listen)]
+StoreUrl = Annotated[str, BeforeValidator(_store)]
+Community = Annotated[str, BeforeValidator(_community)]
+AbsolutePath = Annotated[str, BeforeValidator(_path)]
+SocketPath = Annotated[str, BeforeValidator(_socket)]
+Mtu = Annotated[int | Literal["auto"], BeforeValidator(_mtu)]

@@ -1,0 +1,76 @@
+"""The free addresses of one block, and the order in which they are given."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+
+_NEVER = float("-inf")
+
+
+class FreeAddresses:
+    """Which ordinals of a block are free: never used ones first, then the longest released.
+
+    Nothing inside a block is reserved: every address has a host route of its own, so the first and last serve too.
+    Times are seconds of any clock that does not go back.
+    """
+
+    def __init__(self, size: int, used: Iterable[int] = (), released: Iterable[tuple[int, float]] = ()) -> None:
+        """``released`` holds ordinals and the times they were released, oldest first."""
+        self.size = size
+        self._used = set(used)
+        self._released = OrderedDict((ordinal, since) for ordinal, since in released if ordinal not in self._used)
+        self._fresh = 0
+
+    @property
+    def used(self) -> int:
+        return len(self._used)
+
+    @property
+    def free(self) -> int:
+        return self.size - len(self._used)
+
+    def take(self, now: float, cool_down: float) -> int | None:
+        """Return an ordinal that was never used or was released at least ``cool_down`` ago; None if there is none."""
+        if self.oldest() == _NEVER:
+            return self.take_oldest()
+        while self._fresh < self.size:
+            ordinal = self._fresh
+            self._fresh += 1
+            if ordinal not in self._used and ordinal not in self._released:
+                self._used.add(ordinal)
+                return ordinal
+        since = self.oldest()
+        return self.take_oldest() if since is not None and now - since >= cool_down else None
+
+    def take_oldest(self) -> int | None:
+        """Return the ordinal released longest ago, however recently; None where none is free."""
+        if not self._released:
+            return None
+        ordinal, _ = self._released.popitem(last=False)
+        self._used.add(ordinal)
+        return ordinal
+
+    def oldest(self) -> float | None:
+        """Return when the ordinal that take_oldest would give was released."""
+        return next(iter(self._released.values()), None)
+
+    def take_exactly(self, ordinal: int) -> bool:
+        """Take one ordinal; False where it is in use."""
+        if ordinal in self._used:
+            return False
+        self._released.pop(ordinal, None)
+        self._used.add(ordinal)
+        return True
+
+    def give_back(self, ordinal: int, now: float) -> None:
+        """Return an ordinal that was in use: it comes last."""
+        self._used.discard(ordinal)
+        self._released[ordinal] = now
+        self._released.move_to_end(ordinal)
+
+    def undo(self, ordinal: int) -> None:
+        """Return an ordinal that was taken and handed to nobody: it comes next."""
+        self._used.discard(ordinal)
+        self._released[ordinal] = _NEVER
+        self._released.move_to_end(ordinal, last=False)

@@ -1,0 +1,192 @@
+"""What the store holds: keys and the JSON behind them, each record with the version of its schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from config import prefix
+from config.model import BLOCK_SIZES
+from config.prefix import BITS, Family
+from ipam.errors import NewerStateError, StoreError
+from ipam.pool import Pool, Span, span
+from ipam.store import Entry, Quiet, Range
+
+ROOT = "/podroute/v1"
+NODES = Range.below(f"{ROOT}/nodes/")
+POOLS = Range.below(f"{ROOT}/pools/")
+BLOCKS = Range.below(f"{ROOT}/blocks/")
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block and its owner: what the agent advertises."""
+
+    family: Family
+    prefix: bytes
+    """Wire bytes (config.prefix)."""
+    pool: str
+    owner: str
+    """Name of the node."""
+    uuid: str
+    """The owner's UUID: a name alone could be another machine's."""
+    generation: int = 0
+    """The store's revision that made the record: greater at every later claim of the same range."""
+    claimed_at: str = ""
+    """UTC, ISO 8601; for people."""
+
+    @property
+    def cidr(self) -> str:
+        return prefix.text(self.family, self.prefix)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    name: str
+    uuid: str
+    asn: int = 0
+    router_id: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    addresses: Sequence[str] = ()
+    """Where peers reach the node."""
+    seen_at: str = ""
+    """When the agent last started: UTC, ISO 8601; for people."""
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def node_key(name: str) -> str:
+    return f"{ROOT}/nodes/{name}"
+
+
+def pool_key(name: str) -> str:
+    return f"{ROOT}/pools/{name}"
+
+
+def address_key(family: Family, address: int) -> str:
+    """Return the least key that a block which begins at ``address`` can have."""
+    return f"{ROOT}/blocks/{family}/{address:0{BITS[family] // 4}x}"
+
+
+def block_key(family: Family, wire: bytes) -> str:
+    """Return a block's key: its first and last address in hexadecimal of fixed width.
+
+    Keys sort by address, so blocks that begin within a range of addresses are a range of keys.
+    """
+    first, last = span(family, wire)
+    return f"{address_key(family, first)}-{last:0{BITS[family] // 4}x}"
+
+
+def block_span(key: str) -> Span:
+    """Return the first and last address of a block's key."""
+    first, last = key.rpartition("/")[2].split("-")
+    return int(first, 16), int(last, 16)
+
+
+def blocks_from(pool: Pool, index: int, high: int, limit: int) -> Range:
+    """Return the range of the records whose blocks begin in blocks [index, high) of a pool."""
+    first = span(pool.family, pool.block(index))[0]
+    last = span(pool.family, pool.block(high - 1))[1]
+    # "." follows "-" in byte order
+    return Range(address_key(pool.family, first), address_key(pool.family, last) + ".", limit)
+
+
+def nothing_overlaps(family: Family, wire: bytes) -> list[Quiet]:
+    """Return the conditions under which no record overlaps a block.
+
+    One range holds every record that begins inside. Of blocks that begin before and reach over it only twelve are
+    possible, as blocks are aligned and their sizes limited: each is asked for by its key.
+    """
+    first, last = span(family, wire)
+    conditions = [Quiet(address_key(family, first), address_key(family, last) + ".")]
+    for length in range(BLOCK_SIZES[family].start, wire[0]):
+        around = Range.key(block_key(family, prefix.make(family, first, length)))
+        conditions.append(Quiet(around.start, around.end))
+    return conditions
+
+
+def encode_node(node: NodeRecord) -> bytes:
+    return _encode(
+        {
+            "name": node.name,
+            "uuid": node.uuid,
+            "as": node.asn,
+            "routerId": node.router_id,
+            "labels": dict(node.labels),
+            "addresses": list(node.addresses),
+            "seenAt": node.seen_at,
+        }
+    )
+
+
+def decode_node(entry: Entry) -> NodeRecord:
+    data = _decode(entry)
+    try:
+        return NodeRecord(
+            data["name"],
+            data["uuid"],
+            data["as"],
+            data["routerId"],
+            data["labels"],
+            tuple(data["addresses"]),
+            data["seenAt"],
+        )
+    except (KeyError, TypeError) as error:
+        raise _foreign(entry) from error
+
+
+def encode_pool(pool: Pool, seeded_by: str) -> bytes:
+    return _encode({"cidr": pool.cidr, "blockSize": pool.block_size, "nodes": pool.nodes, "seededBy": seeded_by})
+
+
+def decode_pool(entry: Entry) -> tuple[Pool, str]:
+    """Return a pool and the name of the node that seeded it."""
+    data = _decode(entry)
+    try:
+        name = entry.key.rpartition("/")[2]
+        return Pool.parse(name, data["cidr"], data["blockSize"], data["nodes"]), data["seededBy"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise _foreign(entry) from error
+
+
+def encode_block(block: Block) -> bytes:
+    return _encode({"pool": block.pool, "owner": block.owner, "uuid": block.uuid, "claimedAt": block.claimed_at})
+
+
+def decode_block(entry: Entry) -> Block:
+    data = _decode(entry)
+    try:
+        family: Family = 4 if entry.key.startswith(f"{ROOT}/blocks/4/") else 6
+        first, last = block_span(entry.key)
+        wire = prefix.make(family, first, BITS[family] - (last - first).bit_length())
+        return Block(family, wire, data["pool"], data["owner"], data["uuid"], entry.created, data["claimedAt"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise _foreign(entry) from error
+
+
+def _encode(data: dict[str, Any]) -> bytes:
+    return json.dumps({"schema": SCHEMA, **data}, separators=(",", ":")).encode()
+
+
+def _decode(entry: Entry) -> dict[str, Any]:
+    try:
+        data = json.loads(entry.value)
+        schema = data["schema"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise _foreign(entry) from error
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise NewerStateError(
+            f"record {entry.key} was written by a newer podroute (schema {schema}, this one knows {SCHEMA}): "
+            "install that version or a newer one on this node"
+        )
+    return dict(data)
+
+
+def _foreign(entry: Entry) -> StoreError:
+    return StoreError(f"record {entry.key} is none that podroute wrote: {entry.value[:80]!r}; remove it from the store")

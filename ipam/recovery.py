@@ -1,0 +1,94 @@
+"""What an earlier run left: the ledger's memory and the store's records of our blocks, brought together."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from config import prefix
+from config.prefix import FAMILIES
+from ipam.claims import Claims
+from ipam.errors import AddressInUseError
+from ipam.holdings import Key
+from ipam.ledger import Ledger, OwnedBlock
+from ipam.pool import Pool, span
+from ipam.records import Block
+
+log = logging.getLogger("podroute.ipam")
+
+
+class Recovered(NamedTuple):
+    owned: dict[Key, Block]
+    lost: dict[Key, OwnedBlock]
+    """Blocks whose addresses are in use here though the store does not say they are ours."""
+    used: dict[Key, list[int]]
+    """Addresses in use, by block."""
+    resting: dict[Key, list[tuple[int, float]]]
+    """Addresses that were in use, by block, oldest first, and when they were released on the monotonic clock."""
+
+
+async def recover(ledger: Ledger, claims: Claims, pools: Sequence[Pool]) -> Recovered:
+    """Return what is ours; blocks in use that the store lacks are claimed again, unused ones forgotten."""
+    owned: dict[Key, Block] = {(block.family, block.prefix): block for block in await claims.owned()}
+    if owned and ledger.blank:
+        log.error(
+            "the ledger is empty though this node owns blocks: if containers still run here, their addresses "
+            "may be given twice; stop them, or restore the ledger",
+            extra={"fields": {"ledger": ledger.path, "blocks": ", ".join(block.cidr for block in owned.values())}},
+        )
+    used = addresses_in_use(ledger)
+    lost: dict[Key, OwnedBlock] = {}
+    for key, remembered in list(ledger.blocks.items()):
+        if key in owned:
+            continue
+        if key not in used:
+            await ledger.disown(*key)
+        elif block := await _claim_again(claims, remembered, pools):
+            owned[key] = block
+        else:
+            lost[key] = remembered
+    return Recovered(owned, lost, used, _resting(ledger, owned))
+
+
+def addresses_in_use(ledger: Ledger) -> dict[Key, list[int]]:
+    """Return the addresses that the ledger has given, by block."""
+    used: dict[Key, list[int]] = {}
+    for attachment in ledger.by_handle.values():
+        for a in attachment.assignments:
+            used.setdefault((a.family, a.block), []).append(int.from_bytes(a.packed, "big"))
+    return used
+
+
+async def _claim_again(claims: Claims, remembered: OwnedBlock, pools: Sequence[Pool]) -> Block | None:
+    """Claim a block that the ledger has and the store has not: the store is a new one, or somebody took it."""
+    fields = {"block": prefix.text(remembered.family, remembered.prefix), "pool": remembered.pool}
+    pool = next((pool for pool in pools if pool.name == remembered.pool), None)
+    index = pool.index(span(remembered.family, remembered.prefix)[0]) if pool else None
+    if pool is None or index is None or pool.block(index) != remembered.prefix:
+        log.error("containers use addresses of a block that no pool here has", extra={"fields": fields})
+        return None
+    try:
+        block = await claims.claim_exactly(pool, index)
+    except AddressInUseError as error:
+        log.error("containers use addresses of a block that was lost: %s", error, extra={"fields": fields})
+        return None
+    log.warning("block was missing in the store and is claimed again", extra={"fields": fields})
+    return block
+
+
+def _resting(ledger: Ledger, owned: Iterable[Key]) -> dict[Key, list[tuple[int, float]]]:
+    blocks = set(owned)
+    lengths = {family: {wire[0] for of, wire in blocks if of == family} for family in FAMILIES}
+    wall, mono = time.time(), time.monotonic()
+    resting: dict[Key, list[tuple[int, float]]] = {}
+    for item in ledger.released:
+        address = int.from_bytes(item.packed, "big")
+        # A clock that was set back must not make an address rest longer than once
+        since = mono - max(0.0, wall - item.at)
+        for length in lengths[item.family]:
+            key: Key = (item.family, prefix.make(item.family, address, length))
+            if key in blocks:
+                resting.setdefault(key, []).append((address, since))
+    return resting

@@ -1,0 +1,372 @@
+"""The node's addresses: blocks claimed in the store, addresses handed out of them, everything durable.
+
+A block is used once the store says it is ours and the ledger knows; an address once the ledger has it on disk. After a
+crash the ledger and the store are all there is, and they are enough: a block claimed at the last moment is found in the
+store, an address whose commit did not happen was never handed out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from config import prefix
+from config.model import Config
+from config.prefix import FAMILIES, NAMES, Family
+from config.values import matches, parse_store
+from ipam import records
+from ipam.claims import Claims
+from ipam.errors import (
+    AddressInUseError,
+    AddressNotInPoolError,
+    IpamError,
+    NoPoolError,
+    NotRunningError,
+    PoolExhaustedError,
+    StoreUnavailableError,
+)
+from ipam.holdings import Holdings, Key, Taken
+from ipam.identity import Identity, StateDirectory
+from ipam.ledger import Assignment, Attachment, Handle, Ledger, OwnedBlock
+from ipam.pool import Pool
+from ipam.records import Block, NodeRecord
+from ipam.recovery import addresses_in_use, recover
+from ipam.sqlite_store import SqliteStore
+from ipam.store import Store
+
+log = logging.getLogger("podroute.ipam")
+
+LEDGER_FILE = "ledger.db"
+COOL_DOWN = 5.0
+"""Seconds that a released address rests while another one can be had."""
+
+T = TypeVar("T")
+BlocksChanged = Callable[[Sequence[Block], Sequence[Block]], None]
+"""Called with blocks granted and blocks released."""
+
+
+class Usage(NamedTuple):
+    block: Block
+    used: int
+    size: int
+
+
+class Ipam:
+    """Addresses for the containers of one node. All calls belong to one event loop."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        on_blocks: BlocksChanged | None = None,
+        addresses: Sequence[str] = (),
+        cool_down: float = COOL_DOWN,
+        store: Store | None = None,
+    ) -> None:
+        """``addresses``: where peers reach this node, for its record. ``store``: an open one in place of the file's."""
+        self._config = config
+        self._on_blocks = on_blocks
+        self._addresses = addresses
+        self._cool_down = cool_down
+        self._given_store = store
+        self._store: Store | None = store
+        self._state: StateDirectory | None = None
+        self._identity = Identity("", "")
+        self._claims: Claims | None = None
+        self._ledger = Ledger(os.path.join(config.state_dir, LEDGER_FILE))
+        self._pools: list[Pool] = []
+        self._holdings = Holdings()
+        self._lost: dict[Key, OwnedBlock] = {}
+        self._growing = {family: asyncio.Lock() for family in FAMILIES}
+        self._turns: dict[Handle, asyncio.Task[Any]] = {}
+
+    async def start(self) -> None:
+        """Join the cluster, find what an earlier run left, and have one block per family that a pool here serves.
+
+        A pool without a free block is no error yet: the first allocation that needs one is. Raises IpamError;
+        nothing is left open then.
+        """
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Finish what is under way and close ledger and store; blocks and addresses stay ours."""
+        self._claims = None
+        while self._turns:
+            await asyncio.wait(self._turns.values())
+        await self._ledger.close()
+        if self._store is not None and self._given_store is None:
+            await self._store.close()
+        self._store = None
+        if self._state is not None:
+            self._state.close()
+            self._state = None
+
+    @property
+    def identity(self) -> Identity:
+        return self._identity
+
+    def blocks(self) -> list[Block]:
+        """Return the blocks that are ours, which is what the agent advertises."""
+        return [held.block for held in self._holdings.blocks.values()]
+
+    def usage(self) -> list[Usage]:
+        return [Usage(held.block, held.free.used, held.free.size) for held in self._holdings.blocks.values()]
+
+    def pools(self) -> list[Pool]:
+        """Return the pools that serve this node, in the order they are used."""
+        return list(self._pools)
+
+    def lost(self) -> list[OwnedBlock]:
+        """Return blocks whose addresses containers here still use though the store does not say they are ours."""
+        return list(self._lost.values())
+
+    async def lookup(self, handle: Handle) -> Attachment | None:
+        return self._ledger.by_handle.get(handle)
+
+    async def attachments(self) -> list[Attachment]:
+        """Return everything that has an address."""
+        return list(self._ledger.by_handle.values())
+
+    async def allocate(
+        self,
+        handle: Handle,
+        *,
+        families: Iterable[Family] | None = None,
+        pools: Sequence[str] = (),
+        addresses: Sequence[str] = (),
+        attributes: Mapping[str, Any] | None = None,
+    ) -> list[Assignment]:
+        """Give a handle one address per family, all or none; what it returns is on disk.
+
+        ``families``: without it, every family that a pool here serves. ``pools``: names to choose from. ``addresses``:
+        certain ones, each instead of one chosen for its family. A handle that has addresses gets the same again, with
+        the new attributes. Cancelled, it still happens: release the handle. Raises IpamError.
+        """
+        key = Handle(*handle)
+        return await self._in_turn(key, lambda: self._allocate(key, families, pools, addresses, attributes))
+
+    async def release(self, handle: Handle) -> list[Assignment]:
+        """Take a handle's addresses back and return them; none where it is not known. Raises LedgerError."""
+        key = Handle(*handle)
+        return await self._in_turn(key, lambda: self._release(key))
+
+    # Start
+
+    async def _start(self) -> None:
+        config, node = self._config, self._config.node
+        self._state = await asyncio.to_thread(StateDirectory, config.state_dir)
+        self._identity = await asyncio.to_thread(self._state.identity, node.name)
+        await self._ledger.open()
+        if self._store is None:
+            self._store = store = SqliteStore(parse_store(config.store))
+            await store.open()
+        claims = Claims(self._store, self._identity)
+        uuid, seen_at = self._identity.uuid, records.now()
+        await claims.register(
+            NodeRecord(node.name, uuid, node.asn, node.router_id, node.labels, self._addresses, seen_at)
+        )
+        ours = [Pool.parse(name, pool.cidr, pool.block_size, pool.nodes) for name, pool in config.pools_here().items()]
+        self._pools = [pool for pool in await claims.seed(ours) if matches(pool.nodes, node.labels)]
+        found = await recover(self._ledger, claims, self._pools)
+        self._lost = found.lost
+        await self._adopt(list(found.owned.values()), found.used, found.resting)
+        by_family = {family: [pool for pool in self._pools if pool.family == family] for family in FAMILIES}
+        wants = {f: pools for f, pools in by_family.items() if pools and not self._holdings.serves(pools)}
+        if wants:
+            await self._claim(claims, wants)
+        self._claims = claims
+
+    # Blocks
+
+    async def _claim(self, claims: Claims, wants: Mapping[Family, Sequence[Pool]]) -> bool:
+        """Claim one block per family and use it; return whether there was one for each."""
+        found = await claims.claim(list(wants.values()))
+        await self._grant([block for block in found if block is not None])
+        for family, block in zip(wants, found, strict=True):
+            if block is None:
+                names = ", ".join(pool.name for pool in wants[family])
+                log.warning("no free block", extra={"fields": {"family": NAMES[family], "pools": names}})
+        return None not in found
+
+    async def _grant(self, blocks: Sequence[Block]) -> None:
+        await self._adopt(blocks)
+        for block in blocks:
+            log.info("block granted", extra={"fields": {"block": block.cidr, "pool": block.pool}})
+
+    async def _adopt(
+        self,
+        blocks: Sequence[Block],
+        used: Mapping[Key, Iterable[int]] | None = None,
+        resting: Mapping[Key, Iterable[tuple[int, float]]] | None = None,
+    ) -> None:
+        """Use blocks that the store has for us, once the ledger remembers them."""
+        if any((block.family, block.prefix) in self._lost for block in blocks):
+            used = addresses_in_use(self._ledger)
+        news = [OwnedBlock(block.family, block.prefix, block.pool, block.generation) for block in blocks]
+        if fresh := [block for block in news if self._ledger.blocks.get((block.family, block.prefix)) != block]:
+            await self._ledger.own(fresh)
+        for block in blocks:
+            key = (block.family, block.prefix)
+            self._lost.pop(key, None)
+            self._holdings.add(block, (used or {}).get(key, ()), (resting or {}).get(key, ()))
+        if blocks and self._on_blocks is not None:
+            self._on_blocks(list(blocks), [])
+
+    # Addresses
+
+    def _in_turn(self, handle: Handle, work: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Future[T]:
+        """Run work on a handle after all that came before for the same one; it goes on if the caller is cancelled."""
+        if self._claims is None:
+            raise NotRunningError("the agent is starting or stopping: try again")
+        before = self._turns.get(handle)
+
+        async def turn() -> T:
+            if before is not None:
+                await asyncio.wait([before])
+            return await work()
+
+        task = asyncio.get_running_loop().create_task(turn())
+        self._turns[handle] = task
+
+        def ended(_: asyncio.Task[T]) -> None:
+            if self._turns.get(handle) is task:
+                del self._turns[handle]
+            if not task.cancelled():
+                task.exception()  # seen, should the caller be gone
+
+        task.add_done_callback(ended)
+        return asyncio.shield(task)
+
+    async def _allocate(
+        self,
+        handle: Handle,
+        families: Iterable[Family] | None,
+        pools: Sequence[str],
+        addresses: Sequence[str],
+        attributes: Mapping[str, Any] | None,
+    ) -> list[Assignment]:
+        had = self._ledger.by_handle.get(handle)
+        if had is not None:
+            if attributes is not None and dict(attributes) != had.attributes:
+                await self._ledger.annotate(handle, attributes)
+            return list(had.assignments)
+        wanted = sorted({pool.family for pool in self._pools} if families is None else set(families))
+        if not wanted and not addresses:
+            raise NoPoolError(f"no pool serves node {self._config.node.name}: add one to `pools`, or check its `nodes`")
+        taken: list[Taken] = []
+        try:
+            for address in addresses:
+                taken.append(await self._take_exactly(address, pools))
+            for family in wanted:
+                if not any(one.held.block.family == family for one in taken):
+                    taken.append(await self._take(family, pools))
+            assignments = [one.assignment for one in taken]
+            await self._ledger.add(handle, assignments, attributes or {})
+        except BaseException:
+            for one in taken:
+                self._holdings.undo(one)
+            raise
+        return assignments
+
+    async def _release(self, handle: Handle) -> list[Assignment]:
+        gone = await self._ledger.remove(handle)
+        if gone is None:
+            return []
+        for assignment in gone.assignments:
+            self._holdings.give_back(assignment, time.monotonic())
+        return list(gone.assignments)
+
+    async def _take(self, family: Family, names: Sequence[str]) -> Taken:
+        """Take a free address: one that has rested, else, with many free ones, the one that rested longest.
+
+        Where few are free another block is claimed rather than an address given again at once; a node with much coming
+        and going would otherwise collect blocks that it does not need.
+        """
+        pools = self._serving(family, names)
+        if found := self._rested(pools):
+            return found
+        async with self._growing[family]:
+            if found := self._rested(pools):  # whoever had the lock before us may have claimed
+                return found
+            refusal: IpamError
+            try:
+                if await self._claim(self._running(), {family: pools}) and (found := self._rested(pools)):
+                    return found
+                refusal = self._exhausted(pools)
+            except StoreUnavailableError as error:
+                text = f"this node's {NAMES[family]} blocks are full and no other one can be claimed: {error}"
+                refusal = StoreUnavailableError(text)
+            if found := self._holdings.take_oldest(pools):
+                return found
+            raise refusal
+
+    def _rested(self, pools: Sequence[Pool]) -> Taken | None:
+        found = self._holdings.take(pools, time.monotonic(), self._cool_down)
+        if found is None and not self._holdings.crowded(pools):
+            found = self._holdings.take_oldest(pools)
+        return found
+
+    async def _take_exactly(self, address: str, names: Sequence[str]) -> Taken:
+        try:
+            family, wire = prefix.of_address(address)
+        except ValueError:
+            raise AddressNotInPoolError(f'"{address}" is no IPv4 or IPv6 address') from None
+        number = int.from_bytes(wire[1:], "big")
+        pools = self._serving(family, names)
+        pool = next((pool for pool in pools if pool.index(number) is not None), None)
+        if pool is None:
+            usable = ", ".join(f"{pool.name} ({pool.cidr})" for pool in pools)
+            raise AddressNotInPoolError(f"address {address} is in no pool that serves this node: {usable}")
+        key: Key = (family, prefix.make(family, number, pool.block_size))
+        if key not in self._holdings.blocks:
+            async with self._growing[family]:
+                if key not in self._holdings.blocks:
+                    await self._claim_for(address, pool, number)
+        taken = self._holdings.take_exactly(key, number)
+        if taken is None:
+            holder = self._ledger.by_address.get(wire[1:])
+            by = f"by {holder.handle}" if holder else "by a request that is under way"
+            raise AddressInUseError(f"address {address} is in use {by}")
+        return taken
+
+    async def _claim_for(self, address: str, pool: Pool, number: int) -> None:
+        """Claim the block of one address that was asked for."""
+        index = pool.index(number)
+        assert index is not None
+        try:
+            block = await self._running().claim_exactly(pool, index)
+        except AddressInUseError as error:
+            raise AddressInUseError(f"address {address} cannot be had here: {error}") from error
+        await self._grant([block])
+
+    def _serving(self, family: Family, names: Sequence[str]) -> list[Pool]:
+        pools = [pool for pool in self._pools if pool.family == family and (not names or pool.name in names)]
+        if not pools:
+            of = f" among {', '.join(names)}" if names else ""
+            raise NoPoolError(
+                f"no {NAMES[family]} pool{of} serves node {self._config.node.name}: "
+                "add one to `pools`, or check its `nodes`"
+            )
+        return pools
+
+    def _running(self) -> Claims:
+        if self._claims is None:
+            raise NotRunningError("the agent is stopping: try again")
+        return self._claims
+
+    def _exhausted(self, pools: Sequence[Pool]) -> PoolExhaustedError:
+        names = {pool.name for pool in pools}
+        sizes = [usage.size for usage in self.usage() if usage.block.pool in names]
+        which = " and ".join(f"{p.name} ({p.cidr}, {p.count} blocks of /{p.block_size})" for p in pools)
+        return PoolExhaustedError(
+            f"pool {which} is exhausted: every block is claimed, and all {sum(sizes)} addresses of the "
+            f"{len(sizes)} that node {self._config.node.name} owns are in use; delete containers, or add a pool"
+        )

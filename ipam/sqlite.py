@@ -1,0 +1,131 @@
+"""Opening SQLite files of ours, and SQLite's errors in an operator's words."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from dataclasses import dataclass
+
+from ipam.errors import DatabaseError, NewerStateError
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of file: what it is called, how it is known, and which errors it raises."""
+
+    noun: str
+    application_id: int
+    version: int
+    schema: tuple[str, ...]
+    error: type[DatabaseError]
+    corrupt: type[DatabaseError]
+    busy: type[DatabaseError]
+    remedy: str
+    """What to do about a corrupt one."""
+    busy_seconds: float
+
+
+def connect(kind: Kind, path: str) -> sqlite3.Connection:
+    """Open or create a file: WAL, every commit on disk before it returns, transactions begun by hand.
+
+    The connection belongs to the calling thread. Raises the errors of ``kind`` and NewerStateError.
+    """
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        connection = sqlite3.connect(path, timeout=kind.busy_seconds, isolation_level=None)
+    except OSError as error:
+        raise kind.error(f"{kind.noun} {path} cannot be created: {error.strerror}") from error
+    except sqlite3.Error as error:
+        raise translate(kind, path, error) from error
+    try:
+        _prepare(kind, path, connection)
+    except sqlite3.Error as error:
+        connection.close()
+        raise translate(kind, path, error) from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _prepare(kind: Kind, path: str, connection: sqlite3.Connection) -> None:
+    _refuse_foreign(kind, path, connection)
+    # Several processes that open a new file at once get "locked" here without the usual wait
+    give_up = time.monotonic() + kind.busy_seconds
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            break
+        except sqlite3.OperationalError as error:
+            if primary(error) != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+                raise
+            time.sleep(0.02)
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA trusted_schema=OFF")
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        _refuse_foreign(kind, path, connection)
+        if not _pragma(connection, "user_version"):
+            for statement in kind.schema:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA application_id={kind.application_id}")
+        # Also where nothing changes: it is the write that finds out whether the file can be written
+        connection.execute(f"PRAGMA user_version={kind.version}")
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    damage = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if damage != "ok":
+        raise kind.corrupt(_corrupt(kind, path, damage))
+
+
+def _refuse_foreign(kind: Kind, path: str, connection: sqlite3.Connection) -> None:
+    """Leave alone what is not ours, and what is newer than we are."""
+    application, version = _pragma(connection, "application_id"), _pragma(connection, "user_version")
+    if application == 0 and version == 0 and not connection.execute("SELECT 1 FROM sqlite_schema").fetchone():
+        return
+    if application != kind.application_id:
+        raise kind.error(f"{path} is a SQLite file, but no {kind.noun} of podroute: give another path")
+    if version > kind.version:
+        raise NewerStateError(
+            f"{kind.noun} {path} was written by a newer podroute (schema {version}, this one knows {kind.version}): "
+            "install that version or a newer one"
+        )
+
+
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
+
+
+def primary(error: sqlite3.Error) -> int:
+    """Return SQLite's primary result code, -1 where the error is Python's own."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return -1 if code is None else code & 0xFF
+
+
+def translate(kind: Kind, path: str, error: sqlite3.Error) -> DatabaseError:
+    """Return the error that names the file and what to do."""
+    code, what = primary(error), f"{kind.noun} {path}"
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return kind.corrupt(_corrupt(kind, path, str(error)))
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
+        return kind.error(
+            f"{what} is read-only: the agent must be able to write the file and its directory; "
+            "check owner, mode and mount options"
+        )
+    if code == sqlite3.SQLITE_CANTOPEN:
+        return kind.error(f"{what} cannot be opened: check that its directory exists and that the agent may write it")
+    if code == sqlite3.SQLITE_FULL:
+        return kind.error(f"{what} cannot grow, the disk is full: make room, nothing is lost")
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return kind.busy(
+            f"{what} is locked by another process for more than {kind.busy_seconds:g} s: "
+            "find out who has it open (fuser) and end that"
+        )
+    return kind.error(f"{what} failed: {error}")
+
+
+def _corrupt(kind: Kind, path: str, damage: str) -> str:
+    return f"{kind.noun} {path} is corrupt ({damage.splitlines()[0]}): {kind.remedy}"

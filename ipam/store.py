@@ -1,0 +1,104 @@
+"""The contract of a shared store: what etcd v3 and a SQLite file both can do.
+
+Keys are text in byte order, values are opaque octets. Every committed transaction has a revision greater than all
+before; a record knows the revision that created it and the last that wrote it. A range is ``start <= key < end``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+
+class Entry(NamedTuple):
+    key: str
+    value: bytes
+    created: int
+    """Revision that created the record; a record deleted and made again has a greater one."""
+    modified: int
+
+
+class Range(NamedTuple):
+    start: str
+    end: str
+    limit: int = 0
+    """At most so many records, in key order; 0: all."""
+
+    @classmethod
+    def key(cls, key: str) -> Range:
+        """Return the range of one key."""
+        return cls(key, key + "\0")
+
+    @classmethod
+    def below(cls, path: str) -> Range:
+        """Return the range of all keys that begin with ``path``, which ends in a slash."""
+        return cls(path, path[:-1] + "0")
+
+
+@dataclass(frozen=True, slots=True)
+class Unchanged:
+    """The record was last written by this revision; 0: there is none."""
+
+    key: str
+    modified: int
+
+
+@dataclass(frozen=True, slots=True)
+class Quiet:
+    """No record in the range was written after a revision; 0: the range is empty."""
+
+    start: str
+    end: str
+    since: int = 0
+
+
+Condition = Unchanged | Quiet
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    key: str
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    key: str
+
+
+Write = Put | Delete
+
+
+class Listing(NamedTuple):
+    entries: tuple[Entry, ...]
+    """In key order."""
+    revision: int
+    """The store's revision when it was read."""
+
+
+class Outcome(NamedTuple):
+    committed: bool
+    revision: int
+    """Of the transaction where it was committed, else of the state that refused it."""
+    read: tuple[tuple[Entry, ...], ...] = ()
+    """Where it was refused: the ranges asked for, as of the same moment."""
+
+
+class Store(Protocol):
+    """Raises StoreUnavailableError where trying again later may help, StoreError where it will not."""
+
+    @property
+    def url(self) -> str:
+        """Where the store is, for messages; without secrets."""
+
+    async def get(self, key: str) -> Entry | None: ...
+
+    async def list(self, wanted: Range) -> Listing: ...
+
+    async def transact(
+        self, conditions: Sequence[Condition], writes: Sequence[Write], otherwise: Sequence[Range] = ()
+    ) -> Outcome:
+        """Write all if every condition holds, else read the ranges of ``otherwise``: one round trip either way."""
+
+    async def close(self) -> None: ...

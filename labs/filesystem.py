@@ -1,0 +1,123 @@
+"""What a node sees of the host's files: the same programs, and private places where daemons keep their state.
+
+A node's mount namespace shows the host's root file system. On top of it come a fresh /run; overlays over /etc, /var and
+/opt, so that nothing written there reaches the host; an empty file system over each directory of FRR, podroute and
+CNI; and the binds of the topology file. All of it goes with the last process of the node.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from labs import kernel
+from labs.errors import LabError
+
+PRIVATE = (
+    "/etc/frr",
+    "/etc/podroute",
+    "/etc/cni/net.d",
+    "/opt/cni/bin",
+    "/var/lib/cni",
+    "/var/lib/podroute",
+    "/var/log/frr",
+)
+"""Directories that are empty in every new node, whatever the host has there."""
+RUN = ("/run/frr", "/run/lock", "/run/netns", "/run/podroute")
+"""Directories that every node has in its own /run."""
+OVERLAID = frozenset({"etc", "opt", "var"})
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A file or directory of the host to be seen in the node."""
+
+    source: Path
+    target: str
+    read_only: bool = False
+    place: str = ""
+    """Where an operator asked for it, for errors."""
+
+
+def build(mounts: Iterable[Mount]) -> None:
+    """Build a node's file system in the calling thread, which must own its mount namespace by itself.
+
+    The process file system is left to the first process of the node's pid namespace. Raises LabError.
+    """
+    kernel.mount("none", "/", flags=kernel.MS_REC | kernel.MS_PRIVATE)
+    with ExitStack() as stack:
+        # Opened first: the private directories may hide them.
+        sources = []
+        for mount in mounts:
+            try:
+                descriptor = os.open(mount.source, os.O_PATH | os.O_CLOEXEC)
+            except OSError as error:
+                raise LabError(f"{mount.place}: {mount.source}: {error.strerror}") from None
+            stack.callback(os.close, descriptor)
+            sources.append((mount, descriptor))
+        kernel.mount("sysfs", "/sys", "sysfs", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
+        kernel.mount("tmpfs", "/run", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=755")
+        for path in RUN:
+            os.makedirs(path, exist_ok=True)
+        overlaid = set(OVERLAID)
+        mounted = _mount_points()
+        for top in OVERLAID:
+            _overlay(top, mounted)
+        for path in PRIVATE:
+            os.makedirs(path, exist_ok=True)
+            kernel.mount("tmpfs", path, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=755")
+        for mount, descriptor in sources:
+            target = os.path.realpath(mount.target)
+            top = target.split("/")[1]
+            if not os.path.exists(target) and top not in overlaid | {"run"}:
+                if not os.path.isdir(f"/{top}"):
+                    raise LabError(
+                        f"{mount.place}: this host has no directory /{top} to show {mount.target} in, "
+                        "bind to a path below one that exists"
+                    )
+                _overlay(top, mounted)
+                overlaid.add(top)
+            _bind(descriptor, target, mount.read_only)
+
+
+def _overlay(top: str, mounted: Iterable[str]) -> None:
+    """Put an overlay over a top directory; file systems mounted below it stay visible, as they are on the host."""
+    layers = f"/run/.podroute-lab/{top}"
+    for part in ("upper", "work"):
+        os.makedirs(f"{layers}/{part}", exist_ok=True)
+    os.chmod(f"{layers}/upper", os.stat(f"/{top}").st_mode & 0o7777)
+    options = f"lowerdir=/{top},upperdir={layers}/upper,workdir={layers}/work"
+    with ExitStack() as stack:
+        covered = []
+        for point in mounted:
+            if point.startswith(f"/{top}/"):
+                covered.append((point, os.open(point, os.O_PATH | os.O_CLOEXEC)))
+                stack.callback(os.close, covered[-1][1])
+        kernel.mount("overlay", f"/{top}", "overlay", data=options)
+        for point, descriptor in covered:
+            kernel.mount(f"/proc/self/fd/{descriptor}", point, flags=kernel.MS_BIND)
+
+
+def _mount_points() -> list[str]:
+    """Return the mount points of the calling thread, outer ones before those below them."""
+    lines = Path("/proc/thread-self/mountinfo").read_text().splitlines()
+    # Spaces and the like are written as octal numbers, proc(5).
+    points = (re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), line.split()[4]) for line in lines)
+    return sorted({point for point in points if not point.startswith("/run/")})
+
+
+def _bind(descriptor: int, target: str, read_only: bool) -> None:
+    source = f"/proc/self/fd/{descriptor}"
+    if os.path.isdir(source):
+        os.makedirs(target, exist_ok=True)
+    else:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        if not os.path.exists(target):
+            os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+    kernel.mount(source, target, flags=kernel.MS_BIND | kernel.MS_REC)
+    if read_only:
+        kernel.mount(source, target, flags=kernel.MS_BIND | kernel.MS_REMOUNT | kernel.MS_RDONLY)

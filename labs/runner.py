@@ -1,0 +1,322 @@
+"""Labs on this host without Docker: build one from a topology file, find it again, take it down completely.
+
+    async with lab("two-racks") as net:
+        await net.node("n1").ping("10.255.0.11")
+
+A lab outlives the process that built it; any other process finds it by name. Root is needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+from labs import cables, frr, topology
+from labs.errors import CommandError, LabError
+from labs.filesystem import Mount
+from labs.namespaces import Namespaces
+from labs.node import Node, search_path
+from labs.processes import Process
+from labs.state import ROOT, Record, names
+from labs.teardown import check_root, take_down
+from labs.topology import Topology
+from labs.waiting import off_loop, together
+
+TOPOLOGIES = Path(__file__).parent / "topologies"
+FRR_IMAGE = "*frr*"
+Progress = Callable[[str], None]
+T = TypeVar("T")
+
+
+def resolve(topology_file: str | Path) -> Path:
+    """Return the topology file of that path, or the shipped one of that name (``two-racks``). Raises LabError."""
+    path = Path(topology_file)
+    if path.exists():
+        return path
+    shipped = TOPOLOGIES / f"{topology_file}.clab.yml"
+    if shipped.exists():
+        return shipped
+    known = ", ".join(sorted(file.name.removesuffix(".clab.yml") for file in TOPOLOGIES.glob("*.clab.yml")))
+    raise LabError(f"{topology_file}: no such file, and no shipped topology of that name: {known}")
+
+
+def load(topology_file: str | Path, *, name: str | None = None, root: Path = ROOT) -> Topology:
+    """Read and check a topology file, or a shipped topology by its name. Raises TopologyError with all faults."""
+    return topology.load(resolve(topology_file), directories=root, name=name)
+
+
+class Lab:
+    """A lab that is up. ``problems`` holds what went wrong without keeping it from coming up."""
+
+    def __init__(self, record: Record, nodes: Mapping[str, Node], progress: Progress | None = None) -> None:
+        self.name = record.name
+        self.directory = record.directory
+        self.nodes = dict(nodes)
+        self.problems: list[str] = []
+        self._record = record
+        self._progress = progress or (lambda _: None)
+
+    @classmethod
+    async def up(
+        cls,
+        source: str | Path | Topology,
+        *,
+        name: str | None = None,
+        progress: Progress | None = None,
+        root: Path = ROOT,
+    ) -> Lab:
+        """Build a lab and return it: links up, FRR configured, commands started, ``exec`` done.
+
+        ``source`` is a file, the name of a shipped topology, or what ``load`` returned (which has its name and root
+        already). Raises LabError; then nothing of it is left.
+        """
+        plan = source if isinstance(source, Topology) else load(source, name=name, root=root)
+        _check_host(plan)
+        record = Record(plan.name, plan.directory.parents[1])
+        record.create()
+        built = cls(record, {}, progress)
+        try:
+            await built._build(plan)
+        except BaseException:
+            await asyncio.shield(built.down())
+            raise
+        record.release()
+        return built
+
+    @classmethod
+    def find(cls, name: str, *, root: Path = ROOT) -> Lab:
+        """Return a lab that is up, whoever built it. Raises LabError."""
+        check_root()
+        record = Record(name, root)
+        nodes = {}
+        for node, known in record.read()["nodes"].items():
+            nodes[node] = Node(
+                name,
+                node,
+                Namespaces(Process(known["holder"]["pid"], known["holder"]["start"])),
+                directory=record.directory / "nodes" / node,
+                command=known["command"],
+                env=known["env"],
+                image=known["image"],
+            )
+        return cls(record, nodes)
+
+    @staticmethod
+    def names(*, root: Path = ROOT) -> list[str]:
+        """Return the names of the labs on this host, half-made ones too."""
+        return names(root)
+
+    def node(self, name: str) -> Node:
+        """Return a node. Raises LabError where there is none of that name."""
+        try:
+            return self.nodes[name]
+        except KeyError:
+            raise LabError(f"lab `{self.name}` has no node `{name}`, its nodes: {', '.join(self.nodes)}") from None
+
+    def describe(self) -> dict[str, Any]:
+        """Return the lab's record as it stands on the host."""
+        return self._record.read()
+
+    @overload
+    async def wait_for(
+        self,
+        what: str,
+        probe: Callable[[], Awaitable[T]],
+        *,
+        timeout: float = 30.0,  # noqa: ASYNC109
+        interval: float = 0.05,
+    ) -> T: ...
+
+    @overload
+    async def wait_for(
+        self,
+        what: str,
+        probe: Callable[[], T],
+        *,
+        timeout: float = 30.0,  # noqa: ASYNC109
+        interval: float = 0.05,
+    ) -> T: ...
+
+    async def wait_for(
+        self,
+        what: str,
+        probe: Callable[[], Any],
+        *,
+        timeout: float = 30.0,  # noqa: ASYNC109
+        interval: float = 0.05,
+    ) -> Any:
+        """Ask ``probe`` until its answer is true, and return that. Failing commands count as no.
+
+        For what cannot be awaited, as the state of another program. Raises LabError with ``what``, the last answer and
+        the last error after ``timeout`` seconds.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while True:
+            try:
+                last = probe()
+                if inspect.isawaitable(last):
+                    last = await last
+                if last:
+                    return last
+            except CommandError as error:
+                last = error
+            if loop.time() > deadline:
+                raise LabError(f"lab `{self.name}`: no {what} within {timeout:g} s, last seen: {last}")
+            await asyncio.sleep(interval)
+
+    async def down(self) -> None:
+        """Remove the lab with everything in it."""
+
+        def remove() -> None:
+            take_down(self.name, root=self._record.root, record=self._record)
+            for node in self.nodes.values():
+                node.reap()
+
+        await off_loop(remove)
+
+    # Building
+
+    async def _build(self, plan: Topology) -> None:
+        plan.directory.mkdir()
+        for node in plan.nodes.values():
+            for bind in node.binds:
+                if bind.make:
+                    bind.source.mkdir(parents=True, exist_ok=True)
+        self._progress(f"namespaces of {len(plan.nodes)} nodes")
+        await together(self._make_node(plan, node) for node in plan.nodes.values())
+        self.nodes = {name: self.nodes[name] for name in plan.nodes}
+        self._progress(f"{len(plan.links)} links")
+        await off_loop(lambda: cables.connect(plan.links, {name: node.namespaces for name, node in self.nodes.items()}))
+        await together(self._start_node(node) for node in plan.nodes.values())
+        await together(self._exec(node) for node in plan.nodes.values())
+        self._check_commands()
+        self._record.write({**self._content(plan), "state": "up"})
+        self._progress(f"lab {self.name} is up")
+
+    async def _make_node(self, plan: Topology, node: topology.Node) -> None:
+        directory = self.directory / "nodes" / node.name
+        logs = directory / "frr"
+        logs.mkdir(parents=True)
+        (plan.directory / node.name).mkdir(exist_ok=True)
+        mounts = [Mount(logs, "/var/log/frr", place=node.place)] if fnmatch(node.image, FRR_IMAGE) else []
+        mounts += [Mount(bind.source, bind.target, bind.read_only, bind.place) for bind in node.binds]
+        namespaces = await off_loop(
+            lambda: Namespaces.create(self.name, node.name, mounts=mounts, sysctls=node.sysctls, place=node.place)
+        )
+        env = {**node.env, **{f"CLAB_LABEL_{_variable(key)}": value for key, value in node.labels.items()}}
+        env["CLAB_INTFS"] = str(sum(node.name in (link.a.node, link.z.node) for link in plan.links))
+        self.nodes[node.name] = Node(
+            self.name, node.name, namespaces, directory=directory, command=node.command, env=env, image=node.image
+        )
+
+    async def _start_node(self, plan: topology.Node) -> None:
+        node = self.node(plan.name)
+        if node.command:
+            await off_loop(node.start)
+            self._progress(f"{node.name}: {' '.join(node.command)}")
+        elif fnmatch(plan.image, FRR_IMAGE):
+            daemons = await frr.start(node)
+            self._progress(f"{node.name}: FRR with {', '.join(daemons)}")
+
+    async def _exec(self, plan: topology.Node) -> None:
+        node = self.node(plan.name)
+        for argv in plan.exec:
+            try:
+                result = await node.run(*argv, timeout=120)
+            except LabError as error:
+                self._problem(str(error))
+            else:
+                node.note(f"$ {' '.join(argv)}\n{result.stdout}{result.stderr}")
+
+    def _check_commands(self) -> None:
+        for node in self.nodes.values():
+            if node.command and node.process is None:
+                said = node.log.read_text(errors="replace").strip().splitlines()[-5:]
+                self._problem(f"node {node.name}: `{' '.join(node.command)}` has ended: {' / '.join(said)}")
+
+    def _problem(self, text: str) -> None:
+        self.problems.append(text)
+        self._progress(f"problem: {text}")
+
+    def _content(self, plan: Topology) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "prefix": plan.prefix,
+            "topology": str(plan.path.absolute()),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "nodes": {
+                name: {
+                    "kind": plan.nodes[name].kind,
+                    "image": node.image,
+                    "group": plan.nodes[name].group,
+                    "labels": dict(plan.nodes[name].labels),
+                    "command": list(node.command),
+                    "env": node.env,
+                    "holder": {"pid": node.namespaces.holder.pid, "start": node.namespaces.holder.start},
+                    "logs": str(node.directory),
+                }
+                for name, node in self.nodes.items()
+            },
+            "links": [
+                {
+                    "endpoints": {
+                        side: {"node": end.node, "interface": end.interface, "mac": end.mac}
+                        for side, end in (("a", link.a), ("z", link.z))
+                    },
+                    "mtu": link.mtu,
+                }
+                for link in plan.links
+            ],
+        }
+
+
+@asynccontextmanager
+async def lab(
+    source: str | Path | Topology,
+    *,
+    name: str | None = None,
+    progress: Progress | None = None,
+    root: Path = ROOT,
+) -> AsyncIterator[Lab]:
+    """Build a lab, and take it down at the end whatever happens. Raises LabError where it came up with problems."""
+    net = await Lab.up(source, name=name, progress=progress, root=root)
+    try:
+        if net.problems:
+            raise LabError("\n".join(net.problems))
+        yield net
+    finally:
+        await asyncio.shield(net.down())
+
+
+def _check_host(plan: Topology) -> None:
+    """Refuse what this host cannot run, before anything is created."""
+    check_root()
+    faults: list[str] = []
+    for program in ("ip", "mount", "setsid"):
+        if not shutil.which(program):
+            faults.append(f"this host has no `{program}`: install iproute2, mount and util-linux")
+    for node in plan.nodes.values():
+        if node.command:
+            path = node.env.get("PATH", search_path())
+            if "/" not in node.command[0] and not shutil.which(node.command[0], path=path):
+                faults.append(f"{node.place}.cmd: no program `{node.command[0]}` in {path}")
+        elif fnmatch(node.image, FRR_IMAGE) and (lacking := frr.missing()):
+            faults.append(f"{node.place}.image: {lacking}")
+    if faults:
+        raise LabError("\n".join(_unique(faults)))
+
+
+def _unique(lines: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(lines))
+
+
+def _variable(label: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in label).upper()

@@ -1,0 +1,83 @@
+"""The slow full comparison of the kernel with what is desired: the net under events. Runs in a thread.
+
+What it reads of the desired tables may change while it reads, so a finding is a suspicion: acting on one that is not
+true costs a request that the kernel refuses.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+from enum import StrEnum
+from typing import NamedTuple
+
+from config.prefix import Family
+from routes.dumps import read_routes
+from routes.messages import Route
+from routes.netlink import DumpInterruptedError
+from routes.table import Shard, Table
+
+
+class Drift(StrEnum):
+    MISSING = "missing"
+    ALTERED = "altered"
+    SURPLUS = "surplus"
+
+
+class Finding(NamedTuple):
+    drift: Drift
+    prefix: bytes
+    metric: int
+    route: Route | None
+
+
+def compare(
+    sock: socket.socket, family: Family, table: int, protocol: int, tables: Mapping[int, Table]
+) -> list[Finding]:
+    """Return where the kernel's routes of our protocol differ from ``tables`` (by metric). Raises OSError."""
+    findings: list[Finding] = []
+    seen = dict.fromkeys(tables, 0)
+    with suppress(DumpInterruptedError):
+        for route in read_routes(sock, family, table, protocol=protocol):
+            desired = tables.get(route.metric)
+            if desired is None:
+                findings.append(Finding(Drift.SURPLUS, route.prefix, route.metric, route))
+                continue
+            shard = desired.shard(route.prefix)
+            want = shard.desired.get(route.prefix)
+            if want is not None and want.matches(route):
+                seen[route.metric] += 1
+            elif not _unsettled(shard, route.prefix):
+                drift = Drift.SURPLUS if want is None or want.absent else Drift.ALTERED
+                findings.append(Finding(drift, route.prefix, route.metric, route))
+    short = [metric for metric, desired in tables.items() if seen[metric] < _installed(desired)]
+    return findings + (_missing(sock, family, table, protocol, {metric: tables[metric] for metric in short}))
+
+
+def _installed(table: Table) -> int:
+    return sum(not target.absent for shard in table.shards for target in list(shard.desired.values()))
+
+
+def _missing(
+    sock: socket.socket, family: Family, table: int, protocol: int, tables: Mapping[int, Table]
+) -> list[Finding]:
+    """Read again, into sets this time: they are large, so only where the numbers say that something is missing."""
+    if not tables:
+        return []
+    seen: dict[int, set[bytes]] = {metric: set() for metric in tables}
+    with suppress(DumpInterruptedError):
+        for route in read_routes(sock, family, table, protocol=protocol):
+            if route.metric in seen:
+                seen[route.metric].add(route.prefix)
+    return [
+        Finding(Drift.MISSING, prefix, metric, None)
+        for metric, desired in tables.items()
+        for shard in desired.shards
+        for prefix, want in list(shard.desired.items())
+        if prefix not in seen[metric] and not want.absent and want.ready and not _unsettled(shard, prefix)
+    ]
+
+
+def _unsettled(shard: Shard, prefix: bytes) -> bool:
+    return prefix in shard.dirty or prefix in shard.inflight or prefix in shard.failed or prefix in shard.stale

@@ -1,0 +1,162 @@
+"""Requests for routes and next-hop objects, made so that a bulk of them costs little (rtnetlink(7), linux/nexthop.h).
+
+All routes of one shape (table, metric, target, prefix length) differ in 4 octets of sequence number and the prefix, so
+a message is three constant parts joined with those two. A shape is made once and kept with its target.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from config.prefix import BITS, Family
+from routes.messages import (
+    AF,
+    NHA_GATEWAY,
+    NHA_GROUP,
+    NHA_ID,
+    NHA_OIF,
+    NHMSG,
+    RT_SCOPE_NOWHERE,
+    RT_SCOPE_UNIVERSE,
+    RTA_DST,
+    RTA_GATEWAY,
+    RTA_MULTIPATH,
+    RTA_NH_ID,
+    RTA_OIF,
+    RTA_PRIORITY,
+    RTA_TABLE,
+    RTA_VIA,
+    RTMSG,
+    Path,
+)
+from routes.netlink import (
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    NLM_F_REQUEST,
+    RTM_DELNEXTHOP,
+    RTM_DELROUTE,
+    RTM_NEWNEXTHOP,
+    RTM_NEWROUTE,
+    attribute,
+    message,
+)
+
+ADD, REPLACE = NLM_F_CREATE | NLM_F_EXCL, NLM_F_CREATE | NLM_F_REPLACE
+"""The two ways to write. ADD refuses where anything stands in the way (CREATE alone would silently double an IPv4
+route); REPLACE overwrites a route of any protocol, so it is only for a route known to be ours."""
+
+Shape = tuple[bytes, bytes, bytes]
+
+
+class Placement(NamedTuple):
+    """What routes of one kind have in common. ``table`` and ``metric`` select the kernel's entry."""
+
+    family: Family
+    table: int
+    metric: int
+    protocol: int
+
+
+class RouteShapes(dict[int, Shape]):
+    """Shapes of a request by prefix length; made at first use."""
+
+    def __init__(self, place: Placement, request: int, flags: int, kind: int, scope: int, attrs: bytes) -> None:
+        self._octets = BITS[place.family] // 8
+        self._request, self._flags = request, flags | NLM_F_REQUEST
+        small = place.table if place.table < 256 else 0
+        self._head = (AF[place.family], 0, 0, small, place.protocol, scope, kind, 0)
+        if not small:
+            attrs += attribute(RTA_TABLE, struct.pack("=I", place.table))
+        if place.metric:
+            attrs += attribute(RTA_PRIORITY, struct.pack("=I", place.metric))
+        self._attrs = attrs + struct.pack("=HH", 4 + self._octets, RTA_DST)
+
+    def __missing__(self, length: int) -> Shape:
+        family, *rest = self._head
+        middle = struct.pack("=I", 0) + RTMSG.pack(family, length, *rest) + self._attrs
+        size = 12 + len(middle) + self._octets
+        shape = (
+            struct.pack("=IHH", size, self._request, self._flags),
+            middle,
+            bytes(self._octets - (length + 7) // 8),
+        )
+        self[length] = shape
+        return shape
+
+
+def write_shapes(place: Placement, flags: int, kind: int, scope: int, attrs: bytes) -> RouteShapes:
+    """Return the shapes of RTM_NEWROUTE; ``flags`` is ADD or REPLACE, ``attrs`` says where packets go."""
+    return RouteShapes(place, RTM_NEWROUTE, flags, kind, scope, attrs)
+
+
+def delete_shapes(place: Placement) -> RouteShapes:
+    """Return the shapes of RTM_DELROUTE for whatever route of our protocol has the prefix and metric."""
+    return RouteShapes(place, RTM_DELROUTE, 0, 0, RT_SCOPE_NOWHERE, b"")
+
+
+SEQUENCES: tuple[bytes, ...] = tuple(struct.pack("=I", number) for number in range(2048))
+"""Sequence numbers of the messages in one send."""
+
+
+def route_batch(prefixes: Sequence[bytes], shapes: Sequence[Shape]) -> bytes:
+    """Return at most len(SEQUENCES) messages as one buffer; a message's sequence number is its place."""
+    parts: list[bytes] = []
+    extend = parts.extend
+    for sequence, prefix, (head, middle, pad) in zip(SEQUENCES, prefixes, shapes, strict=False):
+        extend((head, sequence, middle, prefix[1:], pad))
+    return b"".join(parts)
+
+
+def numbered(requests: Sequence[bytes]) -> bytes:
+    """Return at most len(SEQUENCES) framed requests as one buffer, numbered by place."""
+    return b"".join([r[:8] + number + r[12:] for number, r in zip(SEQUENCES, requests, strict=False)])
+
+
+def via_nexthop(nexthop: int) -> bytes:
+    """Route attributes: through a next-hop object or group."""
+    return attribute(RTA_NH_ID, struct.pack("=I", nexthop))
+
+
+def via_device(ifindex: int) -> bytes:
+    """Route attributes: on-link at an interface."""
+    return attribute(RTA_OIF, struct.pack("=I", ifindex))
+
+
+def via_paths(family: Family, paths: Sequence[Path]) -> bytes:
+    """Route attributes without next-hop objects: one gateway, or several as a multipath route."""
+    if len(paths) == 1:
+        return _gateway(family, paths[0].gateway) + via_device(paths[0].ifindex)
+    hops = b""
+    for path in paths:
+        gateway = _gateway(family, path.gateway)
+        hops += struct.pack("=HBBi", 8 + len(gateway), 0, path.weight - 1, path.ifindex) + gateway
+    return attribute(RTA_MULTIPATH, hops)
+
+
+def _gateway(family: Family, address: bytes) -> bytes:
+    if family == 4 and len(address) == 16:  # RFC 8950: IPv4 over an IPv6 next hop
+        return attribute(RTA_VIA, struct.pack("=H", AF[6]) + address)
+    return attribute(RTA_GATEWAY, address)
+
+
+def new_nexthop(identifier: int, protocol: int, gateway: bytes, ifindex: int) -> bytes:
+    """Frame the creation of one next-hop object; EEXIST if the id is taken."""
+    family = AF[4] if len(gateway) == 4 else AF[6]
+    body = NHMSG.pack(family, RT_SCOPE_UNIVERSE, protocol, 0, 0) + attribute(NHA_ID, struct.pack("=I", identifier))
+    body += attribute(NHA_OIF, struct.pack("=I", ifindex)) + attribute(NHA_GATEWAY, gateway)
+    return message(RTM_NEWNEXTHOP, ADD, body)
+
+
+def new_group(identifier: int, protocol: int, members: Sequence[tuple[int, int]], *, replace: bool = False) -> bytes:
+    """Frame a group of ``(object id, weight 1..256)``; replacing moves all its routes at once."""
+    body = NHMSG.pack(0, 0, protocol, 0, 0) + attribute(NHA_ID, struct.pack("=I", identifier))
+    body += attribute(NHA_GROUP, b"".join(struct.pack("=IBBH", member, weight - 1, 0, 0) for member, weight in members))
+    return message(RTM_NEWNEXTHOP, REPLACE if replace else ADD, body)
+
+
+def delete_nexthop(identifier: int) -> bytes:
+    """Frame the deletion of an object or group: the kernel takes it out of groups and drops the routes that it ends."""
+    return message(RTM_DELNEXTHOP, 0, NHMSG.pack(0, 0, 0, 0, 0) + attribute(NHA_ID, struct.pack("=I", identifier)))

@@ -1,0 +1,387 @@
+"""The Fib: podroute's routes in the kernel, kept as the rest of the agent desires them."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from config.kernel import COVER_METRIC, DEFAULT_METRIC, MAIN_TABLE, NEXT_HOP_IDS, POD_METRIC, ROUTE_PROTOCOL
+from config.nexthop import NextHopResolver, NextHops
+from config.prefix import BITS, FAMILIES, Family, address_text
+from routes import netlink
+from routes.encode import delete_nexthop
+from routes.installer import Installer
+from routes.leftovers import Reader, load, save, snapshot
+from routes.messages import Event, LinkEvent, Route
+from routes.monitor import Monitor
+from routes.nexthops import Registry
+from routes.purge import purge
+from routes.reconciler import Reconciler
+from routes.table import Result, RouteStatus, State
+from routes.target import Kind, Target
+
+log = logging.getLogger("podroute.routes")
+
+
+class FibError(Exception):
+    """The Fib cannot run; the text is for the operator."""
+
+
+class FibRoute(NamedTuple):
+    """One route for people."""
+
+    prefix: bytes
+    metric: int
+    kind: str
+    """learned, cover or pod; other for what is not desired."""
+    next_hops: NextHops
+    desired: tuple[str, ...]
+    """Where it is to lead, ``10.1.1.1 dev eth0 peer tor-a``; empty: it is not desired or leads nowhere."""
+    kernel: tuple[str, ...]
+    """Where it leads in the kernel, as far as known."""
+    state: State
+    errno: int
+    text: str
+
+
+class Fib:
+    """Construct and start it in the loop's thread, inside the namespace whose routes it writes, after the monitor.
+
+    The monitor and the resolver belong to the caller. ``on_results`` hears, in batches, of routes that are not
+    installed and why, and of their recovery. ``objects=False`` does without next-hop objects, as happens by itself on
+    kernels before 5.3. Covers and routes to pods have metrics of their own (COVER_METRIC, POD_METRIC).
+    """
+
+    def __init__(
+        self,
+        *,
+        monitor: Monitor,
+        resolver: NextHopResolver,
+        state_file: Path,
+        on_results: Callable[[list[Result]], None],
+        protocol: int = ROUTE_PROTOCOL,
+        table: int = MAIN_TABLE,
+        metric: int = DEFAULT_METRIC,
+        objects: bool = True,
+        compare_interval: float = 60.0,
+        receive_buffer: int = 16 << 20,
+    ) -> None:
+        self._monitor = monitor
+        self._interfaces = monitor.interfaces
+        self._resolver = resolver
+        self._state_file = state_file
+        self._on_results = on_results
+        self._protocol, self._table, self._metric = protocol, table, metric
+        self._objects = objects
+        self._interval = compare_interval
+        self._receive_buffer = receive_buffer
+        self._cover = Target(Kind.COVER)
+        self._pod_targets: dict[int, Target] = {}
+        self._pods: dict[tuple[Family, bytes], str] = {}
+        self._pods_of: dict[str, set[tuple[Family, bytes]]] = {}
+        self._confirmed: dict[Family, set[str]] = {4: set(), 6: set()}
+        self._early: list[Event] | None = []
+        self._sock: socket.socket | None = None
+        self._installer_: Installer | None = None
+        self._reconciler: Reconciler | None = None
+
+    async def start(self, *, peers: Collection[str] | None = None) -> None:
+        """Take over what an earlier run left, and begin. Raises FibError.
+
+        ``peers`` are the configured ones: what was learned from others goes at once. None: any may come.
+        """
+        try:
+            self._sock = netlink.open_socket(receive_buffer=4 << 20)
+            objects = self._probe() and self._objects
+            registry = Registry(
+                resolver=self._resolver,
+                interfaces=self._interfaces,
+                ids=NEXT_HOP_IDS,
+                protocol=self._protocol,
+                objects=objects,
+            )
+            installer = Installer(
+                registry,
+                table=self._table,
+                protocol=self._protocol,
+                state_file=self._state_file,
+                on_results=self._on_results,
+                on_unverified=self._unverified,
+            )
+            self._monitor.ignore(installer.open(receive_buffer=self._receive_buffer))
+            self._monitor.subscribe(self._event, lambda: self._unverified("netlink events were lost"))
+            await self._adopt(installer, peers)
+        except OSError as error:
+            raise FibError(f"cannot read the kernel's routes: {error.strerror or error}") from error
+        self._installer_ = installer
+        self._reconciler = Reconciler(
+            installer,
+            self._sock,
+            table=self._table,
+            protocol=self._protocol,
+            interval=self._interval,
+            on_link=self._link,
+        )
+        self._reconciler.start({link.ifindex: link.up for link in self._interfaces.links()})
+        early, self._early = self._early or [], None
+        for event in early:
+            self._reconciler.event(event)
+        installer.start()
+
+    async def stop(self, *, keep: bool) -> None:
+        """End. ``keep`` leaves routes for the next run to take over, otherwise everything of ours is removed."""
+        reconciler, self._reconciler, self._early = self._reconciler, None, None
+        if reconciler is not None:
+            await reconciler.stop()
+        if self._installer_ is not None:
+            await self._installer_.close()
+            if keep:
+                self._save(self._installer_.registry)
+            elif self._sock is not None:
+                await asyncio.to_thread(purge, self._sock, self._table, self._protocol)
+                self._state_file.unlink(missing_ok=True)
+        self._installer_ = None
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+
+    def update(self, family: Family, changes: Sequence[tuple[bytes, NextHops | None]]) -> None:
+        """Desire learned routes: ``(prefix, next hops)``, None to withdraw. Returns at once; changes coalesce."""
+        installer = self._installer
+        installer.table(family, self._metric).update(changes, installer.registry.target)
+        installer.schedule()
+
+    def add_cover(self, family: Family, prefix: bytes) -> None:
+        """Desire an ``unreachable`` route over an own block: a free address is nowhere. None for /32 and /128."""
+        if prefix[0] < BITS[family]:
+            self._static(family, COVER_METRIC, prefix, self._cover)
+
+    def remove_cover(self, family: Family, prefix: bytes) -> None:
+        self._static(family, COVER_METRIC, prefix, None)
+
+    def expect_pod(self, family: Family, prefix: bytes, device: str) -> None:
+        """Desire a host route to a pod. It may exist already, under our protocol: then it is taken over as it is."""
+        self._unplace(family, prefix)
+        self._pods[family, prefix] = device
+        self._pods_of.setdefault(device, set()).add((family, prefix))
+        self._place_pod(family, prefix, device)
+
+    def forget_pod(self, family: Family, prefix: bytes) -> None:
+        """Desire it no more; call it before the route or its interface is deleted."""
+        self._unplace(family, prefix)
+        self._static(family, POD_METRIC[family], prefix, None)
+
+    def peer_lost(self, peer: str) -> None:
+        """Take away at once what only this peer announced; the changes that follow from it come with ``update``.
+
+        For an established session that ended, not for one that could not be established.
+        """
+        installer = self._installer
+        installer.urgent(installer.registry.peer_lost(peer))
+        self.sweep(peer, restore=False)
+        installer.schedule()
+
+    def end_of_rib(self, peer: str, family: Family) -> None:
+        """The peer has confirmed what it confirms: leftovers that name nobody else but such peers go."""
+        self._installer.registry.peer_back(peer)
+        self._confirm(peer, family)
+
+    def sweep(self, peer: str, *, restore: bool = True) -> None:
+        """Give up waiting for a peer's End-of-RIB, in all families."""
+        if restore:
+            self._installer.registry.peer_back(peer)
+        for family in FAMILIES:
+            self._confirm(peer, family)
+
+    def expectations_complete(self) -> None:
+        """All covers and pods were told: leftover ones that nobody expects go."""
+        for table in self._installer.tables.values():
+            table.sweep(lambda held: held.kind is not Kind.LEARNED)
+        self._installer.schedule()
+
+    def next_hops_changed(self) -> None:
+        """The resolver reported changes: have groups follow. Call it before the speaker is told."""
+        if self._reconciler is not None:
+            self._reconciler.refresh()
+
+    async def drained(self) -> None:
+        """Wait until the kernel holds what is desired, or has refused it."""
+        await self._installer.drained()
+
+    @property
+    def idle(self) -> bool:
+        return self._installer.idle
+
+    @property
+    def backlog(self) -> int:
+        """Changes that the kernel has not been told of: the measure for back-pressure."""
+        return self._installer.backlog
+
+    @property
+    def counters(self) -> Counter[str]:
+        return self._installer.counters
+
+    @property
+    def uses_objects(self) -> bool:
+        """Whether routes go through next-hop objects."""
+        return self._installer.registry.objects
+
+    def route(self, family: Family, prefix: bytes) -> list[FibRoute]:
+        """Return what there is of one prefix: at most one route of each metric."""
+        tables = [table for (f, _), table in sorted(self._installer.tables.items()) if f == family]
+        return [self._shown(found) for table in tables if (found := table.status(prefix)) is not None]
+
+    def routes(self, family: Family) -> Iterator[FibRoute]:
+        """Yield all routes in no order; changes between two steps are harmless."""
+        for (f, _), table in sorted(self._installer.tables.items()):
+            if f == family:
+                for found in table.statuses():
+                    yield self._shown(found)
+
+    @property
+    def _installer(self) -> Installer:
+        if self._installer_ is None:
+            raise RuntimeError("the Fib is not running")
+        return self._installer_
+
+    def _probe(self) -> bool:
+        """Tell whether the kernel has next-hop objects; id 0 never exists. Raises FibError without privileges."""
+        assert self._sock is not None
+        self._sock.send(delete_nexthop(0))
+        refusals, _ = netlink.receive_refusals(self._sock)
+        numbers = {refusal.errno for refusal in refusals}
+        if numbers & {errno.EPERM, errno.EACCES}:
+            raise FibError("cannot write routes: permission denied; run podroute as root or with CAP_NET_ADMIN")
+        return errno.EOPNOTSUPP not in numbers
+
+    async def _adopt(self, installer: Installer, peers: Collection[str] | None) -> None:
+        assert self._sock is not None
+        registry = installer.registry
+        reader = Reader(
+            registry,
+            self._interfaces,
+            table=self._table,
+            protocol=self._protocol,
+            cover=self._cover,
+            other=installer.other,
+            pod=self._pod_target,
+        )
+        saved = load(self._state_file)
+
+        def place(route: Route, target: Target) -> None:
+            learned_elsewhere = target.kind is Kind.LEARNED and route.metric != (self._effective(route.family))
+            held = installer.other if learned_elsewhere else target
+            installer.table(route.family, route.metric).leave_stale(route.prefix, held)
+
+        found = await asyncio.to_thread(reader.read, self._sock, saved, peers, place)
+        installer.raw([delete_nexthop(identifier) for identifier in found.unknown_objects])
+        if peers is not None:
+            for name in {hop.peer for target in found.adopted for hop in target.key} - set(peers):
+                registry.peer_lost(name)
+                for family in FAMILIES:
+                    self._confirmed[family].add(name)
+        for table in installer.tables.values():
+            table.sweep(lambda held: held.kind is Kind.OTHER or held.absent)
+        registry.release(target for target in found.adopted if not target.refs)
+        registry.refresh()
+
+    def _save(self, registry: Registry) -> None:
+        try:
+            save(self._state_file, snapshot(registry))
+        except OSError as error:
+            log.error("cannot write the state file", extra={"fields": {"file": self._state_file, "error": error}})
+
+    def _confirm(self, peer: str, family: Family) -> None:
+        confirmed = self._confirmed[family]
+        confirmed.add(peer)
+        for (f, _), table in self._installer.tables.items():
+            if f == family:
+                table.sweep(lambda held: held.kind is Kind.LEARNED and (held.absent or held.peers <= confirmed))
+        self._installer.schedule()
+
+    def _static(self, family: Family, metric: int, prefix: bytes, target: Target | None) -> None:
+        table = self._installer.table(family, metric)
+        if table.shard(prefix).desired.get(prefix) is not target or prefix in table.shard(prefix).stale:
+            table.set(prefix, target)
+            self._installer.schedule()
+
+    def _pod_target(self, ifindex: int) -> Target:
+        found = self._pod_targets.get(ifindex)
+        if found is None:
+            found = self._pod_targets[ifindex] = Target(Kind.POD, ifindex=ifindex)
+        return found
+
+    def _place_pod(self, family: Family, prefix: bytes, device: str) -> None:
+        link = self._interfaces.named(device)
+        if link is not None:
+            target = self._pod_target(link.ifindex)
+        else:
+            target = Target(Kind.POD)
+            target.absent, target.errno, target.text = True, errno.ENODEV, f"no interface {device}"
+        self._static(family, POD_METRIC[family], prefix, target)
+
+    def _unplace(self, family: Family, prefix: bytes) -> None:
+        device = self._pods.pop((family, prefix), None)
+        if device is not None:
+            self._pods_of[device].discard((family, prefix))
+            if not self._pods_of[device]:
+                del self._pods_of[device]
+
+    def _effective(self, family: Family) -> int:
+        return self._metric or (1024 if family == 6 else 0)
+
+    def _event(self, event: Event) -> None:
+        if self._reconciler is not None:
+            self._reconciler.event(event)
+        elif self._early is not None:
+            self._early.append(event)
+
+    def _unverified(self, cause: str) -> None:
+        if self._reconciler is not None:
+            self._reconciler.resync(cause)
+
+    def _link(self, event: LinkEvent) -> None:
+        """A pod's interface came, went or changed: the kernel dropped its routes silently when it was down."""
+        link = event.link
+        if event.gone:
+            self._pod_targets.pop(link.ifindex, None)
+        for family, prefix in list(self._pods_of.get(link.name, ())):
+            self._place_pod(family, prefix, link.name)
+            if link.up and not event.gone:
+                table = self._installer.table(family, POD_METRIC[family])
+                self._installer.repair(table, prefix, None, "link came up")
+
+    def _shown(self, status: RouteStatus) -> FibRoute:
+        known = status.desired or status.kernel
+        kind, hops = (known.kind, known.key) if known is not None else (Kind.OTHER, ())
+        return FibRoute(
+            status.prefix,
+            status.metric,
+            kind.value,
+            hops,
+            self._leads(status.desired),
+            self._leads(status.kernel),
+            status.state,
+            status.errno,
+            status.text,
+        )
+
+    def _leads(self, target: Target | None) -> tuple[str, ...]:
+        if target is None or target.absent:
+            return ()
+        if target.kind is Kind.COVER:
+            return ("unreachable",)
+        if target.kind is Kind.POD:
+            link = self._interfaces.link(target.ifindex)
+            return (f"dev {link.name}" if link is not None else f"interface {target.ifindex}",)
+        if target.kind is Kind.OTHER:
+            return ("elsewhere",)
+        return tuple(
+            f"{address_text(gateway)} dev {device} peer {peer}" for peer, gateway, device in sorted(target.members)
+        )

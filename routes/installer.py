@@ -1,0 +1,315 @@
+"""From desired tables to the kernel and back: batches to the writer thread, what it refused to the prefixes.
+
+Everything here runs on the loop; only jobs run in the threads. Two batches are under way at a time, so that the kernel
+has work while the loop settles the one before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from config.prefix import Family, text
+from routes.encode import Placement
+from routes.leftovers import save, snapshot
+from routes.messages import Route
+from routes.nexthops import Operation, Registry
+from routes.table import Batch, Failure, Result, Shard, State, Table
+from routes.target import Kind, Target
+from routes.writer import Job, NexthopJob, RouteJob, Writer
+
+log = logging.getLogger("podroute.routes")
+
+_BATCH = 4000
+_DEPTH = 2
+_SHARDS = 32
+_GONE = (errno.ESRCH, errno.ENOENT)
+_PASSING = (errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EBUSY, errno.EINTR)
+
+
+class Installer:
+    """``other`` stands for a route of ours in the kernel that leads elsewhere than desired."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        table: int,
+        protocol: int,
+        state_file: Path,
+        on_results: Callable[[list[Result]], None],
+        on_unverified: Callable[[str], None],
+    ) -> None:
+        self.registry = registry
+        self.tables: dict[tuple[Family, int], Table] = {}
+        self.counters: Counter[str] = Counter()
+        self.other = Target(Kind.OTHER)
+        self.nexthop_jobs = 0
+        """Jobs for next-hop objects submitted so far."""
+        self._table, self._protocol = table, protocol
+        self._state_file = state_file
+        self._on_results = on_results
+        self._on_unverified = on_unverified
+        self._results: list[Result] = []
+        self._released: list[Target] = []
+        self._repairing: dict[tuple[Table, bytes], str] = {}
+        self._repaired: Counter[str] = Counter()
+        self._scheduled = False
+        self._route_jobs = 0
+        self._nexthop_jobs = 0
+        self._turn = 0
+        self._move: asyncio.Task[None] | None = None
+        self._idle = asyncio.Event()
+        self._nexthops_idle = asyncio.Event()
+        self._nexthops_idle.set()
+        self._doubt = False
+        self._loop = asyncio.get_running_loop()
+        self._writer: Writer | None = None
+        self._urgent: Writer | None = None
+
+    def open(self, *, receive_buffer: int) -> list[int]:
+        """Open the writers' sockets in this thread's namespace and return their port ids."""
+        self._writer = Writer(self._deliver, name="podroute-routes", receive_buffer=receive_buffer)
+        self._urgent = Writer(self._deliver, name="podroute-urgent", receive_buffer=receive_buffer)
+        return [self._writer.port, self._urgent.port]
+
+    def start(self) -> None:
+        assert self._writer is not None
+        assert self._urgent is not None
+        self._writer.start()
+        self._urgent.start()
+        self.schedule()
+
+    async def close(self) -> None:
+        """Finish what is under way; what is only desired stays undone."""
+        if self._move is not None:
+            self._move.cancel()
+            await asyncio.wait([self._move])
+        for writer in (self._urgent, self._writer):
+            if writer is not None:
+                await asyncio.to_thread(writer.close)
+        self._urgent = self._writer = None
+
+    def table(self, family: Family, metric: int) -> Table:
+        """Return the desired table of a metric; the kernel knows no IPv6 route of metric 0."""
+        metric = metric or (1024 if family == 6 else 0)
+        found = self.tables.get((family, metric))
+        if found is None:
+            place = Placement(family, self._table, metric, self._protocol)
+            found = Table(place, shards=_SHARDS, on_result=self._result, on_released=self._released.append)
+            self.tables[family, metric] = found
+        return found
+
+    @property
+    def idle(self) -> bool:
+        return self._idle.is_set()
+
+    @property
+    def backlog(self) -> int:
+        return sum(table.backlog() for table in self.tables.values())
+
+    async def drained(self) -> None:
+        """Wait until the kernel has been told everything, and no answer of it is in doubt."""
+        await self._idle.wait()
+
+    async def nexthops_settled(self) -> None:
+        """Wait until no request for next-hop objects is under way."""
+        await self._nexthops_idle.wait()
+
+    def doubt(self, unverified: bool) -> None:
+        """Until a comparison has shown what the kernel holds, nothing is drained."""
+        self._doubt = unverified
+        self.schedule()
+
+    def schedule(self) -> None:
+        """Have changes sent with the loop's next turn."""
+        self._idle.clear()
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def urgent(self, requests: list[bytes]) -> None:
+        """Send past everything that waits."""
+        if requests and self._urgent is not None:
+            self._submit(self._urgent, NexthopJob(self._nexthops_done, requests))
+
+    def raw(self, requests: list[bytes]) -> None:
+        """Send requests whose refusal is of no interest, in order with the others."""
+        if requests and self._writer is not None:
+            self._submit(self._writer, NexthopJob(self._nexthops_done, requests))
+
+    def repair(self, table: Table, prefix: bytes, held: Target | None, cause: str) -> None:
+        """The kernel holds something else than it should; ``cause`` is logged and counted once it is right again."""
+        self._repairing[table, prefix] = cause
+        table.observe(prefix, held)
+        self.schedule()
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        if self._writer is None:
+            return
+        released, self._released[:] = self._released[:], []
+        self.registry.release(released)
+        operations = self.registry.take()
+        if operations:
+            self._send(operations)
+        if self.registry.outdated and self._move is None:
+            self._move = self._loop.create_task(self._follow())
+        tables = list(self.tables.values())
+        idle_turns = 0
+        while self._route_jobs < _DEPTH and idle_turns < len(tables):
+            self._turn = (self._turn + 1) % len(tables)
+            idle_turns = 0 if self._send_routes(tables[self._turn]) else idle_turns + 1
+        self._tell()
+
+    def _send(self, operations: list[Operation]) -> None:
+        sent = [operation for operation in operations if operation.request]
+
+        def done(job: Job) -> None:
+            # Without next-hop objects an operation has no request: it waits for the state file only.
+            places = {id(operation): place for place, operation in enumerate(operations)}
+            refused = {places[id(sent[place])]: answer for place, answer in job.refused.items()}
+            self.registry.completed(operations, refused)
+            self._nexthops_done(job)
+
+        targets = snapshot(self.registry) if self.registry.changed else None
+        self.registry.changed = False
+        path = self._state_file
+        keep = (lambda: save(path, targets)) if targets is not None else None
+        assert self._writer is not None
+        self._submit(self._writer, NexthopJob(done, [operation.request for operation in sent], keep))
+
+    def _submit(self, writer: Writer, job: NexthopJob) -> None:
+        self._nexthops_idle.clear()
+        self._nexthop_jobs += 1
+        self.nexthop_jobs += 1
+        writer.submit(job)
+
+    def _send_routes(self, table: Table) -> bool:
+        assert self._writer is not None
+        batch = Batch()
+        table.take(batch, _BATCH)
+        if not batch.shards:
+            return False
+        if not len(batch):
+            for shard in batch.shards:
+                table.settle(shard)
+            return True
+        self._route_jobs += 1
+        self._writer.submit(RouteJob(self._routes_done, batch, *table.place[:3]))
+        return True
+
+    def _deliver(self, job: Job) -> None:
+        """In a writer's thread."""
+        self._loop.call_soon_threadsafe(job.done, job)
+
+    def _nexthops_done(self, job: Job) -> None:
+        self._nexthop_jobs -= 1
+        if not self._nexthop_jobs:
+            self._nexthops_idle.set()
+        if not job.verified:
+            self._on_unverified("the kernel's answers were lost")
+        self.schedule()
+
+    def _routes_done(self, job: Job) -> None:
+        assert isinstance(job, RouteJob)
+        self._route_jobs -= 1
+        batch = job.batch
+        table = batch.shards[0].table
+        for place in job.refused:
+            self._refused(table, job, place)
+        for shard in batch.shards:
+            table.settle(shard)
+        self.counters["requests"] += len(batch)
+        self.counters["refused"] += len(job.refused)
+        if self._repairing:
+            self._count_repairs(table, job)
+        if not job.verified:
+            self._on_unverified("the kernel's answers were lost")
+        self.schedule()
+
+    def _refused(self, table: Table, job: RouteJob, place: int) -> None:
+        number, words = job.refused[place]
+        shard, prefix, want = job.batch.sources[place], job.batch.prefixes[place], job.batch.wants[place]
+        before = shard.inflight[prefix]
+        held = before if before is not None and not before.absent else None
+        if want is None:
+            if number not in _GONE:
+                state = State.PENDING if number in _PASSING else State.FAILED
+                table.refused(shard, prefix, want, Failure(held, state, number, words))
+        elif number == errno.EEXIST:
+            self._in_the_way(table, shard, prefix, want, job.found.get(place))
+        elif want.absent:
+            # Its group went while this was on its way: a matter of the target, not of the prefix.
+            if held is not None:
+                table.refused(shard, prefix, want, Failure(held, State.PENDING, number, words))
+        else:
+            state = State.PENDING if number in _PASSING else State.FAILED
+            table.refused(shard, prefix, want, Failure(held, state, number, words))
+            if number in (errno.EINVAL, errno.ENOENT) and want.id:
+                self._on_unverified("the kernel refuses a next-hop group of ours")
+
+    def _in_the_way(self, table: Table, shard: Shard, prefix: bytes, want: Target, route: Route | None) -> None:
+        """An entry with this prefix and metric exists where we thought there was none."""
+        if route is None:
+            table.refused(shard, prefix, want, Failure(None, State.PENDING, errno.EEXIST, "in the way, and gone again"))
+        elif route.protocol != self._protocol:
+            words = f"foreign route of protocol {route.protocol} metric {route.metric} in the way"
+            table.refused(shard, prefix, want, Failure(None, State.CONFLICT, errno.EEXIST, words))
+        elif not want.matches(route):
+            table.refused(shard, prefix, want, Failure(self.other, State.PENDING, errno.EEXIST, "not as desired"))
+
+    def _count_repairs(self, table: Table, job: RouteJob) -> None:
+        for place, prefix in enumerate(job.batch.prefixes):
+            cause = self._repairing.get((table, prefix))
+            if cause is None:
+                continue
+            shard = job.batch.sources[place]
+            if place not in job.refused:
+                self._repaired[cause] += 1
+            if prefix not in shard.dirty:
+                del self._repairing[table, prefix]
+
+    async def _follow(self) -> None:
+        """Move prefixes off targets that are not current, a shard at a time."""
+        try:
+            while self.registry.outdated:
+                self.registry.outdated = False
+                for table in list(self.tables.values()):
+                    for shard in table.shards:
+                        if table.follow(shard, self.registry.successor):
+                            self.schedule()
+                        await asyncio.sleep(0)
+        finally:
+            self._move = None
+        self.schedule()
+
+    def _result(self, result: Result) -> None:
+        self._results.append(result)
+
+    def _tell(self) -> None:
+        if self._results:
+            results, self._results = self._results, []
+            for result in results:
+                self.counters[f"results {result.state}"] += 1
+                if result.state is not State.INSTALLED:
+                    fields = {
+                        "prefix": text(result.family, result.prefix),
+                        "state": result.state,
+                        "reason": result.text,
+                    }
+                    log.debug("route not installed", extra={"fields": fields})
+            self._on_results(results)
+        busy = self._route_jobs or self._nexthop_jobs or self._scheduled or self._move is not None
+        if busy or self._doubt or self._released or not all(table.idle for table in self.tables.values()):
+            return
+        self._repairing.clear()
+        repaired, self._repaired = self._repaired, Counter()
+        for cause, count in repaired.items():
+            self.counters[f"repaired, {cause}"] += count
+            log.warning("repaired routes", extra={"fields": {"cause": cause, "routes": count}})
+        self._idle.set()

@@ -1,0 +1,396 @@
+"""Next-hop objects and groups (Linux >= 5.3): what exists for which next hops, and what to tell the kernel. No I/O.
+
+Every learned route leads to a group, also where it has one next hop: moving all its routes is then one message,
+whatever their number. A group's members are objects keyed by (peer, gateway, device), so that a lost session is one
+delete per object: the kernel takes it out of every group and drops the routes of groups that it empties.
+
+Without objects (``objects=False``) a target writes its gateways into each route, and a change means new targets to
+which the prefixes move one by one.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from math import lcm
+from typing import NamedTuple
+
+from config.nexthop import NextHopResolver, NextHops
+from routes.encode import delete_nexthop, new_group, new_nexthop
+from routes.interfaces import Interfaces
+from routes.messages import Nexthop
+from routes.target import Kind, Member, MemberKey, Target
+
+_MAX_WEIGHT = 256
+
+
+class Operation(NamedTuple):
+    """One request to the kernel. ``subject`` is None for deletions, whose refusal means that it is gone already."""
+
+    request: bytes
+    subject: Member | Target | None
+    version: int = 0
+    group: tuple[tuple[int, int], ...] = ()
+
+
+class IdPool:
+    """Hands out ids of a range in turn, so that an id is not used again soon."""
+
+    def __init__(self, ids: range) -> None:
+        self._ids = ids
+        self._taken: set[int] = set()
+        self._next = 0
+
+    def take(self) -> int:
+        for _ in range(len(self._ids)):
+            candidate = self._ids[self._next]
+            self._next = (self._next + 1) % len(self._ids)
+            if candidate not in self._taken:
+                self._taken.add(candidate)
+                return candidate
+        raise RuntimeError("no next-hop object id left")
+
+    def reserve(self, identifier: int) -> None:
+        """Never hand out an id that somebody uses."""
+        self._taken.add(identifier)
+
+    def free(self, identifier: int) -> None:
+        self._taken.discard(identifier)
+
+
+class Registry:
+    """Owner of all learned targets. Requests gather in order and are fetched with ``take``."""
+
+    def __init__(
+        self, *, resolver: NextHopResolver, interfaces: Interfaces, ids: range, protocol: int, objects: bool
+    ) -> None:
+        self.objects = objects
+        self.outdated = False
+        """Some target is not current: prefixes have to move."""
+        self.changed = False
+        """What the state file must know has changed."""
+        self.ids = IdPool(ids)
+        self._resolver = resolver
+        self._interfaces = interfaces
+        self._protocol = protocol
+        self._targets: dict[NextHops, Target] = {}
+        self._orphans: set[Target] = set()
+        self._leaving: set[Target] = set()
+        self._members: dict[MemberKey, Member] = {}
+        self._by_id: dict[int, Member | Target] = {}
+        self._operations: list[Operation] = []
+
+    def __iter__(self) -> Iterator[Target]:
+        yield from self._targets.values()
+        yield from self._orphans
+        yield from self._leaving
+
+    def target(self, key: NextHops) -> Target:
+        """Return the target of a set of next hops; a new one is ``absent`` if none of them resolves."""
+        found = self._targets.get(key)
+        if found is None:
+            found = self._targets[key] = Target(Kind.LEARNED, key=key)
+            self._realize(found, self._wanted(key))
+        return found
+
+    def successor(self, target: Target) -> Target:
+        """Return where the prefixes of a target that is not current go."""
+        while not target.current:
+            target = target.successor or self.target(target.key)
+        return target
+
+    def take(self) -> list[Operation]:
+        """Return the requests that have gathered, in the order in which they must be sent."""
+        operations, self._operations = self._operations, []
+        return operations
+
+    def completed(self, operations: list[Operation], refused: dict[int, tuple[int, str]]) -> None:
+        """Learn what became of requests: ``refused`` maps the place of an operation to errno and text."""
+        for place, operation in enumerate(operations):
+            subject = operation.subject
+            if subject is None:
+                continue
+            number, text = refused.get(place, (0, ""))
+            if isinstance(subject, Member):
+                if number and self._members.get(subject.key) is subject:
+                    self._member_refused(subject, number, text)
+            elif operation.version == subject.version and not subject.absent:
+                if not number:
+                    subject.ready = True
+                else:
+                    self._group_refused(subject, operation, number, text)
+
+    def refresh(self) -> None:
+        """Ask the resolver anew for every target, and follow."""
+        for target in list(self._targets.values()):
+            wanted = self._wanted(target.key)
+            if wanted == target.weights and not target.errno:
+                continue
+            if target.absent:
+                if wanted:
+                    self._outdate(target)
+            elif not self.objects:
+                self._outdate(target)
+            elif wanted:
+                self._realize(target, wanted)
+            else:
+                self._request(delete_nexthop(target.id))
+                self._leave(target, list(target.members))
+                self._vanish(target)
+
+    def peer_lost(self, peer: str) -> list[bytes]:
+        """Take a peer's next hops away and return the deletions, which are also among the gathered requests.
+
+        Its targets stay as they are left, and answer to their key no more: what the peer announces next is new.
+        """
+        requests: list[bytes] = []
+        for target in [t for t in self if peer in t.peers]:
+            if self._targets.get(target.key) is target:
+                del self._targets[target.key]
+            if target.current and self.objects:
+                self._orphans.add(target)
+            else:
+                self._replace_without(target, peer)
+        if self.objects:
+            for member in [m for m in self._members.values() if m.key[0] == peer]:
+                requests.append(delete_nexthop(member.id))
+                self._drop(member)
+        return requests
+
+    def peer_back(self, peer: str) -> None:
+        """The peer has announced all it has: what is still desired through its lost next hops is so for good reason."""
+        for target in [t for t in self._orphans if peer in t.peers]:
+            target.successor = None
+            self._outdate(target)
+
+    def link_lost(self, ifindex: int) -> None:
+        """The kernel has deleted, silently, the objects of a device that went down or lost its carrier."""
+        if self.objects:
+            for member in [m for m in self._members.values() if m.ifindex == ifindex]:
+                self._drop(member)
+        else:
+            for target in list(self._targets.values()):
+                if any(member.ifindex == ifindex for member in target.members.values()):
+                    self._outdate(target)
+
+    def vanished(self, identifier: int) -> bool:
+        """An object or group of ours was deleted by somebody; False if it is not one of ours."""
+        subject = self._by_id.get(identifier)
+        if isinstance(subject, Member):
+            self._drop(subject)
+        elif isinstance(subject, Target):
+            self._leave(subject, list(subject.members))
+            self._vanish(subject)
+        return subject is not None
+
+    def altered(self, nexthop: Nexthop) -> bool:
+        """Compare an object in the kernel with ours of that id, and claim it back; False if there was no need."""
+        subject = self._by_id.get(nexthop.id)
+        if isinstance(subject, Member):
+            if (nexthop.gateway, nexthop.ifindex) != (subject.key[1], subject.ifindex):
+                self._drop(subject)
+                return True
+        elif isinstance(subject, Target) and subject.ready and sorted(nexthop.members) != subject.group():
+            self._write_group(subject)
+            return True
+        return False
+
+    def known(self, identifier: int) -> bool:
+        return identifier in self._by_id
+
+    def expected(self) -> list[int]:
+        """Return the ids that the kernel should have now."""
+        return [i for i, subject in self._by_id.items() if isinstance(subject, Member) or subject.ready]
+
+    def release(self, targets: Iterable[Target]) -> None:
+        """Delete the groups and objects of targets that nothing names any more."""
+        for target in targets:
+            if target.refs or target.kind is not Kind.LEARNED:
+                continue
+            if self._targets.get(target.key) is target:
+                del self._targets[target.key]
+            self._orphans.discard(target)
+            self._leaving.discard(target)
+            if self.objects and not target.absent:
+                self._request(delete_nexthop(target.id))
+            self._leave(target, list(target.members))
+            self._vanish(target)
+
+    def adopt(self, key: NextHops, identifier: int, members: dict[MemberKey, tuple[int, int, int]]) -> Target:
+        """Take over what an earlier run left: member key -> (object id, ifindex, weight)."""
+        target = Target(Kind.LEARNED, key=key)
+        target.id = identifier
+        for member_key, (object_id, ifindex, weight) in members.items():
+            member = self._members.get(member_key)
+            if member is None:
+                member = self._members[member_key] = Member(member_key, ifindex, object_id)
+                if object_id:
+                    self.ids.reserve(object_id)
+                    self._by_id[object_id] = member
+            member.users.add(target)
+            target.members[member_key] = member
+            target.weights[member_key] = weight
+        if identifier:
+            self.ids.reserve(identifier)
+            self._by_id[identifier] = target
+        if key in self._targets:
+            self._orphans.add(target)
+        else:
+            self._targets[key] = target
+        return target
+
+    def _wanted(self, key: NextHops) -> dict[MemberKey, int]:
+        """Return the members that a set of next hops resolves to, with weights.
+
+        A gateway that several peers announced counts as one: its members share a weight.
+        """
+        wanted: dict[MemberKey, int] = {}
+        for hop in key:
+            resolution = self._resolver.lookup(hop.address, hop.device)
+            for gateway in resolution.gateways if resolution is not None else ():
+                if self._interfaces.named(gateway.device) is not None:
+                    wanted[hop.peer, gateway.address, gateway.device] = 1
+        announced = Counter(member[1:] for member in wanted)
+        common = lcm(*announced.values())
+        if 1 < common <= _MAX_WEIGHT:
+            wanted = {member: common // announced[member[1:]] for member in wanted}
+        return wanted
+
+    def _realize(self, target: Target, wanted: dict[MemberKey, int]) -> None:
+        """Give a target these members and tell the kernel."""
+        target.errno, target.text = 0, ""
+        surplus = [target.members.pop(key) for key in list(target.members) if key not in wanted]
+        for key in wanted:
+            if key not in target.members:
+                member = self._member(key)
+                member.users.add(target)
+                target.members[key] = member
+        target.weights = dict(wanted)
+        if wanted:
+            self._write_group(target)
+        else:
+            self._vanish(target)
+        for member in surplus:  # after the group let go of them: it never points to nowhere
+            self._part(target, member)
+
+    def _member(self, key: MemberKey) -> Member:
+        member = self._members.get(key)
+        if member is None:
+            link = self._interfaces.named(key[2])
+            member = self._members[key] = Member(key, link.ifindex if link is not None else 0, 0)
+            if self.objects:
+                member.id = self.ids.take()
+                self._create(member)
+        return member
+
+    def _create(self, member: Member) -> None:
+        self._by_id[member.id] = member
+        self._request(new_nexthop(member.id, self._protocol, member.key[1], member.ifindex), member)
+
+    def _write_group(self, target: Target) -> None:
+        target.version += 1
+        if not self.objects:
+            target.ready = False
+            self._request(b"", target, target.version)
+            return
+        if not target.id:
+            target.id = self.ids.take()
+            target.ready = False
+            self._by_id[target.id] = target
+        group = target.group()
+        request = new_group(target.id, self._protocol, group, replace=target.ready)
+        self._request(request, target, target.version, tuple(group))
+
+    def _request(
+        self,
+        request: bytes,
+        subject: Member | Target | None = None,
+        version: int = 0,
+        group: tuple[tuple[int, int], ...] = (),
+    ) -> None:
+        self._operations.append(Operation(request, subject, version, group))
+        self.changed = True
+
+    def _member_refused(self, member: Member, number: int, text: str) -> None:
+        users = list(member.users)
+        del self._by_id[member.id]
+        if number == errno.EEXIST:  # somebody has taken that id; it stays reserved
+            member.id = self.ids.take()
+            self._create(member)
+        else:
+            self.ids.free(member.id)
+            del self._members[member.key]
+            for target in users:
+                del target.members[member.key], target.weights[member.key]
+                target.errno, target.text = number, text
+        for target in users:
+            self._write_or_fail(target)
+
+    def _group_refused(self, target: Target, operation: Operation, number: int, text: str) -> None:
+        if number == errno.EEXIST and not target.ready:
+            del self._by_id[target.id]
+            target.id = 0
+            self._write_group(target)
+        elif operation.group != tuple(target.group()):  # a member went while the request was on its way
+            self._write_or_fail(target)
+        else:
+            target.errno, target.text = target.errno or number, target.text or text
+            if not target.ready:
+                self._leave(target, list(target.members))
+                self._vanish(target)
+
+    def _write_or_fail(self, target: Target) -> None:
+        if target.members:
+            self._write_group(target)
+        else:
+            self._vanish(target)
+
+    def _drop(self, member: Member) -> None:
+        """Forget an object that the kernel has lost or is to lose; the request makes sure."""
+        self._request(delete_nexthop(member.id))
+        del self._members[member.key]
+        del self._by_id[member.id]
+        self.ids.free(member.id)
+        for target in member.users:
+            del target.members[member.key], target.weights[member.key]
+            if not target.members:
+                self._vanish(target)
+
+    def _leave(self, target: Target, keys: list[MemberKey]) -> None:
+        """Take members out of a target, and delete the objects that no other needs."""
+        for key in keys:
+            target.weights.pop(key, None)
+            self._part(target, target.members.pop(key))
+
+    def _part(self, target: Target, member: Member) -> None:
+        member.users.discard(target)
+        if not member.users:
+            if self.objects:
+                self._drop(member)
+            else:
+                del self._members[member.key]
+
+    def _vanish(self, target: Target) -> None:
+        target.absent = True
+        target.ready = True
+        if self._by_id.get(target.id) is target:
+            del self._by_id[target.id]
+            self.ids.free(target.id)
+        self.changed = True
+
+    def _outdate(self, target: Target) -> None:
+        target.current = False
+        self.outdated = True
+        if self._targets.get(target.key) is target:
+            del self._targets[target.key]
+        self._orphans.discard(target)
+        self._leaving.add(target)
+
+    def _replace_without(self, target: Target, peer: str) -> None:
+        """Let a target's prefixes move, one by one, to what is left of it."""
+        rest = Target(Kind.LEARNED, key=target.key)
+        self._orphans.add(rest)
+        self._realize(rest, {key: weight for key, weight in target.weights.items() if key[0] != peer})
+        target.successor = rest
+        self._outdate(target)

@@ -1,0 +1,217 @@
+"""Drift: what others, or the kernel by itself, do to routes and next-hop objects of ours is seen and set right.
+
+Routes and objects that somebody deletes or replaces come as events. When a device goes down or loses its carrier the
+kernel deletes next-hop objects, shrinks groups and drops routes without a word, and restores nothing afterwards: the
+link's own event is the only sign. A slow full comparison catches the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+
+from config.prefix import FAMILIES, Family
+from routes.compare import Drift, Finding, compare
+from routes.dumps import read_nexthops
+from routes.encode import delete_nexthop
+from routes.installer import Installer
+from routes.messages import (
+    RTN_UNICAST,
+    AddressEvent,
+    Event,
+    LinkEvent,
+    Nexthop,
+    NexthopEvent,
+    RouteEvent,
+)
+from routes.table import State
+
+log = logging.getLogger("podroute.routes")
+
+_ATTEMPTS = 5
+"""Readings of the next-hop objects, until one is not overtaken by changes of our own."""
+
+
+class Reconciler:
+    """``on_link`` hears of links before their next hops are looked at again."""
+
+    def __init__(
+        self,
+        installer: Installer,
+        sock: socket.socket,
+        *,
+        table: int,
+        protocol: int,
+        interval: float,
+        on_link: Callable[[LinkEvent], None],
+    ) -> None:
+        self._installer = installer
+        self._registry = installer.registry
+        self._sock = sock
+        self._table, self._protocol = table, protocol
+        self._interval = interval
+        self._on_link = on_link
+        self._up: dict[int, bool] = {}
+        self._cause = ""
+        self._wanted = asyncio.Event()
+        self._refreshing = False
+        self._suspects: set[tuple[Family, int, bytes]] = set()
+        self._task: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+
+    def start(self, up: dict[int, bool]) -> None:
+        """Begin the periodic comparison; ``up`` tells which links are up now."""
+        self._up = up
+        self._task = self._loop.create_task(self._watch())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            self._task = None
+
+    def resync(self, cause: str) -> None:
+        """Compare everything soon; until it is done the installer's state is in doubt."""
+        self._cause = self._cause or cause
+        self._installer.doubt(True)
+        self._installer.counters["resyncs"] += 1
+        self._wanted.set()
+
+    def refresh(self) -> None:
+        """Ask the resolver for every next hop anew, once, with the loop's next turn."""
+        if not self._refreshing:
+            self._refreshing = True
+            self._loop.call_soon(self._refresh)
+
+    def event(self, event: Event) -> None:
+        if isinstance(event, RouteEvent):
+            if event.route.table == self._table:
+                self._route(event)
+        elif isinstance(event, NexthopEvent):
+            self._nexthop(event)
+        elif isinstance(event, LinkEvent):
+            self._link(event)
+        elif isinstance(event, AddressEvent):
+            self.refresh()
+
+    def _refresh(self) -> None:
+        self._refreshing = False
+        self._registry.refresh()
+        for table in self._installer.tables.values():
+            table.retry(lambda failure: failure.state is State.FAILED)
+        self._installer.schedule()
+
+    def _link(self, event: LinkEvent) -> None:
+        ifindex = event.link.ifindex
+        up = event.link.up and not event.gone
+        before = self._up.get(ifindex, False)
+        self._up[ifindex] = up
+        if event.gone:
+            del self._up[ifindex]
+        if before and not up:
+            self._registry.link_lost(ifindex)
+        self._on_link(event)
+        self.refresh()
+
+    def _nexthop(self, event: NexthopEvent) -> None:
+        identifier = event.nexthop.id
+        if not self._registry.known(identifier):
+            if event.nexthop.protocol != self._protocol:
+                (self._registry.ids.free if event.gone else self._registry.ids.reserve)(identifier)
+            return
+        if self._registry.vanished(identifier) if event.gone else self._registry.altered(event.nexthop):
+            self._installer.counters["repaired next-hop objects"] += 1
+            log.warning("somebody changed a next-hop object", extra={"fields": {"id": identifier, "port": event.port}})
+            self.refresh()
+
+    def _route(self, event: RouteEvent) -> None:
+        route = event.route
+        table = self._installer.tables.get((route.family, route.metric))
+        if table is None or route.tos:
+            return
+        prefix = route.prefix
+        shard = table.shard(prefix)
+        want = shard.desired.get(prefix)
+        if route.protocol == self._protocol:
+            if event.gone:
+                if want is not None or prefix in shard.stale:
+                    self._installer.repair(table, prefix, None, "route deleted by another program")
+            elif want is not None and not want.matches(route):
+                self._installer.repair(table, prefix, self._installer.other, "route replaced by another program")
+        elif event.gone:
+            if prefix in shard.failed and shard.failed[prefix].state is State.CONFLICT:
+                table.observe(prefix, None)
+                self._installer.schedule()
+        elif event.replaced and want is not None and not want.absent:
+            table.observe(prefix, None)
+            self._installer.schedule()
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                await asyncio.wait_for(self._wanted.wait(), self._interval)
+            except TimeoutError:
+                await self._installer.drained()
+            cause, self._cause = self._cause, ""
+            self._wanted.clear()
+            try:
+                await self._compare(cause or "periodic comparison")
+            except OSError as error:
+                log.error("cannot read the kernel's routes: %s", error)
+            if not cause:
+                for table in self._installer.tables.values():
+                    table.retry(lambda failure: True)
+            self._installer.doubt(self._wanted.is_set())
+
+    async def _compare(self, cause: str) -> None:
+        self._installer.counters["comparisons"] += 1
+        for _ in range(_ATTEMPTS):
+            await self._installer.nexthops_settled()
+            jobs = self._installer.nexthop_jobs
+            objects = await asyncio.to_thread(read_nexthops, self._sock)
+            if jobs == self._installer.nexthop_jobs:
+                self._compare_objects(objects)
+                break
+        self._registry.refresh()
+        self._installer.schedule()
+        suspects: set[tuple[Family, int, bytes]] = set()
+        for family in FAMILIES:
+            tables = {metric: table for (f, metric), table in self._installer.tables.items() if f == family}
+            found = await asyncio.to_thread(compare, self._sock, family, self._table, self._protocol, tables)
+            for finding in found:
+                self._act(family, finding, cause, suspects)
+        self._suspects = suspects
+
+    def _compare_objects(self, objects: list[Nexthop]) -> None:
+        if not self._registry.objects:
+            return
+        there = {nexthop.id: nexthop for nexthop in objects if nexthop.protocol == self._protocol}
+        for identifier in self._registry.expected():
+            found = there.get(identifier)
+            if found is None and self._registry.known(identifier):
+                self._registry.vanished(identifier)
+                log.warning("a next-hop object has vanished", extra={"fields": {"id": identifier}})
+            elif found is not None:
+                self._registry.altered(found)
+        self._installer.raw([delete_nexthop(i) for i in there if not self._registry.known(i)])
+
+    def _act(self, family: Family, finding: Finding, cause: str, suspects: set[tuple[Family, int, bytes]]) -> None:
+        drift, prefix, metric, route = finding
+        table = self._installer.table(family, metric)
+        want = table.shard(prefix).desired.get(prefix)
+        if drift is Drift.MISSING:
+            self._installer.repair(table, prefix, None, f"missing, found by {cause}")
+        elif want is not None:
+            self._installer.repair(table, prefix, self._installer.other, f"altered, found by {cause}")
+        elif route is not None:
+            # A pod's route may be there before its expectation: only what two comparisons see is too much.
+            pod = (
+                route.kind == RTN_UNICAST and not route.nexthop and len(route.paths) == 1 and not route.paths[0].gateway
+            )
+            key = family, metric, prefix
+            if pod and key not in self._suspects:
+                suspects.add(key)
+            else:
+                self._installer.repair(table, prefix, self._installer.other, f"surplus, found by {cause}")

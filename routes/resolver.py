@@ -1,0 +1,240 @@
+"""BGP next hops resolved against the kernel (RFC 4271 section 5.1.3 and 9.1.2.1; implements config.nexthop).
+
+A next hop is looked up, longest match first, in the main table's routes of other protocols than podroute's: a route
+that BGP itself installed never resolves a next hop, so none can come to depend on itself. One look-up always ends the
+recursion, because the kernel refuses a route whose gateway is not on a link: what a static or IGP route names is final.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterator
+
+from config.kernel import MAIN_TABLE, ROUTE_PROTOCOL
+from config.nexthop import Gateway, Resolution
+from config.prefix import BITS, FAMILIES, Family
+from routes import netlink
+from routes.dumps import read_nexthops, read_routes
+from routes.foreign import ForeignRoutes
+from routes.messages import (
+    IFF_UP,
+    RTN_UNICAST,
+    Event,
+    LinkEvent,
+    NeighbourEvent,
+    Nexthop,
+    NexthopEvent,
+    Path,
+    Route,
+    RouteEvent,
+)
+from routes.monitor import Monitor
+
+Key = tuple[bytes, str]
+
+
+class Resolver:
+    """``on_changed`` hears, after each burst of kernel events, which looked-up next hops resolve differently now.
+
+    ``via_default``: let a default route resolve next hops too. Off, as in FRR: the default often leads out of a
+    management interface. Start it after the monitor, in the same thread and namespace.
+    """
+
+    def __init__(
+        self,
+        monitor: Monitor,
+        *,
+        on_changed: Callable[[set[Key]], None],
+        protocol: int = ROUTE_PROTOCOL,
+        via_default: bool = False,
+    ) -> None:
+        self._monitor = monitor
+        self._interfaces = monitor.interfaces
+        self._on_changed = on_changed
+        self._protocol = protocol
+        self._via_default = via_default
+        self._tables = {family: ForeignRoutes(family) for family in FAMILIES}
+        self._nexthops: dict[int, Nexthop] = {}
+        self._reported: dict[Key, Resolution | None] = {}
+        self._fresh: dict[Key, Resolution | None] = {}
+        self._scheduled = False
+        self._reading: asyncio.Task[None] | None = None
+        self._again = False
+        self._missed: list[Event] = []
+        self._sock: socket.socket | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def start(self) -> None:
+        """Read the kernel's routes and follow them. Raises OSError."""
+        self._loop = asyncio.get_running_loop()
+        self._sock = netlink.open_socket()
+        self._monitor.subscribe(self._event, self._overrun)
+        self._tables, self._nexthops = _read(self._sock, self._protocol)
+
+    async def stop(self) -> None:
+        """Let go of the kernel; the answers stay."""
+        if self._reading is not None:
+            await asyncio.wait([self._reading])
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+
+    def lookup(self, address: bytes, device: str = "") -> Resolution | None:
+        """Return how a next hop is reached now; the answer is remembered, and its changes are reported."""
+        key = address, device
+        try:
+            return self._fresh[key]
+        except KeyError:
+            resolution = self._fresh[key] = self._resolve(address, device)
+            self._reported.setdefault(key, resolution)
+            return resolution
+
+    def local(self, session_address: bytes, family: Family) -> bytes | None:
+        """Return our own next hop of ``family`` for a session: the lowest fit address on the session's interface."""
+        if len(session_address) * 8 == BITS[family]:
+            return session_address
+        for ifindex in self._interfaces.holders(session_address):
+            fit = self._interfaces.global_addresses(ifindex, family)
+            if fit:
+                return fit[0]
+        return None
+
+    def _resolve(self, address: bytes, device: str) -> Resolution | None:
+        family: Family = 4 if len(address) == 4 else 6
+        if self._interfaces.owns(address) or not _routable(address):
+            return None
+        if device:
+            link = self._interfaces.named(device)
+            return Resolution((Gateway(address, device),), 0) if link is not None and link.up else None
+        if family == 6 and address[0] == 0xFE and address[1] & 0xC0 == 0x80:
+            return None  # link-local: without a device it is nowhere
+        for route in self._tables[family].matches(address):
+            if not route.prefix[0] and not self._via_default:
+                return None
+            if route.kind != RTN_UNICAST:
+                return None  # unreachable, blackhole, prohibit: somebody says no
+            gateways = tuple(sorted({g for path in self._paths(route) if (g := self._gateway(path, address))}))
+            if gateways:
+                on_link = all(gateway.address == address for gateway in gateways)
+                return Resolution(gateways, 0 if on_link else route.metric)
+        return None
+
+    def _paths(self, route: Route) -> Iterator[Path]:
+        """Yield a route's paths, read from its next-hop object where the route itself shows none."""
+        if route.paths or not route.nexthop:
+            yield from route.paths
+            return
+        found = self._nexthops.get(route.nexthop)
+        if found is None:
+            return
+        for member in [self._nexthops.get(i) for i, _ in found.members] if found.members else [found]:
+            if member is not None:
+                yield Path(member.gateway, member.ifindex)
+
+    def _gateway(self, path: Path, address: bytes) -> Gateway | None:
+        link = self._interfaces.link(path.ifindex)
+        return Gateway(path.gateway or address, link.name) if link is not None and link.up else None
+
+    def _event(self, event: Event) -> None:
+        if self._reading is not None:
+            self._missed.append(event)
+        if self._take(event):
+            self._fresh.clear()
+            self._schedule()
+
+    def _take(self, event: Event) -> bool:
+        """Take over one event; False where it cannot change how anything resolves."""
+        if isinstance(event, RouteEvent):
+            route = event.route
+            if route.table != MAIN_TABLE:
+                return False
+            table = self._tables[route.family]
+            if event.replaced:
+                table.supersede(route)
+            elif route.protocol == self._protocol:
+                return False
+            if event.gone:
+                table.remove(route)
+            elif route.protocol != self._protocol:
+                table.add(route)
+        elif isinstance(event, NexthopEvent):
+            if event.nexthop.protocol == self._protocol:
+                return False
+            if event.gone:
+                self._nexthops.pop(event.nexthop.id, None)
+            else:
+                self._nexthops[event.nexthop.id] = event.nexthop
+        elif isinstance(event, NeighbourEvent):
+            return False
+        elif isinstance(event, LinkEvent) and (event.gone or not event.link.flags & IFF_UP):
+            for table in self._tables.values():
+                table.forget_device(event.link.ifindex)
+        return True
+
+    def _schedule(self) -> None:
+        if not self._scheduled and self._loop is not None:
+            self._scheduled = True
+            self._loop.call_soon(self._report)
+
+    def _report(self) -> None:
+        self._scheduled = False
+        changed = set()
+        for key, before in list(self._reported.items()):
+            now = self.lookup(*key)
+            if now != before:
+                self._reported[key] = now
+                changed.add(key)
+        if changed:
+            self._on_changed(changed)
+
+    def _overrun(self) -> None:
+        """Read all anew in a thread, and apply to the result what happens meanwhile."""
+        if self._reading is not None:
+            self._again = True
+        elif self._sock is not None:
+            self._reading = asyncio.get_running_loop().create_task(self._reread(self._sock))
+
+    async def _reread(self, sock: socket.socket) -> None:
+        try:
+            state = await asyncio.to_thread(_read, sock, self._protocol)
+        finally:
+            self._reading = None
+            missed, self._missed = self._missed, []
+        self._tables, self._nexthops = state
+        for event in missed:
+            self._take(event)
+        self._fresh.clear()
+        self._schedule()
+        if self._again:
+            self._again = False
+            self._overrun()
+
+
+_State = tuple[dict[Family, ForeignRoutes], dict[int, Nexthop]]
+
+
+def _read(sock: socket.socket, protocol: int) -> _State:
+    """Read the main table's routes of other protocols, and all next-hop objects."""
+    nexthops = {nexthop.id: nexthop for nexthop in read_nexthops(sock)}
+    return {family: _read_table(sock, family, protocol) for family in FAMILIES}, nexthops
+
+
+def _read_table(sock: socket.socket, family: Family, protocol: int, attempts: int = 5) -> ForeignRoutes:
+    while True:
+        attempts -= 1
+        table = ForeignRoutes(family)
+        try:
+            for route in read_routes(sock, family, MAIN_TABLE, but=protocol):
+                table.add(route)
+        except netlink.DumpInterruptedError:
+            if attempts > 0:
+                continue
+        return table
+
+
+def _routable(address: bytes) -> bool:
+    """Tell whether an address can be a neighbour at all: neither unspecified, loopback, multicast nor broadcast."""
+    if len(address) == 4:
+        return address[0] not in (0, 127) and address[0] < 224
+    return address[0] != 0xFF and any(address[:15])

@@ -1,0 +1,336 @@
+"""Desired routes of one family and metric, and in what the kernel is known to differ. No I/O.
+
+The desired state is the truth and the kernel a cache of it: for most prefixes the kernel holds what is desired, so
+only differences are stored. Changes coalesce per prefix until they are taken. The table is cut into shards by hash, so
+that no dict grows so large that its resizing stops the loop, and so that a shard whose changes are on their way to the
+kernel leaves the others free.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from enum import StrEnum
+from typing import NamedTuple
+
+from config.nexthop import NextHops
+from config.prefix import Family
+from routes.encode import ADD, REPLACE, Placement, Shape, delete_shapes
+from routes.target import Target
+
+_ATTEMPTS = 3
+
+
+class State(StrEnum):
+    INSTALLED = "installed"
+    PENDING = "pending"
+    UNRESOLVED = "unresolved"
+    """No next hop leads anywhere: not written."""
+    CONFLICT = "conflict"
+    """A route of another protocol has the same prefix and metric; it is left alone."""
+    FAILED = "failed"
+    """The kernel refuses."""
+    STALE = "stale"
+    """Left by an earlier run, kept until its peers had their chance to confirm it."""
+
+
+class Result(NamedTuple):
+    """What became of a route. ``errno`` and ``text`` say why where it is not installed."""
+
+    table: int
+    family: Family
+    prefix: bytes
+    state: State
+    errno: int
+    text: str = ""
+
+
+class Failure(NamedTuple):
+    held: Target | None
+    state: State
+    errno: int
+    text: str
+
+
+class RouteStatus(NamedTuple):
+    """One prefix for people: what is desired, what the kernel holds as far as known, and why they differ."""
+
+    prefix: bytes
+    metric: int
+    desired: Target | None
+    kernel: Target | None
+    state: State
+    errno: int
+    text: str
+
+
+class Shard:
+    """What the kernel holds of a prefix is in ``dirty``, else in ``failed``, else it is as desired."""
+
+    __slots__ = ("attempts", "complained", "desired", "dirty", "failed", "inflight", "stale", "table")
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self.desired: dict[bytes, Target] = {}
+        self.dirty: dict[bytes, Target | None] = {}
+        """Changes not yet taken, each with what the kernel holds."""
+        self.inflight: dict[bytes, Target | None] = {}
+        """Changes on their way to the kernel, each with what it held before."""
+        self.failed: dict[bytes, Failure] = {}
+        self.stale: dict[bytes, Target] = {}
+        self.complained: dict[bytes, tuple[State, int]] = {}
+        """What was last reported of prefixes that are not installed."""
+        self.attempts: dict[bytes, int] = {}
+
+
+class Batch:
+    """Route requests in order, with what each is for. ``shards`` stay busy until it is settled."""
+
+    __slots__ = ("prefixes", "shapes", "shards", "sources", "wants")
+
+    def __init__(self) -> None:
+        self.prefixes: list[bytes] = []
+        self.wants: list[Target | None] = []
+        self.shapes: list[Shape] = []
+        self.sources: list[Shard] = []
+        self.shards: list[Shard] = []
+
+    def __len__(self) -> int:
+        return len(self.prefixes)
+
+
+class Table:
+    """``on_result`` hears of prefixes whose state is worth telling; ``on_released`` of targets nothing names now."""
+
+    def __init__(
+        self,
+        place: Placement,
+        *,
+        shards: int,
+        on_result: Callable[[Result], None],
+        on_released: Callable[[Target], None],
+    ) -> None:
+        self.place = place
+        self._mask = shards - 1
+        self.shards = [Shard(self) for _ in range(shards)]
+        self._delete = delete_shapes(place)
+        self._on_result = on_result
+        self._on_released = on_released
+        self._next = 0
+
+    def shard(self, prefix: bytes) -> Shard:
+        return self.shards[hash(prefix) & self._mask]
+
+    def update(self, changes: Iterable[tuple[bytes, NextHops | None]], resolve: Callable[[NextHops], Target]) -> None:
+        """Take in many changes at once; ``resolve`` is called once for each run of equal next hops."""
+        shards, mask = self.shards, self._mask
+        last: NextHops | None = None
+        target: Target | None = None
+        for prefix, hops in changes:
+            if hops is not last:
+                last = hops
+                target = resolve(hops) if hops is not None else None
+            shard = shards[hash(prefix) & mask]
+            if shard.desired.get(prefix) is not target or shard.stale:
+                self._set(shard, prefix, target)
+
+    def set(self, prefix: bytes, target: Target | None) -> None:
+        self._set(self.shard(prefix), prefix, target)
+
+    def _set(self, shard: Shard, prefix: bytes, target: Target | None) -> None:
+        desired, dirty = shard.desired, shard.dirty
+        old = desired.get(prefix)
+        if target is not None:
+            target.refs += 1
+            desired[prefix] = target
+        elif old is not None:
+            del desired[prefix]
+        if prefix in dirty:
+            if old is not None:
+                self._unref(old)
+        elif prefix in shard.failed:
+            dirty[prefix] = shard.failed.pop(prefix).held  # the reference moves along
+            if old is not None:
+                self._unref(old)
+        elif old is None and prefix in shard.stale:
+            dirty[prefix] = shard.stale.pop(prefix)
+        elif old is not target:
+            dirty[prefix] = old  # as does that of the desired route, which the kernel holds
+        elif old is not None:
+            self._unref(old)
+
+    def observe(self, prefix: bytes, held: Target | None) -> None:
+        """Learn what the kernel holds in truth; it will be set right."""
+        shard = self.shard(prefix)
+        if held is not None:
+            held.refs += 1
+        before: Target | None = None
+        if prefix in shard.dirty:
+            before = shard.dirty[prefix]
+        elif prefix in shard.failed:
+            before = shard.failed.pop(prefix).held
+        elif prefix in shard.stale:
+            before = shard.stale.pop(prefix)
+        shard.dirty[prefix] = held
+        if before is not None:
+            self._unref(before)
+
+    def leave_stale(self, prefix: bytes, held: Target) -> None:
+        """Note a route that an earlier run left."""
+        held.refs += 1
+        self.shard(prefix).stale[prefix] = held
+
+    def sweep(self, unwanted: Callable[[Target], bool]) -> int:
+        """Have stale routes deleted, and return how many."""
+        count = 0
+        for shard in self.shards:
+            for prefix in [p for p, held in shard.stale.items() if unwanted(held)]:
+                shard.dirty[prefix] = shard.stale.pop(prefix)
+                count += 1
+        return count
+
+    def follow(self, shard: Shard, successor: Callable[[Target], Target]) -> int:
+        """Move a shard's prefixes off targets that are no longer current, and return how many."""
+        moving = [(prefix, target) for prefix, target in shard.desired.items() if not target.current]
+        for prefix, target in moving:
+            self._set(shard, prefix, successor(target))
+        return len(moving)
+
+    def take(self, batch: Batch, limit: int) -> None:
+        """Fill a batch up to about ``limit`` requests, from shards in turn that have nothing on its way."""
+        for _ in range(len(self.shards)):
+            if len(batch) >= limit:
+                return
+            shard = self.shards[self._next]
+            self._next = (self._next + 1) & self._mask
+            if shard.dirty and not shard.inflight:
+                self._take(shard, batch)
+
+    def _take(self, shard: Shard, batch: Batch) -> None:
+        dirty, shard.dirty = shard.dirty, {}
+        desired = shard.desired
+        waiting: list[bytes] = []
+        start = len(batch.prefixes)
+        for prefix, held in dirty.items():
+            want = desired.get(prefix)
+            if held is not None and held.absent:
+                held = None
+            if want is not None:
+                if not want.ready:
+                    waiting.append(prefix)
+                    continue
+                if want.absent:
+                    self._report(shard, prefix, State.UNRESOLVED, want.errno, want.text)
+                    want = None
+            if want is held:
+                continue
+            shapes = self._delete if want is None else want.shapes(self.place, ADD if held is None else REPLACE)
+            batch.prefixes.append(prefix)
+            batch.wants.append(want)
+            batch.shapes.append(shapes[prefix[0]])
+        for prefix in waiting:
+            shard.dirty[prefix] = dirty.pop(prefix)
+        if dirty:
+            shard.inflight = dirty
+            batch.shards.append(shard)
+            batch.sources.extend([shard] * (len(batch.prefixes) - start))
+
+    def settle(self, shard: Shard) -> None:
+        """Close a shard's part of a batch, after the refused ones were told with ``refused``."""
+        done, shard.inflight = shard.inflight, {}
+        for prefix in [p for p in shard.attempts if p in done and p not in shard.dirty]:
+            del shard.attempts[prefix]
+        if shard.complained:
+            for prefix in [p for p in shard.complained if p in done]:
+                if prefix not in shard.dirty and prefix not in shard.failed:
+                    target = shard.desired.get(prefix)
+                    if target is None:
+                        del shard.complained[prefix]
+                    elif not target.absent:
+                        del shard.complained[prefix]
+                        self._on_result(self._result(prefix, State.INSTALLED, 0, ""))
+        for held, count in Counter(done.values()).items():
+            if held is not None:
+                held.refs -= count
+                if not held.refs:
+                    self._on_released(held)
+
+    def refused(self, shard: Shard, prefix: bytes, want: Target | None, failure: Failure) -> None:
+        """Learn that the kernel refused one request of the batch that is being settled.
+
+        ``failure.held`` is what the kernel holds now. With state PENDING it is tried again, a limited number of times.
+        """
+        held, state, number, text = failure
+        if state is State.PENDING:
+            shard.attempts[prefix] = shard.attempts.get(prefix, 0) + 1
+            if shard.attempts[prefix] >= _ATTEMPTS:
+                state = State.FAILED
+        if held is not None:
+            held.refs += 1
+        if prefix in shard.dirty:  # changed meanwhile, on the assumption that this one would succeed
+            before, shard.dirty[prefix] = shard.dirty[prefix], held
+            if before is not None:
+                self._unref(before)
+        elif state is State.PENDING:
+            shard.dirty[prefix] = held
+        elif want is not None:
+            shard.failed[prefix] = Failure(held, state, number, text)
+            self._report(shard, prefix, state, number, text)
+        elif held is not None:  # a deletion that cannot be: the next comparison finds the route again
+            self._unref(held)
+
+    def retry(self, wanted: Callable[[Failure], bool]) -> int:
+        """Try failed routes again, and return how many."""
+        count = 0
+        for shard in self.shards:
+            for prefix in [p for p, failure in shard.failed.items() if wanted(failure)]:
+                shard.dirty[prefix] = shard.failed.pop(prefix).held
+                count += 1
+        return count
+
+    def status(self, prefix: bytes) -> RouteStatus | None:
+        """Return what is known of one prefix, None if it is neither desired nor left over."""
+        shard = self.shard(prefix)
+        want = shard.desired.get(prefix)
+        metric = self.place.metric
+        if prefix in shard.failed:
+            held, state, number, text = shard.failed[prefix]
+            return RouteStatus(prefix, metric, want, held, state, number, text)
+        if prefix in shard.stale:
+            return RouteStatus(prefix, metric, None, shard.stale[prefix], State.STALE, 0, "left by an earlier run")
+        if prefix in shard.dirty or prefix in shard.inflight:
+            held = shard.dirty.get(prefix) if prefix in shard.dirty else shard.inflight[prefix]
+            return RouteStatus(prefix, metric, want, held, State.PENDING, 0, "")
+        if want is None:
+            return None
+        if want.absent:
+            return RouteStatus(prefix, metric, want, None, State.UNRESOLVED, want.errno, want.text)
+        return RouteStatus(prefix, metric, want, want, State.INSTALLED, 0, "")
+
+    def statuses(self) -> Iterator[RouteStatus]:
+        """Yield every prefix; the table may change between two steps."""
+        for shard in self.shards:
+            for prefix in [*shard.desired, *shard.stale]:
+                found = self.status(prefix)
+                if found is not None:
+                    yield found
+
+    @property
+    def idle(self) -> bool:
+        return not any(shard.dirty or shard.inflight for shard in self.shards)
+
+    def backlog(self) -> int:
+        return sum(len(shard.dirty) + len(shard.inflight) for shard in self.shards)
+
+    def _report(self, shard: Shard, prefix: bytes, state: State, number: int, text: str) -> None:
+        if shard.complained.get(prefix) != (state, number):
+            shard.complained[prefix] = state, number
+            self._on_result(self._result(prefix, state, number, text))
+
+    def _result(self, prefix: bytes, state: State, number: int, text: str) -> Result:
+        return Result(self.place.table, self.place.family, prefix, state, number, text)
+
+    def _unref(self, target: Target) -> None:
+        target.refs -= 1
+        if not target.refs:
+            self._on_released(target)

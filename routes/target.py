@@ -1,0 +1,131 @@
+"""Where a route leads: a set of next hops, an interface, or nowhere. What the desired table holds per prefix."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from config.nexthop import NextHops
+from config.prefix import Family
+from routes.encode import Placement, RouteShapes, via_device, via_nexthop, via_paths, write_shapes
+from routes.messages import (
+    RT_SCOPE_LINK,
+    RT_SCOPE_UNIVERSE,
+    RTN_UNICAST,
+    RTN_UNREACHABLE,
+    Path,
+    Route,
+)
+
+MemberKey = tuple[str, bytes, str]
+"""(peer, gateway, device): what a lost session, gateway or link each take away with one delete."""
+
+
+class Kind(Enum):
+    LEARNED = "learned"
+    COVER = "cover"
+    POD = "pod"
+    OTHER = "other"
+    """A route of ours in the kernel that leads elsewhere than anything desired."""
+
+
+class Member:
+    """One next-hop object, in all groups that need it."""
+
+    __slots__ = ("id", "ifindex", "key", "users")
+
+    def __init__(self, key: MemberKey, ifindex: int, identifier: int) -> None:
+        self.key = key
+        self.ifindex = ifindex
+        self.id = identifier
+        self.users: set[Target] = set()
+
+
+class Target:
+    """One destination of routes; compared by identity.
+
+    ``refs`` counts the table entries that name it: one for each prefix that is to lead here, one for each that the
+    kernel still holds so. ``absent`` never turns back: the kernel has no route this way any more (it drops routes with
+    their group), or could not be given one. ``current`` is False when prefixes have to move to a successor.
+    """
+
+    __slots__ = (
+        "_shapes",
+        "absent",
+        "current",
+        "errno",
+        "id",
+        "ifindex",
+        "key",
+        "kind",
+        "members",
+        "ready",
+        "refs",
+        "successor",
+        "text",
+        "version",
+        "weights",
+    )
+
+    def __init__(self, kind: Kind, *, key: NextHops = (), ifindex: int = 0) -> None:
+        self.kind = kind
+        self.key = key
+        self.ifindex = ifindex
+        self.id = 0
+        """Group id; 0 without next-hop objects."""
+        self.members: dict[MemberKey, Member] = {}
+        self.weights: dict[MemberKey, int] = {}
+        self.refs = 0
+        self.ready = True
+        self.absent = False
+        self.current = True
+        self.successor: Target | None = None
+        self.version = 0
+        self.errno = 0
+        self.text = ""
+        self._shapes: dict[tuple[Placement, int], RouteShapes] = {}
+
+    @property
+    def peers(self) -> set[str]:
+        return {hop.peer for hop in self.key}
+
+    def group(self) -> list[tuple[int, int]]:
+        """Return ``(object id, weight)`` of each member, in id order."""
+        return sorted((member.id, self.weights[key]) for key, member in self.members.items())
+
+    def paths(self) -> tuple[Path, ...]:
+        """Return the gateways, each once however many peers announced it."""
+        weights: dict[tuple[bytes, int], int] = {}
+        for key, member in self.members.items():
+            place = key[1], member.ifindex
+            weights[place] = weights.get(place, 0) + self.weights[key]
+        least = min(weights.values(), default=1)
+        return tuple(sorted(Path(*place, max(1, weight // least)) for place, weight in weights.items()))
+
+    def shapes(self, place: Placement, flags: int) -> RouteShapes:
+        """Return the messages that write a route to here (encode.ADD or REPLACE)."""
+        found = self._shapes.get((place, flags))
+        if found is None:
+            kind = RTN_UNREACHABLE if self.kind is Kind.COVER else RTN_UNICAST
+            scope = RT_SCOPE_LINK if self.kind is Kind.POD else RT_SCOPE_UNIVERSE
+            found = write_shapes(place, flags, kind, scope, self._attributes(place.family))
+            self._shapes[place, flags] = found
+        return found
+
+    def matches(self, route: Route) -> bool:
+        """Tell whether a route in the kernel leads here."""
+        if self.kind is Kind.COVER:
+            return route.kind == RTN_UNREACHABLE
+        if route.kind != RTN_UNICAST:
+            return False
+        if self.kind is Kind.POD:
+            return not route.nexthop and route.paths == (Path(b"", self.ifindex),)
+        if self.id or route.nexthop:
+            return route.nexthop == self.id
+        return {path[:2] for path in route.paths} == {path[:2] for path in self.paths()}
+
+    def _attributes(self, family: Family) -> bytes:
+        if self.kind is Kind.POD:
+            return via_device(self.ifindex)
+        if self.kind is Kind.COVER:
+            return b""
+        return via_nexthop(self.id) if self.id else via_paths(family, self.paths())

@@ -1,0 +1,145 @@
+"""The thread that talks to the kernel: bulk sends without acknowledgements, refusals mapped back by sequence number.
+
+send() runs the requests in the kernel before it returns, without the GIL, so refusals are in the socket's buffer by
+then and reading them never waits. Where that buffer overflowed (ENOBUFS) the job is marked unverified, and its owner
+compares.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import queue
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from config.prefix import Family
+from routes import netlink
+from routes.dumps import read_routes
+from routes.encode import SEQUENCES, numbered, route_batch
+from routes.messages import Route, decode_route, match_request
+from routes.table import Batch
+
+log = logging.getLogger("podroute.routes")
+
+_CHUNK = len(SEQUENCES)
+_SINGLY = 32
+"""Up to so many routes in the way are asked for one by one, more are looked for in a dump."""
+
+
+class Job:
+    """``refused`` maps the place of a request to what the kernel said. ``done`` is called in the loop's thread."""
+
+    def __init__(self, done: Callable[[Job], None]) -> None:
+        self.done = done
+        self.refused: dict[int, tuple[int, str]] = {}
+        self.verified = True
+
+    def run(self, sock: socket.socket) -> None:
+        raise NotImplementedError
+
+    def _send(self, sock: socket.socket, data: bytes, start: int) -> None:
+        sock.send(data)
+        refusals, whole = netlink.receive_refusals(sock)
+        for refusal in refusals:
+            self.refused[start + refusal.sequence] = refusal.errno, refusal.text
+        self.verified &= whole
+
+
+class NexthopJob(Job):
+    """Requests for next-hop objects, after the state file that tells whose they are."""
+
+    def __init__(
+        self, done: Callable[[Job], None], requests: Sequence[bytes], save: Callable[[], None] | None = None
+    ) -> None:
+        super().__init__(done)
+        self._requests = requests
+        self._save = save
+
+    def run(self, sock: socket.socket) -> None:
+        if self._save is not None:
+            try:
+                self._save()
+            except OSError as error:
+                log.error("cannot write the state file: %s", error)
+        for start in range(0, len(self._requests), _CHUNK):
+            chunk = self._requests[start : start + _CHUNK]
+            self._send(sock, numbered(chunk), start)
+
+
+class RouteJob(Job):
+    """A batch of routes of one table. ``found`` maps places refused with EEXIST to what is there."""
+
+    def __init__(self, done: Callable[[Job], None], batch: Batch, family: Family, table: int, metric: int) -> None:
+        super().__init__(done)
+        self.batch = batch
+        self.found: dict[int, Route | None] = {}
+        self._family, self._table, self._metric = family, table, metric
+
+    def run(self, sock: socket.socket) -> None:
+        prefixes, shapes = self.batch.prefixes, self.batch.shapes
+        for start in range(0, len(prefixes), _CHUNK):
+            stop = start + _CHUNK
+            self._send(sock, route_batch(prefixes[start:stop], shapes[start:stop]), start)
+        taken = [place for place, (number, _) in self.refused.items() if number == errno.EEXIST]
+        if taken:
+            self._look(sock, taken)
+
+    def _look(self, sock: socket.socket, taken: list[int]) -> None:
+        """See what is in the way of these places."""
+        prefixes = self.batch.prefixes
+        missed = taken if len(taken) > _SINGLY else []
+        for place in taken if not missed else []:
+            answer = netlink.ask(sock, netlink.RTM_GETROUTE, match_request(self._family, prefixes[place]))
+            route = decode_route(*answer) if answer is not None else None
+            if route is not None and self._same(route, prefixes[place]):
+                self.found[place] = route
+            else:  # a more specific route covers its first address, or rules lead to other tables
+                missed.append(place)
+        if missed:
+            wanted = {prefixes[place] for place in missed}
+            there: dict[bytes, Route] = {}
+            with suppress(netlink.DumpInterruptedError):  # what was missed is tried again
+                for route in read_routes(sock, self._family, self._table):
+                    if route.prefix in wanted and self._same(route, route.prefix):
+                        there.setdefault(route.prefix, route)
+            self.found.update((place, there.get(prefixes[place])) for place in missed)
+
+    def _same(self, route: Route, prefix: bytes) -> bool:
+        return (route.table, route.prefix, route.metric) == (self._table, prefix, self._metric)
+
+
+class Writer:
+    """Runs jobs in order. Its socket opens, in the caller's namespace, with the object."""
+
+    def __init__(self, deliver: Callable[[Job], None], *, name: str, receive_buffer: int = 16 << 20) -> None:
+        self._sock = netlink.open_socket(receive_buffer=receive_buffer, send_buffer=4 << 20)
+        self._deliver = deliver
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self.port = netlink.port(self._sock)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        self._jobs.put(job)
+
+    def close(self) -> None:
+        """Finish what was submitted, end the thread and close the socket. Blocks."""
+        if self._thread.is_alive():
+            self._jobs.put(None)
+            self._thread.join()
+        self._sock.close()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                job.run(self._sock)
+            except OSError as error:
+                log.error("netlink: %s", os.strerror(error.errno) if error.errno else error)
+                job.verified = False
+            self._deliver(job)

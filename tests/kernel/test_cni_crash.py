@@ -1,0 +1,164 @@
+"""A failure or SIGKILL at any step of ADD or DEL leaves nothing behind once the agent runs again."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cni import namespaces, podnet
+from cni.hooks import Handle
+from cni.netlink import Netlink
+from tests.kernel.cni_node import Ledger, Node, pings
+from tests.netns import Netns
+
+pytestmark = pytest.mark.root
+MakeNetns = Callable[[], Netns]
+ROOT = Path(__file__).parents[2]
+MOST_STEPS = 40
+
+
+async def test_a_failure_at_any_step_leaves_nothing(
+    tmp_path: Path, netns: MakeNetns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Node(tmp_path, netns())
+    await node.start()
+    left = 0
+
+    def failing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise OSError(12, "Cannot allocate memory")
+            return function(*arguments, **named)
+
+        return call
+
+    monkeypatch.setattr(Netlink, "transact", failing(Netlink.transact))
+    monkeypatch.setattr(podnet, "set_sysctl", failing(namespaces.set_sysctl))
+    monkeypatch.setattr(namespaces, "_setns", failing(namespaces._setns))
+    pod = netns()
+    failures = 0
+    for step in range(1, MOST_STEPS):
+        left = step
+        outcome = await node.add("c1", pod)
+        if outcome.status == 0:
+            break
+        failures += 1
+        assert "Cannot allocate memory" in outcome.stdout.decode()
+        assert node.traces() == []
+        assert "eth0" not in pod.run("ip", "link")
+    else:
+        pytest.fail("no ADD came through")
+    assert failures > 10
+    assert pings(node.host, *outcome.addresses)
+    await node.stop()
+
+
+@asynccontextmanager
+async def agent(node: Node, step: int = 0) -> AsyncIterator[None]:
+    """Run an agent that kills itself before a step, or is killed in the end."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tests.kernel.cni_agent",
+        str(node.directory),
+        node.host.path,
+        str(step),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout
+    try:
+        assert await process.stdout.readline() == b"ready\n"
+        yield
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+def traces(node: Node) -> list[str]:
+    node.ledger = Ledger(file=node.directory / "ledger.json")
+    return node.traces()
+
+
+@pytest.mark.parametrize("deleted", [True, False], ids=["with DEL", "without DEL"])
+async def test_sigkill_at_any_step_of_add(tmp_path: Path, netns: MakeNetns, deleted: bool) -> None:
+    """With DEL as the runtime sends it after the error, which finds no agent; or with no DEL ever."""
+    node = Node(tmp_path, netns())
+    pod = netns()
+    for step in range(1, MOST_STEPS):
+        async with agent(node, step):
+            outcome = await node.add("c1", pod)
+        if outcome.status == 0:
+            break
+        assert outcome.json["code"] == 11
+        if deleted:
+            assert (await node.delete("c1", pod)).status == 0
+        async with agent(node):
+            assert traces(node) == []
+            assert "eth0" not in pod.run("ip", "link")
+    else:
+        pytest.fail("no ADD came through")
+    assert step > 8
+    async with agent(node):
+        assert pings(node.host, *outcome.addresses)
+        assert (await node.delete("c1", pod)).status == 0
+        assert traces(node) == []
+
+
+async def test_sigkill_at_any_step_of_delete(tmp_path: Path, netns: MakeNetns) -> None:
+    node = Node(tmp_path, netns())
+    pod = netns()
+    for step in range(1, MOST_STEPS):
+        async with agent(node):
+            assert (await node.add("c1", pod)).status == 0
+        async with agent(node, step):
+            outcome = await node.delete("c1", pod)
+        assert outcome.status == 0
+        noted = list(node.installed.notes.iterdir())
+        async with agent(node):
+            assert traces(node) == []
+        if not noted:
+            break
+    assert 1 < step < MOST_STEPS - 1
+
+
+async def test_containers_keep_working_while_the_agent_is_killed(tmp_path: Path, netns: MakeNetns) -> None:
+    node = Node(tmp_path, netns())
+    one, two, three = netns(), netns(), netns()
+    async with agent(node):
+        first = await node.add("c1", one)
+        second = await node.add("c2", two)
+    assert pings(one, *second.addresses)
+    async with agent(node):
+        assert pings(two, *first.addresses)
+        third = await node.add("c3", three)
+        assert not set(third.addresses) & {*first.addresses, *second.addresses}
+        assert pings(three, *first.addresses)
+
+
+async def test_a_pod_whose_namespace_went_with_the_node_is_forgotten(tmp_path: Path, netns: MakeNetns) -> None:
+    """After a reboot the ledger is all there is, and many a runtime never calls DEL."""
+    node = Node(tmp_path, netns())
+    await node.start()
+    pod = Netns()
+    await node.add("c1", pod)
+    kept = await node.add("c2", netns())
+    await node.stop()
+    node.hooks.pods.clear()
+    name = podnet.host_ifname(Handle("podroute", "c1", "eth0"))
+    node.host.run("ip", "link", "del", name)
+    pod.close()
+    await node.start()
+    assert [handle.container_id for handle in node.ledger.held] == ["c2"]
+    assert [handle.container_id for handle in node.hooks.restored] == ["c2"]
+    assert pings(node.host, *kept.addresses)
+    await node.stop()

@@ -1,0 +1,254 @@
+"""Pods wired by the installed plugin, called as a runtime calls it, in real namespaces."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from cni.hooks import Handle
+from cni.podnet import host_ifname
+from tests.kernel.cni_node import Ledger, Node, open_descriptors, pings
+from tests.netns import Netns, link
+
+pytestmark = pytest.mark.root
+MakeNetns = Callable[[], Netns]
+
+
+@pytest_asyncio.fixture
+async def node(tmp_path: Path, netns: MakeNetns) -> AsyncIterator[Node]:
+    node = Node(tmp_path, netns())
+    await node.start()
+    yield node
+    await node.stop()
+
+
+async def test_a_pod_is_reached_from_its_node_and_reaches_it(node: Node, netns: MakeNetns) -> None:
+    pod = netns()
+    added = await node.add("c1", pod)
+    assert added.addresses == ["10.64.0.1", "fd00:64::1"]
+    assert pings(node.host, *added.addresses)
+    assert pings(pod, "192.0.2.1", "2001:db8::1")
+
+
+async def test_pods_reach_each_other_through_the_node(node: Node, netns: MakeNetns) -> None:
+    one, two = netns(), netns()
+    first, second = await node.add("c1", one), await node.add("c2", two)
+    assert pings(one, *second.addresses)
+    assert pings(two, *first.addresses)
+    # One hop, the node: no bridge joins them.
+    assert "ttl=63" in one.run("ping", "-c1", "-W2", second.addresses[0])
+
+
+async def test_the_result_says_what_was_made(node: Node, netns: MakeNetns) -> None:
+    pod = netns()
+    result = (await node.add("c1", pod, dns={"nameservers": ["192.0.2.53"]})).json
+    host, inner = result["interfaces"]
+    assert host == {"name": host_ifname(Handle("podroute", "c1", "eth0")), "mac": host["mac"], "mtu": 1500}
+    assert inner == {"name": "eth0", "mac": inner["mac"], "mtu": 1500, "sandbox": pod.path}
+    assert f"link/ether {host['mac']} " in node.host.run("ip", "link", "show", host["name"])
+    assert f"link/ether {inner['mac']} " in pod.run("ip", "link", "show", "eth0")
+    assert result["ips"] == [
+        {"address": "10.64.0.1/32", "gateway": "169.254.1.1", "interface": 1},
+        {"address": "fd00:64::1/128", "gateway": "fe80::1", "interface": 1},
+    ]
+    assert result["routes"] == [
+        {"dst": "0.0.0.0/0", "gw": "169.254.1.1"},
+        {"dst": "::/0", "gw": "fe80::1"},
+    ]
+    assert result["dns"] == {"nameservers": ["192.0.2.53"]}
+
+
+async def test_what_the_pod_finds_inside(node: Node, netns: MakeNetns) -> None:
+    pod = netns()
+    await node.add("c1", pod)
+    assert "inet 10.64.0.1/32 scope global eth0" in pod.run("ip", "address", "show", "eth0")
+    six = pod.run("ip", "-6", "address", "show", "dev", "eth0", "scope", "global")
+    assert "fd00:64::1/128" in six
+    assert "tentative" not in six, "duplicate address detection would delay the first packet"
+    assert "default via 169.254.1.1 dev eth0" in pod.run("ip", "route")
+    assert "default via fe80::1 dev eth0" in pod.run("ip", "-6", "route")
+    neighbours = pod.run("ip", "neigh", "show", "nud", "permanent")
+    assert "169.254.1.1 dev eth0" in neighbours
+    assert "fe80::1 dev eth0" in neighbours
+
+
+async def test_what_the_node_holds_of_a_pod(node: Node, netns: MakeNetns) -> None:
+    await node.add("c1", netns())
+    name = host_ifname(Handle("podroute", "c1", "eth0"))
+    assert f"10.64.0.1 dev {name} proto 201 scope link" in node.host.run("ip", "route")
+    assert f"fd00:64::1 dev {name} proto 201" in node.host.run("ip", "-6", "route")
+    neighbours = node.host.run("ip", "neigh", "show", "dev", name, "nud", "permanent")
+    assert "10.64.0.1" in neighbours
+    assert "fd00:64::1" in neighbours
+    assert not node.host.run("ip", "address", "show", "dev", name, "scope", "link").count("inet6")
+
+    def sysctl(path: str) -> str:
+        return node.host.run("cat", f"/proc/sys/net/{path}").strip()
+
+    assert sysctl(f"ipv4/conf/{name}/rp_filter") == "1"
+    assert sysctl(f"ipv4/conf/{name}/forwarding") == "1"
+    assert sysctl(f"ipv6/conf/{name}/accept_ra") == "0"
+    assert sysctl(f"ipv6/conf/{name}/forwarding") == "1"
+    assert node.hooks.pods == {Handle("podroute", "c1", "eth0"): name}
+    attributes = node.ledger.held[Handle("podroute", "c1", "eth0")].attributes
+    assert attributes["hostInterface"] == name
+
+
+async def test_a_pod_cannot_speak_with_an_address_that_is_not_its_own(node: Node, netns: MakeNetns) -> None:
+    pod = netns()
+    await node.add("c1", pod)
+    pod.run("ip", "address", "add", "10.64.0.77/32", "dev", "eth0")
+    assert "bytes from" not in pod.run("ping", "-c1", "-W1", "-I", "10.64.0.77", "192.0.2.1", check=False)
+
+
+async def test_router_advertisements_of_a_pod_are_not_taken(node: Node, netns: MakeNetns) -> None:
+    """Also where the node takes them by default, as behind a router that announces its default route."""
+    node.host.run("sh", "-c", "echo 2 >/proc/sys/net/ipv6/conf/default/accept_ra")
+    for families in ((4,), (6,)):
+        node.ledger.families = families
+        await node.add(f"c{families[0]}", netns())
+        name = host_ifname(Handle("podroute", f"c{families[0]}", "eth0"))
+        assert node.host.run("cat", f"/proc/sys/net/ipv6/conf/{name}/accept_ra") == "0\n"
+
+
+async def test_delete_leaves_nothing(node: Node, netns: MakeNetns) -> None:
+    pod = netns()
+    await node.add("c1", pod)
+    assert (await node.delete("c1", pod)).status == 0
+    assert node.traces() == []
+    assert "eth0" not in pod.run("ip", "link")
+
+
+@pytest.mark.parametrize("families", [(4,), (6,)])
+async def test_single_stack(tmp_path: Path, netns: MakeNetns, families: tuple[int, ...]) -> None:
+    node = Node(tmp_path, netns(), ledger=Ledger(families))  # type: ignore[arg-type]
+    await node.start()
+    pod = netns()
+    added = await node.add("c1", pod)
+    assert len(added.addresses) == 1
+    assert pings(node.host, *added.addresses)
+    assert (await node.delete("c1")).status == 0
+    assert node.traces() == []
+    await node.stop()
+
+
+async def test_a_pod_whose_namespace_has_ipv6_off_gets_it_back(node: Node, netns: MakeNetns) -> None:
+    pod = netns()
+    for where in ("all", "default"):
+        pod.run("sh", "-c", f"echo 1 >/proc/sys/net/ipv6/conf/{where}/disable_ipv6")
+    added = await node.add("c1", pod)
+    assert pings(node.host, *added.addresses)
+
+
+async def test_mtu_follows_the_way_to_the_peers(node: Node, netns: MakeNetns) -> None:
+    node.host.run("ip", "route", "add", "prohibit", "203.0.113.0/24")
+    node.hooks.ways = ["192.0.2.9", "2001:db8::9", "198.51.100.1", "203.0.113.1", "127.0.0.1", "fe80::1%gone"]
+    first = await node.add("c1", netns())
+    assert [i["mtu"] for i in first.json["interfaces"]] == [1400, 1400]
+    node.hooks.ways = ["fe80::1%uplink"]
+    node.host.run("ip", "link", "set", "uplink", "mtu", "1350")
+    pod = netns()
+    assert (await node.add("c2", pod)).status == 0
+    assert "mtu 1350" in pod.run("ip", "link", "show", "eth0")
+
+
+@pytest.mark.parametrize("ways", [[], ["127.0.0.1"], ["198.51.100.1"]])
+async def test_mtu_without_a_way_to_any_peer(node: Node, netns: MakeNetns, ways: list[str]) -> None:
+    node.hooks.ways = ways
+    assert (await node.add("c1", netns())).json["interfaces"][1]["mtu"] == 1500
+
+
+async def test_mtu_of_the_network_configuration_comes_first(node: Node, netns: MakeNetns) -> None:
+    node.hooks.ways = ["192.0.2.9"]
+    pod = netns()
+    assert (await node.add("c1", pod, mtu=9000)).status == 0
+    assert "mtu 9000" in pod.run("ip", "link", "show", "eth0")
+    host = node.host.run("ip", "link", "show", host_ifname(Handle("podroute", "c1", "eth0")))
+    assert "mtu 9000" in host
+
+
+async def test_addresses_and_mac_asked_for(node: Node, netns: MakeNetns) -> None:
+    pod = netns()
+    runtime = {"ips": ["10.64.0.77/24"], "mac": "02:00:00:00:00:77"}
+    added = await node.add("c1", pod, runtimeConfig=runtime)
+    assert added.addresses == ["10.64.0.77"]
+    assert "02:00:00:00:00:77" in pod.run("ip", "link", "show", "eth0")
+    assert pings(node.host, "10.64.0.77")
+
+
+async def test_two_interfaces_in_one_pod(node: Node, netns: MakeNetns) -> None:
+    """The first one's default routes are in the second one's way: that one is refused, the first one kept."""
+    pod = netns()
+    first = await node.add("c1", pod)
+    second = await node.add("c1", pod, ifname="eth1")
+    assert second.json["code"] == 5
+    assert "add route 169.254.1.1" in second.json["details"]
+    assert pings(node.host, *first.addresses)
+    assert len(node.ledger.held) == 1
+
+
+async def test_fifty_at_once(node: Node, netns: MakeNetns) -> None:
+    pods = {f"c{n}": netns() for n in range(50)}
+    added = await asyncio.gather(*(node.add(name, pod) for name, pod in pods.items()))
+    addresses = [address for outcome in added for address in outcome.addresses]
+    assert len(set(addresses)) == 100
+    assert pings(pods["c0"], *added[49].addresses)
+    assert pings(node.host, *added[25].addresses)
+    deleted = await asyncio.gather(*(node.delete(name, pod) for name, pod in pods.items()))
+    assert {outcome.status for outcome in deleted} == {0}
+    assert node.traces() == []
+
+
+async def test_an_address_given_anew_leads_to_the_new_pod(node: Node, netns: MakeNetns) -> None:
+    for container in ("c1", "c2", "c3"):
+        pod = netns()
+        added = await node.add(container, pod)
+        assert added.addresses[0] == "10.64.0.1"
+        assert pings(node.host, *added.addresses)
+        await node.delete(container)
+
+
+async def test_the_first_packet_is_not_lost(node: Node, netns: MakeNetns) -> None:
+    """With equal indexes of both ends the kernel delays the carrier; the first pod of a small host would get them."""
+    for number in range(4):
+        pod = netns()
+        added = await node.add(f"c{number}", pod)
+        assert "1 received" in pod.run("ping", "-c1", "-W1", "192.0.2.1", check=False)
+        assert "1 received" in node.host.run("ping", "-c1", "-W1", added.addresses[0], check=False)
+
+
+async def test_a_peer_beyond_the_node_sees_the_pods_own_address(node: Node, netns: MakeNetns) -> None:
+    router, pod = netns(), netns()
+    link(node.host, "eth0", router, "eth0")
+    node.host.run("ip", "address", "add", "198.51.100.1/24", "dev", "eth0")
+    router.run("ip", "address", "add", "198.51.100.2/24", "dev", "eth0")
+    router.run("ip", "route", "add", "10.64.0.0/26", "via", "198.51.100.1")
+    assert (await node.add("c1", pod)).status == 0
+
+    def listen() -> socket.socket:
+        server = socket.create_server(("198.51.100.2", 8080))
+        server.settimeout(10)
+        return server
+
+    with router.call(listen) as server:
+        client = pod.call(lambda: socket.create_connection(("198.51.100.2", 8080), 10))
+        with client:
+            accepted, source = server.accept()
+            accepted.close()
+    assert source[0] == "10.64.0.1"
+
+
+async def test_no_descriptor_is_leaked(node: Node, netns: MakeNetns) -> None:
+    pod = netns()
+    await node.add("warm", pod)
+    await node.delete("warm")
+    with open_descriptors():
+        for _ in range(3):
+            assert (await node.add("c1", pod)).status == 0
+            assert (await node.add("c1", pod)).status == 1
+            assert (await node.delete("c1", pod)).status == 0

@@ -1,0 +1,136 @@
+"""The plugin's file by itself: what it imports, and what it says where no agent is."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from cni.install import InstallSettings, choose_interpreter, install
+from cni.wire import HEADER, Answer, decode, encode_answer
+
+CONFIG = b'{"cniVersion":"0.4.0","name":"podroute","type":"podroute"}'
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> InstallSettings:
+    settings = InstallSettings(tmp_path / "cni.sock", tmp_path / "notes", tmp_path / "bin", tmp_path / "net.d")
+    install(settings)
+    return settings
+
+
+def run(
+    settings: InstallSettings, verb: str, *options: str, stdin: bytes = CONFIG
+) -> subprocess.CompletedProcess[bytes]:
+    command = [str(settings.binary)]
+    if options:
+        command = [choose_interpreter(), "-IS", *options, str(settings.binary)]
+    environment = {"CNI_COMMAND": verb, "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_NETNS": "/proc/self/ns/net"}
+    return subprocess.run(command, env=environment if verb else {}, input=stdin, capture_output=True, timeout=30)
+
+
+class Agent(threading.Thread):
+    """Answers one request."""
+
+    def __init__(self, path: Path, answer: Answer) -> None:
+        super().__init__()
+        self.answer = answer
+        self.frame = b""
+        self.descriptors: Sequence[int] = ()
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(path))
+        self.listener.listen()
+        self.start()
+
+    def run(self) -> None:
+        with self.listener, self.listener.accept()[0] as connection:
+            self.frame, self.descriptors, _, _ = socket.recv_fds(connection, HEADER.size, 8)
+            left = HEADER.unpack(self.frame)[3]
+            while left:
+                data = connection.recv(left)
+                self.frame += data
+                left -= len(data)
+            connection.sendall(encode_answer(self.answer))
+
+
+def test_what_it_says_and_imports_with_an_agent(settings: InstallSettings) -> None:
+    """A module more is a millisecond more for every container."""
+    agent = Agent(settings.socket, Answer(1, b'{"code":11}\n'))
+    done = run(settings, "ADD", "-X", "importtime")
+    agent.join()
+    assert (done.returncode, done.stdout) == (1, b'{"code":11}\n')
+    bare = subprocess.run(
+        [choose_interpreter(), "-IS", "-X", "importtime", "-c", "pass"], capture_output=True, timeout=30
+    )
+    assert imported(done.stderr) - imported(bare.stderr) <= {"_socket"}
+
+    message = decode(agent.frame, limit=1 << 20)
+    assert message.environment["CNI_CONTAINERID"] == "c1"
+    assert message.stdin == CONFIG
+    assert message.netns_errno == 0
+    (descriptor,) = agent.descriptors
+    assert os.fstat(descriptor).st_ino == os.stat("/proc/self/ns/net").st_ino
+    os.close(descriptor)
+
+
+def imported(lines: bytes) -> set[str]:
+    rows = [line.rpartition("|")[2].strip() for line in lines.decode().splitlines() if line.startswith("import time:")]
+    return set(rows)
+
+
+def test_a_large_request_and_a_large_answer(settings: InstallSettings) -> None:
+    stdin = b'{"x":"' + b"x" * 3_000_000 + b'"}'
+    agent = Agent(settings.socket, Answer(0, b"y" * 3_000_000))
+    done = run(settings, "GC", stdin=stdin)
+    agent.join()
+    assert decode(agent.frame, limit=4 << 20).stdin == stdin
+    assert (done.returncode, done.stdout) == (0, b"y" * 3_000_000)
+    for descriptor in agent.descriptors:
+        os.close(descriptor)
+
+
+def test_without_a_verb_it_says_what_it_is(settings: InstallSettings) -> None:
+    done = run(settings, "")
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert b"podroute CNI plugin" in done.stderr
+
+
+def test_version(settings: InstallSettings) -> None:
+    done = run(settings, "VERSION", stdin=b"")
+    assert done.returncode == 0
+    assert json.loads(done.stdout) == {
+        "cniVersion": "1.1.0",
+        "supportedVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("stdin", "version"),
+    [
+        (CONFIG, "0.4.0"),
+        (b"{", "1.1.0"),
+        (b"[]", "1.1.0"),
+        (b'{"cniVersion":"7"}', "1.1.0"),
+        (b"\xff", "1.1.0"),
+        (b"[" * 50000, "1.1.0"),
+    ],
+)
+def test_errors_come_in_the_version_asked_for(settings: InstallSettings, stdin: bytes, version: str) -> None:
+    done = run(settings, "ADD", stdin=stdin)
+    error = json.loads(done.stdout)
+    assert (done.returncode, error["code"], error["cniVersion"]) == (1, 11, version)
+    assert str(settings.socket) in error["details"]
+
+
+def test_a_deletion_is_noted_as_it_would_have_been_sent(settings: InstallSettings) -> None:
+    done = run(settings, "DEL")
+    assert (done.returncode, done.stdout) == (0, b"")
+    (note,) = settings.notes.iterdir()
+    assert note.suffix == ".del"
+    assert decode(note.read_bytes(), limit=1 << 20).environment["CNI_COMMAND"] == "DEL"
