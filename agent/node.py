@@ -28,6 +28,7 @@ from cni.server import CniServer
 from config.check import overlaps_with_subnets
 from config.kernel import POD_METRIC, ROUTE_PROTOCOL
 from config.model import Config
+from config.nexthop import NextHops
 from config.prefix import NAMES, Family, text
 from ipam.records import Block
 from ipam.service import Ipam
@@ -69,7 +70,7 @@ class Node:
             asn=config.node.asn,
             router_id=config.node.identifier,
             resolver=self.resolver,
-            on_fib=self.fib.update,
+            on_fib=self._routes_changed,
             on_session=self._session_changed,
             listen=config.bgp.listen_addresses,
             max_paths=config.bgp.max_paths,
@@ -110,15 +111,15 @@ class Node:
         await self.monitor.start()
         stack.callback(self.monitor.stop)
         self._check_pools()
-        set_needed()
+        self._set_sysctls()
         await self.resolver.start()
         stack.push_async_callback(self.resolver.stop)
         await self.fib.start(peers=self._peers)
         stack.push_async_callback(self.fib.stop, keep=True)
         await self.ipam.start()
         stack.push_async_callback(self.ipam.stop)
+        stack.push_async_callback(self.cni.stop)  # before its start: it also clears up a start that failed
         await self.cni.start()
-        stack.push_async_callback(self.cni.stop)
         self.fib.expectations_complete()
         for family, prefix in self.config.advertised:
             self.speaker.originate(family, prefix, owner=CONFIGURATION, source="configured")
@@ -182,8 +183,13 @@ class Node:
         self.fib.next_hops_changed()
         self.speaker.next_hops_changed(changed)
 
+    def _routes_changed(self, family: Family, changes: list[tuple[bytes, NextHops | None]]) -> None:
+        # When we close our sessions, what they taught us stays in the kernel: traffic flows on without the agent.
+        if self.state != "stopping":
+            self.fib.update(family, changes)
+
     def _session_changed(self, change: SessionChange) -> None:
-        if not change.up:
+        if not change.up and self.state != "stopping":
             self.fib.peer_lost(change.peer)
 
     def _fib_results(self, results: list[Result]) -> None:
@@ -199,6 +205,14 @@ class Node:
         for (state, why), same in by_cause.items():
             fields = {"family": NAMES[family], "count": len(same), "prefix": text(family, same[0].prefix), "why": why}
             log.warning("routes %s", state.value, extra={"fields": fields})
+
+    @staticmethod
+    def _set_sysctls() -> None:
+        settings = set_needed()
+        for change in settings.changed:
+            log.info("sysctl set: %s", change)
+        for problem in settings.problems:
+            log.warning(problem)
 
     def _check_pools(self) -> None:
         """Refuse pools that overlap a subnet of this node's own."""

@@ -161,6 +161,11 @@ class Rib:
         """Return the families whose End-of-RIB has arrived on the present session."""
         return set(self.peers[name].adj_in.end_of_rib)
 
+    def announces(self, name: str, family: Family, prefix: bytes) -> bool:
+        """A prefix is in the Adj-RIB-Out of a peer, be it sent already or due."""
+        group = self.peers[name].groups.get(family)
+        return group is not None and prefix in group.table
+
     def counts(self, name: str) -> dict[Family, Counts]:
         """Return a peer's counts for every family that has any, or that its session announces."""
         return self.inspection.counts(name)

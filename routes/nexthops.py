@@ -391,6 +391,6 @@ class Registry:
         """Let a target's prefixes move, one by one, to what is left of it."""
         rest = Target(Kind.LEARNED, key=target.key)
         self._orphans.add(rest)
-        self._realize(rest, {key: weight for key, weight in target.weights.items() if key[0] != peer})
+        self._realize(rest, {key: weight for key, weight in self._wanted(target.key).items() if key[0] != peer})
         target.successor = rest
         self._outdate(target)
