@@ -7,7 +7,6 @@ the caller chooses, so that nothing holds an event loop for long.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from itertools import islice
 from weakref import WeakValueDictionary
 
@@ -58,6 +57,7 @@ class Rib:
         self._resolver = resolver
         self._on_fib = on_fib
         self._leaving: list[PeerRib] = []
+        self._turn = 0
         self._hops: WeakValueDictionary[tuple[bytes, str], Hop] = WeakValueDictionary()
         self._interned: dict[NextHops, NextHops] = {}
         self._groups: dict[GroupKey, ExportGroup] = {}
@@ -149,7 +149,7 @@ class Rib:
                 if violated is not None and prefix not in refused:
                     refused[prefix] = violated
                     refusals.append(f"refused {text(family, prefix)}: {text(family, violated)} is our own")
-        return replace(received, faults=received.faults + tuple(refusals)) if refusals else received
+        return received._replace(faults=received.faults + tuple(refusals)) if refusals else received
 
     def refresh(self, name: str, family: Family) -> None:
         """Announce a family to a peer once more, because it asked (RFC 2918)."""
@@ -220,9 +220,12 @@ class Rib:
         Changes of the FIB go to ``on_fib``, changed announcements into the Adj-RIBs-Out.
         """
         left = budget
-        for family in FAMILIES:
+        self._turn += 1  # who is first changes, so that nobody who always has work keeps the others from theirs
+        ribs = [*self.peers.values(), *self._leaving]
+        first = self._turn % len(ribs) if ribs else 0
+        for family in FAMILIES if self._turn % 2 else FAMILIES[::-1]:
             left -= self._run_recheck(family, left)
-            for rib in (*self.peers.values(), *self._leaving):
+            for rib in ribs[first:] + ribs[:first]:
                 if left <= 0:
                     break
                 left -= self._run_peer(rib, family, left)
