@@ -178,21 +178,26 @@ class Rib:
 
     def originate(self, family: Family, prefix: bytes, *, owner: str, source: Source) -> None:
         """Start announcing a prefix. ``owner`` names who wants it; it stays until its last owner retracts it."""
-        self.own[family].add(prefix, owner, source)
+        own = self.own[family]
+        guard_changes = own.guard_changes
+        own.add(prefix, owner, source)
         changes = self._changes[family]
         self.loc[family].replace(prefix, None, self._own_path, changes)
         changes.best[prefix] = best(self.loc[family].table[prefix])
-        self._reconsider_guarded(family)
+        if own.guard_changes != guard_changes:
+            self._reconsider_guarded(family)
 
     def retract(self, family: Family, prefix: bytes, owner: str) -> None:
         """Take back what ``originate`` said for this owner."""
         own = self.own[family]
+        guard_changes = own.guard_changes
         if own.remove(prefix, owner):
             changes = self._changes[family]
             changes.best[prefix] = best(self.loc[family].table[prefix])  # its source may be another now
         else:
             self.loc[family].replace(prefix, None, None, self._changes[family])
-        self._reconsider_guarded(family)
+        if own.guard_changes != guard_changes:
+            self._reconsider_guarded(family)
 
     # Work
 

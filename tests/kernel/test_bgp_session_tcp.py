@@ -397,7 +397,8 @@ async def test_convergence_names_what_it_waits_for(netns: Maker) -> None:
 async def test_a_peer_that_does_not_read_is_not_buffered_for(netns: Maker) -> None:
     """Back-pressure: what TCP does not take stays in the Adj-RIB-Out, and comes when the peer reads again."""
     ns = netns()
-    async with node_a(ns, peers=to_b(passive=True, families=frozenset((4,)))) as a:
+    only4 = to_b(passive=True, families=frozenset((4,)))
+    async with node_a(ns, peers=only4, opener=opener_in(ns, send_buffer=8192)) as a:
         count = 60_000
         for number in range(count):
             wire = prefix.make(4, (10 << 24) + (number << 8), 24)
