@@ -33,6 +33,7 @@ from config.prefix import NAMES, Family, text
 from ipam.records import Block
 from ipam.service import Ipam
 from routes.fib import Fib
+from routes.messages import AddressEvent, Event
 from routes.monitor import Monitor
 from routes.resolver import Resolver
 from routes.sysctl import set_needed
@@ -54,6 +55,8 @@ class Node:
         self.state = "starting"
         self._peers = {name: peer_settings(config, name, peer) for name, peer in config.peers_here().items()}
         self._was_advertised = False
+        self._ending = asyncio.Event()
+        self._failure: BaseException | None = None
         state = Path(config.state_dir)
         self.ipam = Ipam(config, on_blocks=self._blocks_changed, addresses=_own_addresses(self._peers.values()))
         self.monitor = Monitor()
@@ -75,6 +78,7 @@ class Node:
             listen=config.bgp.listen_addresses,
             max_paths=config.bgp.max_paths,
             hostname=config.node.name,
+            on_failure=self._failed,
         )
         self.sweep = LeftoverSweep(self.speaker, self.fib, self._peers)
         self.cni = CniServer(
@@ -93,18 +97,24 @@ class Node:
     def running(self) -> bool:
         return self.state == "running"
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Start, work until ``stop`` is set, and end. Raises the rooms' errors, and StartError."""
+    def stop(self) -> None:
+        """Have ``run`` end."""
+        self._ending.set()
+
+    async def run(self) -> None:
+        """Start, work until ``stop`` is called, and end. Raises the rooms' errors, and StartError."""
         async with AsyncExitStack() as stack:
             await self._start(stack)
             self.state = "running"
             notify("READY=1")
             log.info("running", extra={"fields": {"node": self.config.node.name, "as": self.config.node.asn}})
-            await stop.wait()
+            await self._ending.wait()
             self.state = "stopping"
             notify("STOPPING=1")
             log.info("stopping: routes and pods stay as they are")
         log.info("stopped")
+        if self._failure is not None:
+            raise self._failure
 
     async def _start(self, stack: AsyncExitStack) -> None:
         """Start the parts; what was started stops in reverse order when the stack unwinds."""
@@ -113,6 +123,7 @@ class Node:
         self._check_pools()
         self._set_sysctls()
         await self.resolver.start()
+        self.monitor.subscribe(self._kernel_event, lambda: self.speaker.next_hops_changed(()))
         stack.push_async_callback(self.resolver.stop)
         await self.fib.start(peers=self._peers)
         stack.push_async_callback(self.fib.stop, keep=True)
@@ -170,6 +181,15 @@ class Node:
         return {gateway.device for resolution in found if resolution for gateway in resolution.gateways}
 
     # What the rooms tell.
+
+    def _failed(self, error: BaseException) -> None:
+        """A part has a defect: end, so that a service manager starts us anew; the kernel keeps what it has."""
+        self._failure = error
+        self._ending.set()
+
+    def _kernel_event(self, event: Event) -> None:
+        if isinstance(event, AddressEvent):
+            self.speaker.next_hops_changed(())  # our own next hop on a session may be another now
 
     def _blocks_changed(self, granted: Sequence[Block], released: Sequence[Block]) -> None:
         for block in granted:
