@@ -74,7 +74,7 @@ class Ours:
         """Return what is announced after an UPDATE that finds ``before``, None where it resets the session."""
         good = pack_attribute(0x40, 1, b"\0") + pack_attribute(0x40, 2, b"")
         for family in FAMILIES:
-            self.adj_in.tables[family].clear()
+            self.adj_in.tables[family] = Table()
         native = good + pack_attribute(0x40, 3, bytes((192, 0, 2, 2)))
         self.node.rib.receive("peer", pack("!HH", 0, len(native)) + native + b"".join(sorted(before[4])))
         if before[6]:
