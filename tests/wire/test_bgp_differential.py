@@ -19,6 +19,7 @@ from bgp.attributes import AS_PATH, COMMUNITIES, LARGE_COMMUNITIES, Attributes, 
 from bgp.framing import Framer
 from bgp.inspection import communities_text, large_communities_text
 from bgp.messages import BgpError
+from bgp.table import Table
 from config.prefix import FAMILIES, Family, make
 from tests import corpora
 from tests.bgp_ribs import Node, add_peer, session
