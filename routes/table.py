@@ -19,6 +19,7 @@ from routes.encode import ADD, REPLACE, Placement, Shape, delete_shapes
 from routes.target import Target
 
 _ATTEMPTS = 3
+_NOWHERE = "no next hop can be reached"
 
 
 class State(StrEnum):
@@ -181,10 +182,12 @@ class Table:
         self.shard(prefix).stale[prefix] = held
 
     def sweep(self, unwanted: Callable[[Target], bool]) -> int:
-        """Have stale routes deleted, and return how many."""
+        """Have stale routes deleted, and return how many; ``unwanted`` is asked once for each target."""
         count = 0
-        for shard in self.shards:
-            for prefix in [p for p, held in shard.stale.items() if unwanted(held)]:
+        held_here = {held for shard in self.shards for held in shard.stale.values()}
+        going = {held for held in held_here if unwanted(held)}
+        for shard in self.shards if going else ():
+            for prefix in [p for p, held in shard.stale.items() if held in going]:
                 shard.dirty[prefix] = shard.stale.pop(prefix)
                 count += 1
         return count
@@ -220,7 +223,7 @@ class Table:
                     waiting.append(prefix)
                     continue
                 if want.absent:
-                    self._report(shard, prefix, State.UNRESOLVED, want.errno, want.text)
+                    self._report(shard, prefix, State.UNRESOLVED, want.errno, want.text or _NOWHERE)
                     want = None
             if want is held:
                 continue
@@ -304,7 +307,7 @@ class Table:
         if want is None:
             return None
         if want.absent:
-            return RouteStatus(prefix, metric, want, None, State.UNRESOLVED, want.errno, want.text)
+            return RouteStatus(prefix, metric, want, None, State.UNRESOLVED, want.errno, want.text or _NOWHERE)
         return RouteStatus(prefix, metric, want, want, State.INSTALLED, 0, "")
 
     def statuses(self) -> Iterator[RouteStatus]:
