@@ -16,7 +16,7 @@ from typing import NamedTuple
 from config.nexthop import NextHops
 from config.prefix import Family
 from routes.encode import ADD, REPLACE, Placement, Shape, delete_shapes
-from routes.target import Target
+from routes.target import Kind, Target
 
 _ATTEMPTS = 3
 _NOWHERE = "no next hop can be reached"
@@ -115,6 +115,8 @@ class Table:
         self._mask = shards - 1
         self.shards = [Shard(self) for _ in range(shards)]
         self._delete = delete_shapes(place)
+        self._unsure = Target(Kind.OTHER)
+        """Stands for what the kernel holds where it was seen to change while a request was on its way."""
         self._on_result = on_result
         self._on_released = on_released
         self._next = 0
@@ -163,6 +165,8 @@ class Table:
     def observe(self, prefix: bytes, held: Target | None) -> None:
         """Learn what the kernel holds in truth; it will be set right."""
         shard = self.shard(prefix)
+        if prefix in shard.inflight:
+            held = self._unsure  # before or after what is on its way? The next request will tell
         if held is not None:
             held.refs += 1
         before: Target | None = None
@@ -211,7 +215,7 @@ class Table:
 
     def _take(self, shard: Shard, batch: Batch) -> None:
         dirty, shard.dirty = shard.dirty, {}
-        desired = shard.desired
+        desired, unsure = shard.desired, self._unsure
         waiting: list[bytes] = []
         start = len(batch.prefixes)
         for prefix, held in dirty.items():
@@ -227,7 +231,10 @@ class Table:
                     want = None
             if want is held:
                 continue
-            shapes = self._delete if want is None else want.shapes(self.place, ADD if held is None else REPLACE)
+            if want is None:
+                shapes = self._delete
+            else:
+                shapes = want.shapes(self.place, ADD if held in (None, unsure) else REPLACE)
             batch.prefixes.append(prefix)
             batch.wants.append(want)
             batch.shapes.append(shapes[prefix[0]])
@@ -268,6 +275,8 @@ class Table:
             shard.attempts[prefix] = shard.attempts.get(prefix, 0) + 1
             if shard.attempts[prefix] >= _ATTEMPTS:
                 state = State.FAILED
+        if shard.dirty.get(prefix) is self._unsure:
+            return
         if held is not None:
             held.refs += 1
         if prefix in shard.dirty:  # changed meanwhile, on the assumption that this one would succeed

@@ -139,7 +139,9 @@ class Machine(RuleBasedStateMachine):
 
     def _refused(self, shard: Shard, prefix: bytes, want: Target | None, number: int) -> None:
         there = self.kernel.routes.get(prefix)
-        if want is None or there is want:
+        if want is None:
+            return
+        if there is want and number == errno.EEXIST:
             return
         if there is FOREIGN:
             self.table.refused(shard, prefix, want, Failure(None, State.CONFLICT, number, "foreign"))
@@ -235,3 +237,36 @@ def test_what_cannot_be_is_tried_a_limited_number_of_times() -> None:
         turns += 1
     assert turns == 3
     assert [(r.state, r.errno) for r in results] == [(State.FAILED, errno.ENOMEM)]
+
+
+def test_seen_to_change_while_a_request_is_on_its_way() -> None:
+    """Deleted by somebody just before our replacement arrives, and withdrawn meanwhile: it must be deleted again."""
+    table = Table(Placement(4, 254, 20, 201), shards=1, on_result=lambda r: None, on_released=lambda t: None)
+    a, b = Target(Kind.LEARNED), Target(Kind.LEARNED)
+
+    def flags(batch: Batch) -> list[int]:
+        return [int.from_bytes(shape[0][6:8], "little") & ~1 for shape in batch.shapes]
+
+    for first in (a, b):
+        table.set(PREFIXES[0], first)
+        batch = Batch()
+        table.take(batch, 10)
+        if first is b:
+            table.observe(PREFIXES[0], None)
+            table.set(PREFIXES[0], None)
+        table.settle(batch.shards[0])
+    assert flags(batch) == [REPLACE]
+    batch = Batch()
+    table.take(batch, 10)
+    assert batch.wants == [None]
+    table.settle(batch.shards[0])
+    assert table.idle
+    # And where it is still desired, nothing foreign can be overwritten.
+    table.set(PREFIXES[0], a)
+    batch = Batch()
+    table.take(batch, 10)
+    table.observe(PREFIXES[0], None)
+    table.settle(batch.shards[0])
+    batch = Batch()
+    table.take(batch, 10)
+    assert flags(batch) == [ADD]
