@@ -262,6 +262,11 @@ class Rib:
         return self.busy
 
     @property
+    def waiting(self) -> int:
+        """How many prefixes that peers announced or withdrew have not been decided yet."""
+        return sum(rib.waiting for rib in (*self.peers.values(), *self._leaving))
+
+    @property
     def busy(self) -> bool:
         """``run`` has something to do."""
         return (
