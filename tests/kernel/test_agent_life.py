@@ -230,7 +230,9 @@ async def test_a_pool_that_overlaps_a_subnet_of_the_node(pair: Pair) -> None:
 
 async def test_a_mistyped_key_names_its_place(pair: Pair) -> None:
     pair.a.config["pools"]["pods4"]["blocksize"] = 26
-    assert await pair.a.refused() == (f"{pair.a.file}:pools.pods4.blocksize: is not a known key, did you mean blockSize?")
+    assert await pair.a.refused() == (
+        f"{pair.a.file}:pools.pods4.blocksize: is not a known key, did you mean blockSize?"
+    )
 
 
 async def test_a_corrupt_store_is_named(pair: Pair) -> None:
