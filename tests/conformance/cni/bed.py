@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -106,6 +107,10 @@ class Bed:
                 await self.call("DEL", pods[container], ifname=ifname)
         self._added.clear()
         for pod in self._pods:
+            # With the namespace they would go too, but some time later, when the next check looks at the host.
+            for _, name in pod.netns.call(socket.if_nameindex):
+                if name != "lo":
+                    pod.netns.run("ip", "link", "delete", name, check=False)
             pod.netns.close()
         self._pods.clear()
 
