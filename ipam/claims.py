@@ -142,19 +142,25 @@ class Claims:
     async def claim_exactly(self, pool: Pool, index: int) -> Block:
         """Claim one certain block. Raises AddressInUseError where another node has it or a part of it."""
         block = self._block(pool, index)
+        key = records.block_key(block.family, block.prefix)
         reads = [Range.key(records.node_key(self._me.name)), Range.key(records.pool_key(pool.name))]
-        free = records.nothing_overlaps(block.family, block.prefix)
-        reads += [Range(quiet.start, quiet.end, 1) for quiet in free]
-        outcome = await self._store.transact(self._conditions([block]), self._puts([block]), reads)
-        if outcome.committed:
-            return self._granted([block], outcome.revision)[0]
-        self._check_node(outcome.read[0])
-        self._check_pools([pool.name], outcome.read[1:2])
-        there = next(entry for entries in outcome.read[2:] for entry in entries)
-        raise AddressInUseError(
-            f"block {block.cidr} of pool {pool.name} belongs to node {records.decode_block(there).owner}, "
-            f"not to {self._me.name}"
-        )
+        reads += [Range(quiet.start, quiet.end, 1) for quiet in records.nothing_overlaps(block.family, block.prefix)]
+        while True:
+            outcome = await self._store.transact(self._conditions([block]), self._puts([block]), reads)
+            if outcome.committed:
+                return self._granted([block], outcome.revision)[0]
+            self._check_node(outcome.read[0])
+            self._check_pools([pool.name], outcome.read[1:2])
+            there = next((entry for entries in outcome.read[2:] for entry in entries), None)
+            if there is None:
+                continue  # our own record had been written anew
+            found = records.decode_block(there)
+            if there.key == key and found.uuid == self._me.uuid:
+                self._note(found)
+                return found
+            raise AddressInUseError(
+                f"block {block.cidr} of pool {pool.name} belongs to node {found.owner}, not to {self._me.name}"
+            )
 
     def _block(self, pool: Pool, index: int) -> Block:
         return Block(pool.family, pool.block(index), pool.name, self._me.name, self._me.uuid, 0, records.now())

@@ -246,6 +246,20 @@ async def test_a_certain_block(store: SqliteStore) -> None:
         await other.claim_exactly(POOL4, 9)
 
 
+async def test_a_certain_block_that_is_ours_already_is_ours(store: SqliteStore) -> None:
+    block = await (await join(store, 1, POOL4)).claim_exactly(POOL4, 3)
+    again = await join(store, 1, POOL4)
+    assert await again.claim_exactly(POOL4, 3) == block
+
+
+async def test_our_own_record_written_anew_holds_no_claim_up(store: SqliteStore) -> None:
+    node = await join(store, 1, POOL4)
+    await join_as(store, 1, "n1")
+    assert (await node.claim_exactly(POOL4, 3)).cidr == "10.64.0.192/26"
+    await join_as(store, 1, "n1")
+    assert (await node.claim([[POOL4]]))[0] is not None
+
+
 async def test_a_block_given_up_and_claimed_again_has_a_greater_generation(store: SqliteStore) -> None:
     one, other = await join(store, 1, POOL4), await join(store, 2, POOL4)
     first = await one.claim_exactly(POOL4, 0)
