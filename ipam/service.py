@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 from config import prefix
 from config.model import Config
 from config.prefix import FAMILIES, NAMES, Family
-from config.values import matches, parse_store
+from config.values import matches
 from ipam import records
 from ipam.claims import Claims
 from ipam.errors import (
@@ -35,8 +35,8 @@ from ipam.ledger import Assignment, Attachment, Handle, Ledger, OwnedBlock
 from ipam.pool import Pool
 from ipam.records import Block, NodeRecord
 from ipam.recovery import addresses_in_use, recover
-from ipam.sqlite_store import SqliteStore
 from ipam.store import Store
+from ipam.stores import store_of
 
 log = logging.getLogger("podroute.ipam")
 
@@ -166,7 +166,7 @@ class Ipam:
         self._identity = await asyncio.to_thread(self._state.identity, node.name)
         await self._ledger.open()
         if self._store is None:
-            self._store = store = SqliteStore(parse_store(config.store))
+            self._store = store = store_of(config.store)
             await store.open()
         claims = Claims(self._store, self._identity)
         uuid, seen_at = self._identity.uuid, records.now()
