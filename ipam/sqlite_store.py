@@ -74,11 +74,7 @@ class SqliteStore:
 
     async def open(self) -> None:
         """Open or create the file. Raises StoreError and NewerStateError."""
-        try:
-            self._connection = await self._run(lambda: sqlite.connect(KIND, self._path))
-        except BaseException:
-            self._thread.shutdown(wait=False)
-            raise
+        self._connection = await self._run(lambda: sqlite.connect(KIND, self._path))
 
     async def get(self, key: str) -> Entry | None:
         return await self._work(lambda db: next(iter(_read(db, Range.key(key))), None))
@@ -145,7 +141,7 @@ class SqliteStore:
         connection, self._connection = self._connection, None
         if connection is not None:
             await self._run(connection.close)
-            self._thread.shutdown(wait=False)
+        self._thread.shutdown(wait=False)
 
     async def _work(self, work: Callable[[sqlite3.Connection], T]) -> T:
         connection = self._connection

@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 
 PACKAGES="frr bird2 iproute2 iputils-ping nftables ethtool tcpdump procps etcd-server etcd-client openssl python3 python3-venv"
 # Daemons that start when their package is installed; podroute starts its own, inside network namespaces.
-UNITS="frr.service bird.service etcd-server.service"
+UNITS="frr.service bird.service etcd.service"
 PYTHON=/usr/bin/python3
 
 step() { printf '  %s\n' "$*"; }

@@ -23,12 +23,16 @@ needs_etcd = pytest.mark.skipif(shutil.which("etcd") is None, reason="needs etcd
 class Etcd:
     """A cluster. Its members are processes in a directory of their own; close ends and removes all of it."""
 
-    def __init__(self, members: int = 1, *, arguments: Sequence[str] = (), scheme: str = "http") -> None:
+    def __init__(
+        self, members: int = 1, *, arguments: Sequence[str] = (), scheme: str = "http", wrap: Sequence[str] = ()
+    ) -> None:
+        """``wrap``: what goes before every command line, to enter a namespace for one."""
         self.directory = Path(tempfile.mkdtemp(prefix="etcd-"))
         self.hosts = [_unused_address() for _ in range(members)]
         self.url = "etcd://" + ",".join(self.hosts)
         self._arguments = arguments
         self._scheme = scheme
+        self._wrap = wrap
         self._processes: list[subprocess.Popen[bytes] | None] = [None] * members
 
     def start(self) -> Etcd:
@@ -43,6 +47,7 @@ class Etcd:
         with open(self.directory / f"m{index}.log", "ab") as log:
             self._processes[index] = subprocess.Popen(
                 [
+                    *self._wrap,
                     "etcd",
                     *("--name", f"m{index}", "--data-dir", str(self.directory / f"m{index}")),
                     *("--listen-client-urls", f"{scheme}://{host}:{CLIENT_PORT}"),
@@ -69,7 +74,7 @@ class Etcd:
         endpoints = ",".join(f"{self._scheme}://{host}:{CLIENT_PORT}" for host in self.hosts)
         timeouts = ("--command-timeout", timeout, "--dial-timeout", timeout)
         done = subprocess.run(
-            ["etcdctl", "--endpoints", endpoints, *timeouts, *arguments, *words],
+            [*self._wrap, "etcdctl", "--endpoints", endpoints, *timeouts, *arguments, *words],
             capture_output=True,
             text=True,
             env={**os.environ, "ETCDCTL_API": "3"},
