@@ -20,6 +20,7 @@ from bgp.fsm import COLLISION, Change, FsmSettings, Timer
 from bgp.fsm_table import Event, State
 from bgp.inspection import Counts
 from bgp.messages import GracefulRestart, Negotiated, Notification, Open, RouteRefresh
+from bgp.quiet import Quiet
 from bgp.rib import Rib
 from bgp.session import Session
 from bgp.settings import PeerSettings
@@ -33,6 +34,8 @@ log = logging.getLogger("podroute.bgp")
 CONFIGURATION_CHANGE = Notification(6, 6)
 """Cease/Other Configuration Change (RFC 4486 section 4)."""
 
+_QUIET = 10.0
+"""Seconds between two log lines about faults in a peer's UPDATEs."""
 _RANK = list(State)
 _UNDER_WAY = (State.OPEN_SENT, State.OPEN_CONFIRM, State.ESTABLISHED)
 
@@ -78,6 +81,7 @@ class Peer:
         self._last_open: Open | None = None
         self._last_sent: NotificationRecord | None = None
         self._last_received: NotificationRecord | None = None
+        self._faults = Quiet(_QUIET)
         self._next_hops: dict[Family, bytes] = {}
         self._end_of_rib: dict[Family, str] = {}
         self._end_of_rib_timer: asyncio.TimerHandle | None = None
@@ -142,6 +146,12 @@ class Peer:
             return f"prefixes to be advertised to {self.name}"
         return None
 
+    def has_told(self, family: Family, prefix: bytes) -> bool:
+        """Whether the peer's TCP has acknowledged the announcement of a prefix on the present session."""
+        rib = self._local.rib
+        told = self._established is not None and rib.announces(self.name, family, prefix)
+        return told and not rib.has_outgoing(self.name) and not self.unacknowledged
+
     @property
     def unacknowledged(self) -> int:
         """Octets written to the established session that the peer's TCP has not acknowledged."""
@@ -200,8 +210,10 @@ class Peer:
 
     def update(self, session: Session, body: bytes) -> None:
         received = self._local.rib.receive(self.name, body)
-        for fault in received.faults:
-            log.warning("UPDATE with a fault: %s", fault, extra=self._fields())
+        if received.faults:
+            count = self._faults.admit(time.monotonic())
+            if count:
+                log.warning("UPDATE with a fault: %s", "; ".join(received.faults[:3]), extra=self._fields(count=count))
         family = received.end_of_rib
         if family is not None and self._end_of_rib.get(family) == "waiting":
             self._end_of_rib[family] = "received"
@@ -392,7 +404,7 @@ class Peer:
         next_hop = self._next_hops.get(family)
         return FamilyStatus(
             negotiated=family in self._end_of_rib,
-            next_hop=address_text(next_hop) if next_hop else None,
+            next_hop=_next_hop_text(next_hop) if next_hop else None,
             problem=self._problem(family),
             end_of_rib=self._end_of_rib.get(family, "-"),
             received=counts.received if counts else 0,
@@ -414,3 +426,8 @@ class Peer:
     @staticmethod
     def _no_next_hop(family: Family) -> str:
         return f"{NAMES[family]} not advertised: no {'IPv4' if family == 4 else 'IPv6'} address on the link"
+
+
+def _next_hop_text(next_hop: bytes) -> str:
+    """A global IPv6 next hop may have a link-local one behind it (RFC 2545 section 3)."""
+    return " ".join(address_text(part) for part in (next_hop[:16], next_hop[16:]) if part)

@@ -231,6 +231,7 @@ class Registry:
             member.users.add(target)
             target.members[member_key] = member
             target.weights[member_key] = weight
+        target.hops = target.paths()
         if identifier:
             self.ids.reserve(identifier)
             self._by_id[identifier] = target
@@ -292,6 +293,7 @@ class Registry:
         target.version += 1
         if not self.objects:
             target.ready = False
+            target.hops = target.paths()
             self._request(b"", target, target.version)
             return
         if not target.id:
@@ -391,6 +393,6 @@ class Registry:
         """Let a target's prefixes move, one by one, to what is left of it."""
         rest = Target(Kind.LEARNED, key=target.key)
         self._orphans.add(rest)
-        self._realize(rest, {key: weight for key, weight in target.weights.items() if key[0] != peer})
+        self._realize(rest, {key: weight for key, weight in self._wanted(target.key).items() if key[0] != peer})
         target.successor = rest
         self._outdate(target)
