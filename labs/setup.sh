@@ -7,10 +7,11 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-PACKAGES="frr bird2 iproute2 iputils-ping nftables ethtool tcpdump procps python3 python3-venv \
-containernetworking-plugins containerd runc podman busybox-static"
+PACKAGES="frr bird2 gobgpd iproute2 iputils-ping nftables ethtool tcpdump iperf3 procps openssl python3 python3-venv \
+etcd-server etcd-client containernetworking-plugins containerd runc podman busybox-static"
 # Daemons that start when their package is installed; podroute starts its own, inside network namespaces. PACKAGE:UNIT
-UNITS="frr:frr.service bird2:bird.service containerd:containerd.service podman:podman.socket podman:podman.service \
+UNITS="frr:frr.service bird2:bird.service gobgpd:gobgpd.service etcd-server:etcd.service iperf3:iperf3.service \
+containerd:containerd.service podman:podman.socket podman:podman.service \
 podman:podman-restart.service podman:podman-auto-update.service podman:podman-auto-update.timer"
 PYTHON=/usr/bin/python3
 

@@ -44,7 +44,7 @@ def test_a_good_file_is_typed() -> None:
     assert config.node.asn == 4200000001
     assert config.node.identifier == bytes((10, 1, 1, 11))
     assert config.state_dir == "/var/lib/podroute"
-    assert config.store == "sqlite:///var/lib/podroute/store.db"
+    assert config.store.url == "sqlite:///var/lib/podroute/store.db"
     assert (config.pools["pods4"].block_size, config.pools["pods6"].block_size) == (26, 122)
     assert (config.pools["pods4"].family, config.pools["pods4"].prefix) == (4, b"\x10\x0a\x40")
     tor, tor6 = config.peers["tor"], config.peers["tor6"]
