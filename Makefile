@@ -24,10 +24,10 @@ lab: setup  ## the tests that build networks: kernel and real routers
 	@python -m pytest tests/kernel tests/interop tests/runtime
 
 lint: venv  ## ruff, mypy --strict, import contracts
-	@ruff check --quiet . && ruff format --quiet --check . && mypy && lint-imports --no-timing
+	@ruff check --quiet . && ruff format --quiet --check . && mypy && lint-imports --no-logo
 
 format: venv  ## apply the house's format
-	@ruff check --quiet --fix . ; ruff format --quiet .
+	@ruff check --quiet --fix .; ruff format --quiet .
 
 setup:  ## install what the machine lacks (Debian packages, virtual environment)
 	@sh labs/setup.sh

@@ -16,6 +16,7 @@ from pathlib import Path
 from agent.addresses import IpamAddresses
 from agent.errors import StartError
 from agent.leftovers import LeftoverSweep
+from agent.notify import notify
 from agent.peering import peer_settings
 from agent.pods import LIMITED, NOT_READY, PodHooks
 from bgp.settings import PeerSettings
@@ -27,10 +28,12 @@ from cni.server import CniServer
 from config.check import overlaps_with_subnets
 from config.kernel import POD_METRIC, ROUTE_PROTOCOL
 from config.model import Config
+from config.nexthop import NextHops
 from config.prefix import NAMES, Family, text
 from ipam.records import Block
 from ipam.service import Ipam
 from routes.fib import Fib
+from routes.messages import AddressEvent, Event
 from routes.monitor import Monitor
 from routes.resolver import Resolver
 from routes.sysctl import set_needed
@@ -52,6 +55,8 @@ class Node:
         self.state = "starting"
         self._peers = {name: peer_settings(config, name, peer) for name, peer in config.peers_here().items()}
         self._was_advertised = False
+        self._ending = asyncio.Event()
+        self._failure: BaseException | None = None
         state = Path(config.state_dir)
         self.ipam = Ipam(config, on_blocks=self._blocks_changed, addresses=_own_addresses(self._peers.values()))
         self.monitor = Monitor()
@@ -68,11 +73,12 @@ class Node:
             asn=config.node.asn,
             router_id=config.node.identifier,
             resolver=self.resolver,
-            on_fib=self.fib.update,
+            on_fib=self._routes_changed,
             on_session=self._session_changed,
             listen=config.bgp.listen_addresses,
             max_paths=config.bgp.max_paths,
             hostname=config.node.name,
+            on_failure=self._failed,
         )
         self.sweep = LeftoverSweep(self.speaker, self.fib, self._peers)
         self.cni = CniServer(
@@ -91,31 +97,40 @@ class Node:
     def running(self) -> bool:
         return self.state == "running"
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Start, work until ``stop`` is set, and end. Raises the rooms' errors, and StartError."""
+    def stop(self) -> None:
+        """Have ``run`` end."""
+        self._ending.set()
+
+    async def run(self) -> None:
+        """Start, work until ``stop`` is called, and end. Raises the rooms' errors, and StartError."""
         async with AsyncExitStack() as stack:
             await self._start(stack)
             self.state = "running"
+            notify("READY=1")
             log.info("running", extra={"fields": {"node": self.config.node.name, "as": self.config.node.asn}})
-            await stop.wait()
+            await self._ending.wait()
             self.state = "stopping"
+            notify("STOPPING=1")
             log.info("stopping: routes and pods stay as they are")
         log.info("stopped")
+        if self._failure is not None:
+            raise self._failure
 
     async def _start(self, stack: AsyncExitStack) -> None:
         """Start the parts; what was started stops in reverse order when the stack unwinds."""
         await self.monitor.start()
         stack.callback(self.monitor.stop)
         self._check_pools()
-        set_needed()
+        self._set_sysctls()
         await self.resolver.start()
+        self.monitor.subscribe(self._kernel_event, lambda: self.speaker.next_hops_changed(()))
         stack.push_async_callback(self.resolver.stop)
         await self.fib.start(peers=self._peers)
         stack.push_async_callback(self.fib.stop, keep=True)
         await self.ipam.start()
         stack.push_async_callback(self.ipam.stop)
+        stack.push_async_callback(self.cni.stop)  # before its start: it also clears up a start that failed
         await self.cni.start()
-        stack.push_async_callback(self.cni.stop)
         self.fib.expectations_complete()
         for family, prefix in self.config.advertised:
             self.speaker.originate(family, prefix, owner=CONFIGURATION, source="configured")
@@ -167,6 +182,15 @@ class Node:
 
     # What the rooms tell.
 
+    def _failed(self, error: BaseException) -> None:
+        """A part has a defect: end, so that a service manager starts us anew; the kernel keeps what it has."""
+        self._failure = error
+        self._ending.set()
+
+    def _kernel_event(self, event: Event) -> None:
+        if isinstance(event, AddressEvent):
+            self.speaker.next_hops_changed(())  # our own next hop on a session may be another now
+
     def _blocks_changed(self, granted: Sequence[Block], released: Sequence[Block]) -> None:
         for block in granted:
             self.fib.add_cover(block.family, block.prefix)
@@ -179,8 +203,13 @@ class Node:
         self.fib.next_hops_changed()
         self.speaker.next_hops_changed(changed)
 
+    def _routes_changed(self, family: Family, changes: list[tuple[bytes, NextHops | None]]) -> None:
+        # When we close our sessions, what they taught us stays in the kernel: traffic flows on without the agent.
+        if self.state != "stopping":
+            self.fib.update(family, changes)
+
     def _session_changed(self, change: SessionChange) -> None:
-        if not change.up:
+        if not change.up and self.state != "stopping":
             self.fib.peer_lost(change.peer)
 
     def _fib_results(self, results: list[Result]) -> None:
@@ -196,6 +225,14 @@ class Node:
         for (state, why), same in by_cause.items():
             fields = {"family": NAMES[family], "count": len(same), "prefix": text(family, same[0].prefix), "why": why}
             log.warning("routes %s", state.value, extra={"fields": fields})
+
+    @staticmethod
+    def _set_sysctls() -> None:
+        settings = set_needed()
+        for change in settings.changed:
+            log.info("sysctl set: %s", change)
+        for problem in settings.problems:
+            log.warning(problem)
 
     def _check_pools(self) -> None:
         """Refuse pools that overlap a subnet of this node's own."""

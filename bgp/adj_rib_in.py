@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
-from bgp.attribute_parser import AttributeParser, Parsed, Treatment
+from bgp.attribute_parser import AttributeParser
 from bgp.attributes import (
     AS_PATH,
     CLUSTER_LIST,
@@ -46,8 +46,7 @@ class RibPeer:
     """The AS_PATH from an external peer must start with its AS; off for route servers (RFC 7947)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(NamedTuple):
     """What one UPDATE came to."""
 
     end_of_rib: Family | None = None
@@ -66,11 +65,21 @@ class SessionFacts(NamedTuple):
     router_id: bytes
 
 
+class _KnownNextHop(NamedTuple):
+    """A next hop as it was received, judged."""
+
+    hop: Hop
+    next_hops: NextHops
+    fault: str
+    """Why no path with it may be used; empty where one may."""
+
+
 NextHopTable = Callable[[bytes, str], Hop]
 InternNextHops = Callable[[NextHops], NextHops]
 
 _NOTHING = Received()
-_MANDATORY = (ORIGIN, AS_PATH)
+_MANDATORY = 1 << ORIGIN | 1 << AS_PATH
+_KNOWN_NEXT_HOPS = 1024
 
 
 class AdjRibIn:
@@ -94,6 +103,7 @@ class AdjRibIn:
         """By attribute section, for the native IPv4 fields."""
         self._multiprotocol: WeakValueDictionary[bytes, Path] = WeakValueDictionary()
         """By next hop and what follows a leading MP_REACH_NLRI."""
+        self._next_hops: dict[bytes, _KnownNextHop] = {}
 
     def start(self, session: SessionFacts) -> None:
         """Begin a session: UPDATEs are judged by what it negotiated."""
@@ -104,11 +114,19 @@ class AdjRibIn:
         self._ipv4_over_ipv6 = (4, 6) in both
         self._native.clear()
         self._multiprotocol.clear()
+        self._next_hops.clear()
         self.end_of_rib.clear()
+
+    def own_addresses_are(self, addresses: frozenset[bytes]) -> None:
+        """Take note of other addresses of our own, for next hops that come from now on."""
+        if self._session is not None:
+            self._session = self._session._replace(own_addresses=addresses)
+            self._next_hops.clear()
 
     def stop(self) -> None:
         """End the session: everything that the peer announced is withdrawn."""
         self._session = None
+        self._next_hops.clear()
         self.end_of_rib.clear()
         for family in FAMILIES:
             gone: dict[bytes, Path] = self.tables[family]
@@ -191,13 +209,17 @@ class AdjRibIn:
             unreach = decode_mp_unreach(parsed.mp_unreach, families)
             if unreach is None:
                 faults.append("MP_UNREACH_NLRI of a family that was not negotiated")
-        withdraw = any(f.treatment is Treatment.WITHDRAW for f in parsed.faults)
+        withdraw = parsed.withdraw
         if withdraw and not native and parsed.mp_reach is None and parsed.codes != 1 << MP_UNREACH:
             # RFC 7606 section 5.2: the fault may have hidden the routes that it is about
             raise BgpError(3, 1, reason=f"{'; '.join(faults)}; and no routes to treat as withdrawn")
-        missing = _missing(parsed, bool(native)) if native or reach is not None else []
-        faults += [f"{attribute_name(code)} is missing" for code in missing]
-        withdraw = withdraw or bool(missing)
+        if native or reach is not None:  # RFC 7606 section 3 (d)
+            missing = (_MANDATORY | 1 << NEXT_HOP if native else _MANDATORY) & ~parsed.codes
+            if missing:
+                withdraw = True
+                faults += [
+                    f"{attribute_name(code)} is missing" for code in (ORIGIN, AS_PATH, NEXT_HOP) if missing >> code & 1
+                ]
         self._withdraw(4, withdrawn)
         if unreach is not None:
             self._withdraw(*unreach)
@@ -236,14 +258,29 @@ class AdjRibIn:
                 dirty[prefix] = path
 
     def _path(self, attributes: Attributes, next_hop: bytes) -> Path:
+        known = self._next_hops.get(next_hop)
+        if known is None:
+            if len(self._next_hops) >= _KNOWN_NEXT_HOPS:
+                self._next_hops.clear()
+            known = self._next_hops[next_hop] = self._examine(next_hop)
+        hop, next_hops, fault = known
+        return Path(self.peer, attributes, hop, next_hops, self._attribute_fault(attributes) or fault)
+
+    def _examine(self, next_hop: bytes) -> _KnownNextHop:
+        session = self._session
+        assert session is not None
         address, device = next_hop[:16], ""
         if len(next_hop) > 4 and not _is_global(address):
             address, device = next_hop[-16:], self.peer.device
-        hop = self._hop(address, device)
+        fault = ""
+        if address in session.own_addresses:
+            fault = f"next hop {address_text(address)} is our own address"
+        elif not _is_host(address):
+            fault = f"next hop {address_text(address)} is not the address of a host"
         next_hops = self._intern((NextHop(self.peer.name, address, device),))
-        return Path(self.peer, attributes, hop, next_hops, self._fault(attributes, address))
+        return _KnownNextHop(self._hop(address, device), next_hops, fault)
 
-    def _fault(self, attributes: Attributes, next_hop: bytes) -> str:
+    def _attribute_fault(self, attributes: Attributes) -> str:
         session = self._session
         assert session is not None
         if attributes.own_as_count > self.settings.allow_own_as:
@@ -254,10 +291,6 @@ class AdjRibIn:
             clusters = attributes.value(CLUSTER_LIST) or b""
             if session.router_id in [clusters[at : at + 4] for at in range(0, len(clusters), 4)]:
                 return "CLUSTER_LIST holds our own identifier"
-        if next_hop in session.own_addresses:
-            return f"next hop {address_text(next_hop)} is our own address"
-        if not _is_host(next_hop):
-            return f"next hop {address_text(next_hop)} is not the address of a host"
         return ""
 
     def _make_parser(self, four_octet_as: bool) -> AttributeParser:
@@ -280,12 +313,6 @@ def _leading_mp_reach(raw: bytes) -> tuple[bytes, bytes] | None:
     if stop > len(raw) or len(value) < 5:
         return None
     return value[3 : 4 + value[3]] + raw[stop:], value
-
-
-def _missing(parsed: Parsed, native: bool) -> list[int]:
-    """RFC 7606 section 3 (d)."""
-    needed = (*_MANDATORY, NEXT_HOP) if native else _MANDATORY
-    return [code for code in needed if not parsed.codes >> code & 1]
 
 
 def _is_global(address: bytes) -> bool:

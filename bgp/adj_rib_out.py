@@ -58,6 +58,15 @@ Change = tuple[Exported | None, Exported | None]
 """What a prefix was announced with, and what it is to be announced with; None: not at all."""
 
 
+class Told(NamedTuple):
+    """What a peer has been told on its session, for a change of groups in the middle of it."""
+
+    routes: dict[bytes, Exported]
+    queue: deque[bytes]
+    """Messages packed and not yet taken; they count as told."""
+    end_of_rib_due: bool
+
+
 class _Plan(NamedTuple):
     """The messages of a stretch of changes, as far as they do not depend on the session."""
 
@@ -124,13 +133,13 @@ class ExportGroup:
         """Take in the Loc-RIB, ``(prefix, best path)``, as far as ``work`` is called."""
         self._unseen = routes
 
-    def work(self, budget: int) -> int:
-        """Put up to ``budget`` prefixes of the Loc-RIB through the export policy; return how many it were."""
+    def work(self, budget: int | None) -> int:
+        """Put up to ``budget`` prefixes of the Loc-RIB, None: all, through the policy; return how many it were."""
         if self._unseen is None:
             return 0
         stretch = dict(islice(self._unseen, budget))
         self.update(stretch)
-        if len(stretch) < budget:
+        if budget is None or len(stretch) < budget:
             self._unseen = None
         return len(stretch)
 
@@ -154,16 +163,39 @@ class ExportGroup:
         if len(log) > _LOG_LIMIT:
             self._trim()
 
-    def join(self, peer: Peer, next_hop: bytes) -> None:
-        """Add a peer whose session has come up: it is to be told everything."""
+    def join(self, peer: Peer, next_hop: bytes, told: Told | None = None) -> None:
+        """Add a peer, which is to be told everything. ``told`` is what it has been told on this session already."""
         member = Member(peer, next_hop, self.end)
         initial: dict[Exported, Change] = {}
-        member.backlog = {prefix: initial.setdefault(route, (None, route)) for prefix, route in self.table.items()}
+        backlog = member.backlog
+        for prefix, route in self.table.items():
+            backlog[prefix] = initial.setdefault(route, (None, route))
+        if told is not None:
+            member.queue = told.queue
+            member.end_of_rib_due = told.end_of_rib_due
+            for prefix, held in told.routes.items():
+                backlog[prefix] = held, self.table.get(prefix)
         self.members[peer.name] = member
 
+    def told(self, name: str) -> Told:
+        """Return what a peer has been told on its session so far."""
+        member = self.members[name]
+        self._absorb(member)
+        routes = {prefix: route for prefix, route in self.table.items() if route.peer is not member.peer}
+        for prefix, (held, _) in member.backlog.items():
+            if held is None or held.peer is member.peer:
+                routes.pop(prefix, None)
+            else:
+                routes[prefix] = held
+        return Told(routes, member.queue, member.end_of_rib_due)
+
     def leave(self, name: str) -> None:
-        """Remove a peer whose session has ended."""
+        """Remove a peer."""
         del self.members[name]
+
+    def next_hop(self, name: str) -> bytes:
+        """Return our own next hop in what a peer is told."""
+        return self.members[name].next_hop
 
     def refresh(self, name: str) -> None:
         """Announce everything to a peer once more (RFC 2918 section 4)."""

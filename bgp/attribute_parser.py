@@ -6,7 +6,7 @@ stays in ``Attributes.raw`` and is read on demand.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -68,11 +68,8 @@ class Parsed(NamedTuple):
     codes: int
     """Bit n is set where attribute n is present."""
     faults: tuple[Fault, ...]
-
-    @property
-    def withdraw(self) -> bool:
-        """The routes are to be treated as withdrawn."""
-        return any(f.treatment is Treatment.WITHDRAW for f in self.faults)
+    withdraw: bool
+    """The routes are to be treated as withdrawn."""
 
 
 class _Walk:
@@ -144,8 +141,7 @@ class AttributeParser:
         walk = _Walk(self, raw)
         rules = self._rules
         faults: list[Fault] = []
-        edits: list[tuple[int, int, bytes]] = []
-        spans: dict[int, tuple[int, int]] = {}
+        dropped: list[tuple[int, int]] = []
         codes = at = 0
         end = len(raw)
         while at < end:
@@ -161,64 +157,65 @@ class AttributeParser:
             if stop > end:  # RFC 7606 section 4
                 faults.append(Fault(Treatment.WITHDRAW, f"{attribute_name(code)} overruns the attribute section"))
                 break
+            bit = 1 << code
             rule = rules.get(code)
-            if codes >> code & 1:
+            if codes & bit:
                 if code in (MP_REACH, MP_UNREACH):
                     raise BgpError(3, 1, reason=f"{attribute_name(code)} occurs twice")
                 faults.append(Fault(Treatment.DISCARD, f"{attribute_name(code)} occurs twice, the first one counts"))
-                edits.append((at, stop, b""))
+                dropped.append((at, stop))
             elif rule is None:
                 if not flags & OPTIONAL:
                     raise BgpError(3, 2, raw[at:stop], f"unknown well-known attribute {code}")
                 if not flags & TRANSITIVE:  # RFC 4271 section 5: quietly ignored
-                    edits.append((at, stop, b""))
-                codes |= 1 << code
+                    dropped.append((at, stop))
             else:
-                codes |= 1 << code
-                spans[code] = at, stop
-                problem = rule.check(walk, raw[start:stop])
+                required, treatment, check, kept = rule
+                problem = check(walk, raw[start:stop])
                 if problem:
-                    faults.append(Fault(rule.treatment, f"{attribute_name(code)}: {problem}"))
-                if (flags ^ rule.flags) & (OPTIONAL | TRANSITIVE) and rule is not _REFUSED:
+                    faults.append(Fault(treatment, f"{attribute_name(code)}: {problem}"))
+                if (flags ^ required) & (OPTIONAL | TRANSITIVE) and rule is not _REFUSED:
                     faults.append(Fault(Treatment.WITHDRAW, f"{attribute_name(code)}: attribute flags 0x{flags:02x}"))
-                if problem or not rule.kept:
-                    edits.append((at, stop, b""))
+                if problem or not kept:
+                    dropped.append((at, stop))
+            codes |= bit
             at = stop
-        if self.first_as is not None and codes >> AS_PATH & 1 and walk.attributes.neighbor_as != self.first_as:
-            text = f"AS_PATH starts with AS {walk.attributes.neighbor_as}, expected the peer's AS {self.first_as}"
+        first_as, attributes = self.first_as, walk.attributes
+        if first_as is not None and codes >> AS_PATH & 1 and attributes.neighbor_as != first_as:
+            text = f"AS_PATH starts with AS {attributes.neighbor_as}, expected the peer's AS {first_as}"
             faults.append(Fault(Treatment.WITHDRAW, text))
-        if self.width == 2 and not any(f.treatment is Treatment.WITHDRAW for f in faults):
-            edits += _four_octet_edits(walk, spans)
-        if edits:
-            walk.attributes.raw = _apply(raw, edits)
-        return Parsed(walk.attributes, walk.next_hop, walk.mp_reach, walk.mp_unreach, codes, tuple(faults))
+        withdraw = bool(faults) and any(f.treatment is Treatment.WITHDRAW for f in faults)
+        if dropped and not withdraw:
+            attributes.raw = _without(raw, dropped)
+        if self.width == 2 and not withdraw:
+            attributes.raw = _widen(walk)
+        return Parsed(attributes, walk.next_hop, walk.mp_reach, walk.mp_unreach, codes, tuple(faults), withdraw)
 
 
-def _four_octet_edits(walk: _Walk, spans: dict[int, tuple[int, int]]) -> Iterator[tuple[int, int, bytes]]:
-    """Rewrite what a 2-octet peer sent as a 4-octet one would have sent it (RFC 6793 section 4.2.3)."""
+def _widen(walk: _Walk) -> bytes:
+    """Return what a 2-octet peer sent as a 4-octet one would have sent it (RFC 6793 section 4.2.3)."""
+    attributes = walk.attributes
     aggregator, as4_aggregator, as4_path = walk.aggregator, walk.as4_aggregator, walk.as4_path
-    if aggregator is not None and any(aggregator[:2]):
+    if aggregator is not None:
         asn = int.from_bytes(aggregator[:2], "big")
         if as4_aggregator is None or asn != as_path.AS_TRANS:
             if as4_aggregator is not None:
                 as4_path = None
             as4_aggregator = asn.to_bytes(4, "big") + aggregator[2:]
-        start, stop = spans[AGGREGATOR]
-        yield start, stop, pack_attribute(walk.attributes.raw[start], AGGREGATOR, as4_aggregator)
-    if AS_PATH in spans:
-        merged = as_path.merge(walk.as_path, as4_path)
-        found = as_path.examine(merged, 4, walk.parser.local_as)
-        if isinstance(found, as_path.Summary):
-            walk.attributes.path_length, walk.attributes.neighbor_as, walk.attributes.own_as_count = found
-        yield *spans[AS_PATH], pack_attribute(WELL_KNOWN, AS_PATH, merged)
+    merged = as_path.merge(walk.as_path, as4_path)
+    found = as_path.examine(merged, 4, walk.parser.local_as)
+    if isinstance(found, as_path.Summary):
+        attributes.path_length, attributes.neighbor_as, attributes.own_as_count = found
+    replaced = {AS_PATH: merged, AGGREGATOR: as4_aggregator}
+    return b"".join(pack_attribute(flags, code, replaced.get(code) or value) for flags, code, value in attributes)
 
 
-def _apply(raw: bytes, edits: list[tuple[int, int, bytes]]) -> bytes:
-    """Return ``raw`` with each ``(start, stop, replacement)`` carried out; they do not overlap."""
+def _without(raw: bytes, dropped: list[tuple[int, int]]) -> bytes:
+    """Return ``raw`` without the octets from each first position to the one before each second."""
     parts: list[bytes] = []
     at = 0
-    for start, stop, replacement in sorted(edits):
-        parts += raw[at:start], replacement
+    for start, stop in dropped:
+        parts.append(raw[at:start])
         at = stop
     parts.append(raw[at:])
     return b"".join(parts)
@@ -275,8 +272,10 @@ def _aggregator(walk: _Walk, value: bytes) -> str:
     expected = walk.parser.width + 4
     if len(value) != expected:
         return f"length {len(value)}, expected {expected}"
+    if not any(value[:-4]):
+        return "AS 0"
     walk.aggregator = value
-    return "" if any(value[:-4]) else "AS 0"
+    return ""
 
 
 def _communities(walk: _Walk, value: bytes) -> str:

@@ -195,8 +195,8 @@ class Fsm:
 
     def send_progress(self, now: float) -> None:
         """TCP took what we had to send: restart the SendHoldTimer (RFC 9687 section 3.3)."""
-        if self.state is State.ESTABLISHED and self.negotiated and self.negotiated.hold_time:
-            self._timers[Timer.SEND_HOLD] = now + max(self.settings.send_hold, 2 * self.negotiated.hold_time)
+        if Timer.SEND_HOLD in self._timers:
+            self._send_hold(now)
 
     def _specific(self, event: Event, notification: Notification | None) -> Event:
         """Tell apart the events that the RFC distinguishes by circumstances."""
@@ -299,11 +299,16 @@ class Fsm:
     def _up(self, now: float) -> None:
         assert self.negotiated is not None
         self._timers.pop(Timer.DELAY_OPEN, None)
+        self._send_hold(now)
         self._out.append(Up(self.negotiated))
 
     def _hold(self, now: float) -> None:
         if self.negotiated and self.negotiated.hold_time:
             self._timers[Timer.HOLD] = now + self.negotiated.hold_time
+
+    def _send_hold(self, now: float) -> None:
+        if self.negotiated and self.negotiated.hold_time:
+            self._timers[Timer.SEND_HOLD] = now + max(self.settings.send_hold, 2 * self.negotiated.hold_time)
 
     def _keepalive(self, now: float) -> None:
         if self.negotiated:

@@ -10,6 +10,7 @@ import socket
 import struct
 from collections.abc import Callable
 
+from bgp.quiet import Quiet
 from bgp.sockets import Endpoint, OpenSocket, endpoint_of, listening, set_md5
 from bgp.status import SpeakerError
 
@@ -26,7 +27,7 @@ _HINTS = {
     errno.EADDRINUSE: "is another BGP speaker running? `ss -ltnp` shows it; bgp.listen chooses another address or port",
     errno.EACCES: "ports below 1024 need root or CAP_NET_BIND_SERVICE",
     errno.EADDRNOTAVAIL: "it is not an address of this node",
-    errno.EAFNOSUPPORT: "the kernel does not have this address family",
+    errno.EAFNOSUPPORT: "the kernel lacks this address family: leave it out of bgp.listen",
 }
 
 Accept = Callable[[socket.socket, Endpoint], bool]
@@ -42,8 +43,7 @@ class Listener:
         """Connections from addresses of no peer, turned away."""
         self._accept = accept
         self._loop = asyncio.get_running_loop()
-        self._quiet_until = 0.0
-        self._refused_at_last_line = 0
+        self._quiet = Quiet(_QUIET)
         self._pause: asyncio.TimerHandle | None = None
         try:
             self._sock = listening(self.endpoint, port, opener)
@@ -91,9 +91,8 @@ class Listener:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset leaves no TIME_WAIT
         sock.close()
         self.refused += 1
-        if self._loop.time() >= self._quiet_until:
-            self._quiet_until = self._loop.time() + _QUIET
-            count, self._refused_at_last_line = self.refused - self._refused_at_last_line, self.refused
+        count = self._quiet.admit(self._loop.time())
+        if count:
             log.warning(
                 "connection refused: not an address of a peer",
                 extra={"fields": {"address": str(remote), "count": count}},

@@ -62,7 +62,12 @@ class LocRib:
         if old is None:
             if path is None:
                 return 0
-            new, gain = path, 1
+            table[prefix] = path
+            if path.eligible:
+                changes.best[prefix] = path
+                if path.next_hops is not None:
+                    changes.fib[prefix] = path.next_hops
+            return 1
         elif isinstance(old, Path):
             if old is path:
                 return 0
@@ -107,8 +112,9 @@ class LocRib:
         before, after = best(old), best(new)
         if before is not after:
             changes.best[prefix] = after
-        if next_hops(old) != next_hops(new):
-            changes.fib[prefix] = next_hops(new)
+        wanted = next_hops(new)
+        if next_hops(old) != wanted:
+            changes.fib[prefix] = wanted
 
     def _select(self, paths: tuple[Path, ...]) -> Selection:
         paths = tuple(sorted(paths, key=_order))

@@ -19,14 +19,16 @@ class OwnPrefixes:
     def __init__(self, family: Family) -> None:
         self.family = family
         self._owners: dict[bytes, dict[str, Source]] = {}
-        self._guarded: tuple[bytes, ...] = ()
+        self._guarded: dict[bytes, None] = {}
+        self.guard_changes = 0
+        """Counts how often what the guard keeps out has changed."""
         self._leads: frozenset[bytes] = frozenset()
         self._any_lead = False
 
     def add(self, prefix: bytes, owner: str, source: Source) -> None:
         """Add an owner of a prefix, or change the source that an owner names."""
         self._owners.setdefault(prefix, {})[owner] = source
-        self._arm()
+        self._arm(prefix)
 
     def remove(self, prefix: bytes, owner: str) -> bool:
         """Remove an owner; tell whether the prefix still has one. An unknown owner is no error."""
@@ -34,7 +36,7 @@ class OwnPrefixes:
         owners.pop(owner, None)
         if not owners:
             self._owners.pop(prefix, None)
-        self._arm()
+        self._arm(prefix)
         return bool(owners)
 
     def source(self, prefix: bytes) -> Source:
@@ -63,8 +65,15 @@ class OwnPrefixes:
             return None
         return next((own for own in self._guarded if contains(own, prefix)), None)
 
-    def _arm(self) -> None:
-        guarded = [p for p, owners in self._owners.items() if any(s in _GUARDED for s in owners.values())]
-        self._guarded = tuple(sorted(guarded))
-        self._leads = frozenset(p[1:2] for p in guarded)
-        self._any_lead = any(p[0] < 8 for p in guarded)
+    def _arm(self, prefix: bytes) -> None:
+        """Follow a change of the owners of a prefix."""
+        guarded = any(source in _GUARDED for source in self._owners.get(prefix, {}).values())
+        if guarded == (prefix in self._guarded):
+            return
+        self.guard_changes += 1
+        if guarded:
+            self._guarded[prefix] = None
+        else:
+            del self._guarded[prefix]
+        self._leads = frozenset(p[1:2] for p in self._guarded)
+        self._any_lead = any(p[0] < 8 for p in self._guarded)

@@ -18,17 +18,24 @@ from bgp.collision import Collision
 from bgp.connection import READ_SIZE
 from bgp.fsm import COLLISION, Change, FsmSettings, Timer
 from bgp.fsm_table import Event, State
+from bgp.inspection import Counts
 from bgp.messages import GracefulRestart, Negotiated, Notification, Open, RouteRefresh
+from bgp.quiet import Quiet
 from bgp.rib import Rib
 from bgp.session import Session
 from bgp.settings import PeerSettings
 from bgp.sockets import Endpoint, OpenSocket, dialling
 from bgp.status import FamilyStatus, NotificationRecord, PeerStatus, SessionChange, capability_names
 from config.nexthop import NextHopResolver
-from config.prefix import FAMILIES, NAMES, Family, address_text
+from config.prefix import NAMES, Family, address_text
 
 log = logging.getLogger("podroute.bgp")
 
+CONFIGURATION_CHANGE = Notification(6, 6)
+"""Cease/Other Configuration Change (RFC 4486 section 4)."""
+
+_QUIET = 10.0
+"""Seconds between two log lines about faults in a peer's UPDATEs."""
 _RANK = list(State)
 _UNDER_WAY = (State.OPEN_SENT, State.OPEN_CONFIRM, State.ESTABLISHED)
 
@@ -74,6 +81,7 @@ class Peer:
         self._last_open: Open | None = None
         self._last_sent: NotificationRecord | None = None
         self._last_received: NotificationRecord | None = None
+        self._faults = Quiet(_QUIET)
         self._next_hops: dict[Family, bytes] = {}
         self._end_of_rib: dict[Family, str] = {}
         self._end_of_rib_timer: asyncio.TimerHandle | None = None
@@ -138,6 +146,12 @@ class Peer:
             return f"prefixes to be advertised to {self.name}"
         return None
 
+    def has_told(self, family: Family, prefix: bytes) -> bool:
+        """Whether the peer's TCP has acknowledged the announcement of a prefix on the present session."""
+        rib = self._local.rib
+        told = self._established is not None and rib.announces(self.name, family, prefix)
+        return told and not rib.has_outgoing(self.name) and not self.unacknowledged
+
     @property
     def unacknowledged(self) -> int:
         """Octets written to the established session that the peer's TCP has not acknowledged."""
@@ -147,12 +161,17 @@ class Peer:
     def next_hops_changed(self) -> None:
         """The node's own addresses may have changed: look our next hops up again."""
         session = self._established
-        if session is None or session.negotiated is None:
+        if session is None or session.negotiated is None or session.connection is None:
             return
         found = self._own_next_hops(session, session.negotiated)
-        if found != self._next_hops:
+        gone = self._next_hops.keys() - found.keys()
+        if gone:
+            reason = ", ".join(self._no_next_hop(family) for family in sorted(gone))
+            session.handle(Event.AutomaticStop, reason=reason, notification=CONFIGURATION_CHANGE)
+        elif found != self._next_hops:
             self._next_hops = found
-            self._local.rib.local_next_hops(self.name, found)
+            local = session.connection.local.packed
+            self._local.rib.local_next_hops(self.name, session.negotiated, local_address=local, next_hops=found)
             self._local.wake()
 
     # What a session asks (bgp.session.Owner).
@@ -191,8 +210,10 @@ class Peer:
 
     def update(self, session: Session, body: bytes) -> None:
         received = self._local.rib.receive(self.name, body)
-        for fault in received.faults:
-            log.warning("UPDATE with a fault: %s", fault, extra=self._fields())
+        if received.faults:
+            count = self._faults.admit(time.monotonic())
+            if count:
+                log.warning("UPDATE with a fault: %s", "; ".join(received.faults[:3]), extra=self._fields(count=count))
         family = received.end_of_rib
         if family is not None and self._end_of_rib.get(family) == "waiting":
             self._end_of_rib[family] = "received"
@@ -240,6 +261,7 @@ class Peer:
         )
         for family in sorted(negotiated.families - self._next_hops.keys()):
             log.warning("nothing advertised: %s", self._no_next_hop(family), extra=self._fields(family=NAMES[family]))
+            session.write_updates([codec.encode_end_of_rib(family)])  # so that the peer does not wait for it
         self._local.on_session(SessionChange(self.name, True, "", negotiated.families))
         self._local.wake()
 
@@ -348,6 +370,7 @@ class Peer:
         connection = session.connection if session else None
         offer = self._last_open
         state = session.state if session else State.ACTIVE
+        counts = self._local.rib.counts(self.name)
         return PeerStatus(
             name=self.name,
             address=str(self.endpoint),
@@ -374,20 +397,20 @@ class Peer:
             capabilities=capability_names(offer) if offer else (),
             hostname=offer.hostname if offer else "",
             software=offer.software if offer else "",
-            families={family: self._family(family) for family in FAMILIES if family in self.settings.families},
+            families={family: self._family(family, counts.get(family)) for family in sorted(self.settings.families)},
         )
 
-    def _family(self, family: Family) -> FamilyStatus:
+    def _family(self, family: Family, counts: Counts | None) -> FamilyStatus:
         next_hop = self._next_hops.get(family)
-        counts = self._local.rib.counts(self.name, family)
         return FamilyStatus(
             negotiated=family in self._end_of_rib,
-            next_hop=address_text(next_hop) if next_hop else None,
+            next_hop=_next_hop_text(next_hop) if next_hop else None,
             problem=self._problem(family),
             end_of_rib=self._end_of_rib.get(family, "-"),
-            received=counts.received,
-            accepted=counts.accepted,
-            advertised=counts.advertised,
+            received=counts.received if counts else 0,
+            accepted=counts.accepted if counts else 0,
+            advertised=counts.advertised if counts else 0,
+            refused=counts.refused if counts else 0,
         )
 
     def _problem(self, family: Family) -> str | None:
@@ -403,3 +426,8 @@ class Peer:
     @staticmethod
     def _no_next_hop(family: Family) -> str:
         return f"{NAMES[family]} not advertised: no {'IPv4' if family == 4 else 'IPv6'} address on the link"
+
+
+def _next_hop_text(next_hop: bytes) -> str:
+    """A global IPv6 next hop may have a link-local one behind it (RFC 2545 section 3)."""
+    return " ".join(address_text(part) for part in (next_hop[:16], next_hop[16:]) if part)

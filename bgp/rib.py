@@ -7,12 +7,11 @@ the caller chooses, so that nothing holds an event loop for long.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from itertools import islice
 from weakref import WeakValueDictionary
 
 from bgp.adj_rib_in import AdjRibIn, Received, RibPeer, SessionFacts
-from bgp.adj_rib_out import ExportGroup, GroupKey
+from bgp.adj_rib_out import ExportGroup, GroupKey, Told
 from bgp.attribute_encoding import ExportKind, imported, own_attributes
 from bgp.decision import Options
 from bgp.inspection import Counts, Explanation, Inspection
@@ -58,6 +57,7 @@ class Rib:
         self._resolver = resolver
         self._on_fib = on_fib
         self._leaving: list[PeerRib] = []
+        self._turn = 0
         self._hops: WeakValueDictionary[tuple[bytes, str], Hop] = WeakValueDictionary()
         self._interned: dict[NextHops, NextHops] = {}
         self._groups: dict[GroupKey, ExportGroup] = {}
@@ -99,30 +99,32 @@ class Rib:
         self.peer_down(name)
         peer = rib.adj_in.peer
         peer.identifier, peer.address, peer.device = negotiated.peer.identifier, peer_address, device
-        own = frozenset((local_address, *(a for n in next_hops.values() for a in (n[:16], n[16:]) if a)))
-        rib.adj_in.start(SessionFacts(negotiated, own, self.router_id))
-        both = negotiated.local.extended_next_hop & negotiated.peer.extended_next_hop
+        rib.adj_in.start(SessionFacts(negotiated, _own_addresses(local_address, next_hops), self.router_id))
         for family in sorted(negotiated.families):
-            next_hop = next_hops.get(family)
-            if next_hop is None or (family == 4 and len(next_hop) > 4 and (4, 6) not in both):
-                continue
-            kind = ExportKind(self.local_as, peer.ibgp, negotiated.four_octet_as)
-            key = GroupKey(family, rib.settings.export_policy, kind, negotiated.send_limit, len(next_hop))
-            group = self._groups.get(key)
-            if group is None:
-                group = self._groups[key] = ExportGroup(key, self.own[family].source)
-                group.fill(self._best_paths(family, self.own[family] if group.own_only else self.loc[family].table))
-            group.join(peer, next_hop)
-            rib.groups[family] = group
+            self._join(rib, negotiated, family, next_hops.get(family))
+
+    def local_next_hops(
+        self, name: str, negotiated: Negotiated, *, local_address: bytes, next_hops: Mapping[Family, bytes]
+    ) -> None:
+        """Announce with these next hops of our own from now on, on the established session of a peer.
+
+        A family whose next hop is another one is announced anew as a whole; one that has none any more stays as it
+        was last announced.
+        """
+        rib = self.peers[name]
+        rib.adj_in.own_addresses_are(_own_addresses(local_address, next_hops))
+        for family in sorted(negotiated.families & next_hops.keys()):
+            group = rib.groups.get(family)
+            if group is None or group.next_hop(name) != next_hops[family]:
+                told = None if group is None else group.told(name)
+                self._leave(rib, family)
+                self._join(rib, negotiated, family, next_hops[family], told)
 
     def peer_down(self, name: str) -> None:
         """End a session, if there is one: all paths of the peer go."""
         rib = self.peers[name]
-        for group in rib.groups.values():
-            group.leave(name)
-            if not group.members:
-                del self._groups[group.key]
-        rib.groups.clear()
+        for family in FAMILIES:
+            self._leave(rib, family)
         rib.adj_in.stop()
         for refused in rib.refused.values():
             refused.clear()
@@ -147,7 +149,7 @@ class Rib:
                 if violated is not None and prefix not in refused:
                     refused[prefix] = violated
                     refusals.append(f"refused {text(family, prefix)}: {text(family, violated)} is our own")
-        return replace(received, faults=received.faults + tuple(refusals)) if refusals else received
+        return received._replace(faults=received.faults + tuple(refusals)) if refusals else received
 
     def refresh(self, name: str, family: Family) -> None:
         """Announce a family to a peer once more, because it asked (RFC 2918)."""
@@ -158,6 +160,11 @@ class Rib:
     def end_of_rib_received(self, name: str) -> set[Family]:
         """Return the families whose End-of-RIB has arrived on the present session."""
         return set(self.peers[name].adj_in.end_of_rib)
+
+    def announces(self, name: str, family: Family, prefix: bytes) -> bool:
+        """A prefix is in the Adj-RIB-Out of a peer, be it sent already or due."""
+        group = self.peers[name].groups.get(family)
+        return group is not None and prefix in group.table
 
     def counts(self, name: str) -> dict[Family, Counts]:
         """Return a peer's counts for every family that has any, or that its session announces."""
@@ -171,21 +178,26 @@ class Rib:
 
     def originate(self, family: Family, prefix: bytes, *, owner: str, source: Source) -> None:
         """Start announcing a prefix. ``owner`` names who wants it; it stays until its last owner retracts it."""
-        self.own[family].add(prefix, owner, source)
+        own = self.own[family]
+        guard_changes = own.guard_changes
+        own.add(prefix, owner, source)
         changes = self._changes[family]
         self.loc[family].replace(prefix, None, self._own_path, changes)
         changes.best[prefix] = best(self.loc[family].table[prefix])
-        self._reconsider_guarded(family)
+        if own.guard_changes != guard_changes:
+            self._reconsider_guarded(family)
 
     def retract(self, family: Family, prefix: bytes, owner: str) -> None:
         """Take back what ``originate`` said for this owner."""
         own = self.own[family]
+        guard_changes = own.guard_changes
         if own.remove(prefix, owner):
             changes = self._changes[family]
             changes.best[prefix] = best(self.loc[family].table[prefix])  # its source may be another now
         else:
             self.loc[family].replace(prefix, None, None, self._changes[family])
-        self._reconsider_guarded(family)
+        if own.guard_changes != guard_changes:
+            self._reconsider_guarded(family)
 
     # Work
 
@@ -213,9 +225,12 @@ class Rib:
         Changes of the FIB go to ``on_fib``, changed announcements into the Adj-RIBs-Out.
         """
         left = budget
-        for family in FAMILIES:
+        self._turn += 1  # who is first changes, so that nobody who always has work keeps the others from theirs
+        ribs = [*self.peers.values(), *self._leaving]
+        first = self._turn % len(ribs) if ribs else 0
+        for family in FAMILIES if self._turn % 2 else FAMILIES[::-1]:
             left -= self._run_recheck(family, left)
-            for rib in (*self.peers.values(), *self._leaving):
+            for rib in ribs[first:] + ribs[:first]:
                 if left <= 0:
                     break
                 left -= self._run_peer(rib, family, left)
@@ -261,6 +276,31 @@ class Rib:
         return any(group.has_outgoing(name) for group in self.peers[name].groups.values())
 
     # Inside
+
+    def _join(
+        self, rib: PeerRib, negotiated: Negotiated, family: Family, next_hop: bytes | None, told: Told | None = None
+    ) -> None:
+        """Have a family announced to a peer, which gets the whole of it first."""
+        both = negotiated.local.extended_next_hop & negotiated.peer.extended_next_hop
+        if next_hop is None or (family == 4 and len(next_hop) > 4 and (4, 6) not in both):
+            return
+        kind = ExportKind(self.local_as, rib.adj_in.peer.ibgp, negotiated.four_octet_as)
+        key = GroupKey(family, rib.settings.export_policy, kind, negotiated.send_limit, len(next_hop))
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = ExportGroup(key, self.own[family].source)
+            group.fill(self._best_paths(family, self.own[family] if group.own_only else self.loc[family].table))
+        if told is not None:
+            group.work(None)  # else what is still to come would be withdrawn first
+        group.join(rib.adj_in.peer, next_hop, told)
+        rib.groups[family] = group
+
+    def _leave(self, rib: PeerRib, family: Family) -> None:
+        group = rib.groups.pop(family, None)
+        if group is not None:
+            group.leave(rib.settings.name)
+            if not group.members:
+                del self._groups[group.key]
 
     def _run_peer(self, rib: PeerRib, family: Family, budget: int) -> int:
         """Work off dirty prefixes of one peer; return how many it were."""
@@ -344,3 +384,7 @@ class Rib:
         if len(self._interned) >= _INTERNED_LIMIT:
             self._interned.clear()
         return self._interned.setdefault(next_hops, next_hops)
+
+
+def _own_addresses(local_address: bytes, next_hops: Mapping[Family, bytes]) -> frozenset[bytes]:
+    return frozenset((local_address, *(a for n in next_hops.values() for a in (n[:16], n[16:]) if a)))

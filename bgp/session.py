@@ -142,26 +142,31 @@ class Session:
     # The machine's outputs.
 
     def _carry_out(self, outputs: list[Output]) -> None:
-        for output in outputs:
-            match output:
-                case Dial():
-                    self._dialler = self._start(self._dial())
-                case SendOpen():
-                    self._send(codec.encode_open(self._owner.local_open()))
-                case SendKeepalive():
-                    self._send(codec.KEEPALIVE)
-                case SendNotification(notification):
-                    self._send(codec.encode_notification(notification))
-                    self._owner.sent(self, notification)
-                case Drop():
-                    self._drop()
-                case Up(negotiated):
-                    self._owner.up(self, negotiated)
-                case Down(reason):
-                    self._owner.down(self, reason)
-                case Change():
-                    self._owner.changed(self, output)
-        self._arm()
+        try:
+            for output in outputs:
+                self._do(output)
+        finally:
+            self._arm()
+
+    def _do(self, output: Output) -> None:
+        match output:
+            case Dial():
+                self._dialler = self._start(self._dial())
+            case SendOpen():
+                self._send(codec.encode_open(self._owner.local_open()))
+            case SendKeepalive():
+                self._send(codec.KEEPALIVE)
+            case SendNotification(notification):
+                self._send(codec.encode_notification(notification))
+                self._owner.sent(self, notification)
+            case Drop():
+                self._drop()
+            case Up(negotiated):
+                self._owner.up(self, negotiated)
+            case Down(reason):
+                self._owner.down(self, reason)
+            case Change():
+                self._owner.changed(self, output)
 
     def _send(self, message: bytes) -> None:
         if self._connection is not None:
@@ -225,6 +230,7 @@ class Session:
         )
         await connection.open()
         self._connection, self._framer, self._dialler = connection, Framer(), None
+        self.messages_in = self.messages_out = 0
         self.handle(event)
 
     def _failed(self, reason: str) -> None:

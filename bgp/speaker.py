@@ -14,11 +14,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
+from bgp.adj_rib_in import RibPeer
 from bgp.listener import Listener
 from bgp.messages import Notification
 from bgp.peer import Local, Peer
 from bgp.policy import Source
-from bgp.rib import Rib, RibPeer
+from bgp.rib import Rib
 from bgp.settings import PeerSettings
 from bgp.sockets import Endpoint, OpenSocket, open_socket
 from bgp.status import Convergence, PeerStatus, SessionChange, SpeakerError
@@ -45,6 +46,7 @@ class Speaker:
 
     ``on_fib`` gets batches of Loc-RIB changes, ``on_session`` each session that comes up or is lost, the latter before
     anything else is done about it. ``listen`` holds addresses and ports; without any, podroute only connects.
+    ``on_failure`` gets an exception that is a fault of podroute's own and after which the speaker does no more.
     """
 
     def __init__(
@@ -61,9 +63,11 @@ class Speaker:
         end_of_rib_wait: float = 30.0,
         opener: OpenSocket = open_socket,
         random: Callable[[], float] = random_module.random,
+        on_failure: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
         self.rib = Rib(local_as=asn, router_id=router_id, resolver=resolver, on_fib=on_fib, max_paths=max_paths)
         self._listen = tuple(listen)
+        self._on_failure = on_failure
         self._local = Local(
             asn=asn,
             router_id=router_id,
@@ -99,6 +103,7 @@ class Speaker:
             self._close_listeners()
             raise
         self._task = asyncio.get_running_loop().create_task(self._run(), name="bgp")
+        self._task.add_done_callback(self._ended)
         for peer in self._peers.values():
             peer.start()
 
@@ -193,6 +198,11 @@ class Speaker:
             ]
         return Convergence(not waiting, tuple(waiting))
 
+    @property
+    def idle(self) -> bool:
+        """All that was received is decided, and written as far as the peers' connections take it."""
+        return self._idle
+
     async def wait_converged(self) -> None:
         """Return once ``converged`` holds."""
         await self._until(lambda: self.converged().ok)
@@ -204,6 +214,16 @@ class Speaker:
         """
         peer = self._peers[name]
         await self._until(lambda: peer.established is None or (self._idle and not self._due(peer)))
+
+    def advertised(self, family: Family, prefix: bytes) -> list[str]:
+        """Return the peers to which a prefix of ours is announced, written and acknowledged by their TCP."""
+        if not self._idle:
+            return []
+        return [name for name, peer in self._peers.items() if peer.has_told(family, prefix)]
+
+    async def wait_advertised(self, family: Family, prefix: bytes) -> None:
+        """Return once ``advertised`` names a peer."""
+        await self._until(lambda: bool(self.advertised(family, prefix)))
 
     async def changed(self) -> None:
         """Return at the next change of a session, of a table or of what is advertised."""
@@ -241,6 +261,12 @@ class Speaker:
             else:
                 self._idle = True
                 self._notify()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:  # a fault of ours: the agent decides, the FIB stays as it is
+            log.critical("the BGP speaker has failed", exc_info=error)
+            self._on_failure(error)
 
     def _slice(self) -> bool:
         """Decide and write for some milliseconds; True: there is more to do at once."""

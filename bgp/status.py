@@ -53,6 +53,8 @@ class FamilyStatus:
     """Of those, the ones that import policy lets into the decision."""
     advertised: int = 0
     """Prefixes in Adj-RIB-Out."""
+    refused: int = 0
+    """Received prefixes that are our own, or more specifics of them."""
 
 
 @dataclass(frozen=True, slots=True)

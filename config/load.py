@@ -12,7 +12,7 @@ from config import check as checks
 from config import document
 from config.explain import explain, written
 from config.model import Config
-from config.problems import ConfigError, Location, Problem
+from config.problems import ConfigError, Location, Problem, shown
 
 API_VERSION = "podroute/v1"
 
@@ -66,7 +66,7 @@ def check_text(text: str, source: str) -> Report:
     version = parsed.data.get("apiVersion", API_VERSION)
     if version != API_VERSION:
         # Keys of another version would all look wrong
-        text = f'is "{version}", must be {API_VERSION}'
+        text = f"is {shown(version)}, must be {API_VERSION}"
         return Report(source, None, (Problem(("apiVersion",), text),), ())
     config, found_problems = _validate(parsed.data)
     problems += found_problems

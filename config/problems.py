@@ -49,7 +49,7 @@ def path_text(location: Location) -> str:
         if isinstance(part, int):
             text += f"[{part}]"
         else:
-            key = part if _BARE_KEY.fullmatch(part) else f'"{part}"'
+            key = part if _BARE_KEY.fullmatch(part) else _quoted(part)
             text += f".{key}" if text else key
     return text
 
@@ -67,4 +67,9 @@ def shown(value: object) -> str:
     text = str(value)
     if len(text) > _SHOWN:
         text = text[: _SHOWN - 3] + "..."
-    return f'"{text}"' if isinstance(value, str) else text
+    return _quoted(text) if isinstance(value, str) else text
+
+
+def _quoted(text: str) -> str:
+    """Return text in quotes, on one line whatever is in it."""
+    return '"' + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text) + '"'

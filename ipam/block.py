@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
+_NEVER = float("-inf")
+
 
 class FreeAddresses:
     """Which ordinals of a block are free: never used ones first, then the longest released.
@@ -30,17 +32,16 @@ class FreeAddresses:
 
     def take(self, now: float, cool_down: float) -> int | None:
         """Return an ordinal that was never used or was released at least ``cool_down`` ago; None if there is none."""
+        if self.oldest() == _NEVER:
+            return self.take_oldest()
         while self._fresh < self.size:
             ordinal = self._fresh
             self._fresh += 1
             if ordinal not in self._used and ordinal not in self._released:
                 self._used.add(ordinal)
                 return ordinal
-        if self._released:
-            ordinal, since = next(iter(self._released.items()))
-            if now - since >= cool_down:
-                return self.take_oldest()
-        return None
+        since = self.oldest()
+        return self.take_oldest() if since is not None and now - since >= cool_down else None
 
     def take_oldest(self) -> int | None:
         """Return the ordinal released longest ago, however recently; None where none is free."""
@@ -71,5 +72,5 @@ class FreeAddresses:
     def undo(self, ordinal: int) -> None:
         """Return an ordinal that was taken and handed to nobody: it comes next."""
         self._used.discard(ordinal)
-        self._released[ordinal] = float("-inf")
+        self._released[ordinal] = _NEVER
         self._released.move_to_end(ordinal, last=False)

@@ -6,8 +6,8 @@ what they were. There is no state between free and owned, so a crash at any mome
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from config import prefix
 from ipam import records
@@ -29,7 +29,12 @@ class Claims:
         self._store = store
         self._me = identity
         self._node_revision = 0
+        self._pools: dict[str, Pool] = {}
         self._pool_revisions: dict[str, int] = {}
+        self._mine: set[str] = set()
+        """Keys of the blocks that we know to be ours."""
+        self._next: dict[str, int] = {}
+        """Where to look in a pool next: behind the block of ours that was granted last."""
 
     async def register(self, record: NodeRecord) -> None:
         """Write this node's record. Raises NameTakenError where another node has the name."""
@@ -65,8 +70,8 @@ class Claims:
                     continue
                 revisions.update((pool.name, outcome.revision) for pool in missing)
             self._pool_revisions = revisions
-            ours = {pool.name for pool in pools}
-            return [*pools, *(pool for _, pool, _ in known if pool.name not in ours)]
+            self._pools = {pool.name: pool for pool in (*pools, *(pool for _, pool, _ in known))}
+            return list(self._pools.values())
 
     async def owned(self) -> list[Block]:
         """Return the blocks that the store says are this node's."""
@@ -78,6 +83,8 @@ class Claims:
             found = (records.decode_block(entry) for entry in entries if self._me.uuid.encode() in entry.value)
             mine += [block for block in found if block.uuid == self._me.uuid]
             if len(entries) < _BULK:
+                for block in mine:
+                    self._note(block)
                 return mine
             wanted = wanted._replace(start=Range.key(entries[-1].key).end)
 
@@ -88,11 +95,8 @@ class Claims:
         along, so two round trips are the rule. Raises NameTakenError and PoolConflictError where the store has
         changed meanwhile.
         """
-        searches = [_Search(pools, self._me.name) for pools in wants]
-        while True:
-            live = [search for search in searches if search.candidate is not None]
-            if not live:
-                return [None] * len(searches)
+        searches = [_Search(pools, self._next, self._me.name) for pools in wants]
+        while live := [search for search in searches if search.found is None and search.candidate is not None]:
             blocks = [self._block(*search.place) for search in live]
             pools = list(dict.fromkeys(block.pool for block in blocks))
             outcome = await self._store.transact(
@@ -105,38 +109,58 @@ class Claims:
                 ],
             )
             if outcome.committed:
-                made = iter(self._granted(blocks, outcome.revision))
-                return [next(made) if search.candidate is not None else None for search in searches]
+                for search, block in zip(live, self._granted(blocks, outcome.revision), strict=True):
+                    search.found = block
+                continue
             self._check_node(outcome.read[0])
             self._check_pools(pools, outcome.read[1 : 1 + len(pools)])
-            moved = False
-            for search, entries in zip(live, outcome.read[1 + len(pools) :], strict=True):
-                before = search.place
-                seen = search.see(entries)
-                while not seen:
-                    seen = search.see((await self._store.list(search.window())).entries)
-                moved |= search.candidate is None or search.place != before
-            if not moved:
+            moved = [
+                await self._move(search, entries)
+                for search, entries in zip(live, outcome.read[1 + len(pools) :], strict=True)
+            ]
+            if not any(moved):
                 # Refused by what no window shows: a greater block around one of them, or one that is gone again
                 for search in live:
                     search.step()
+        return [search.found for search in searches]
+
+    async def _move(self, search: _Search, entries: Sequence[Entry]) -> bool:
+        """Let a search see what is around its candidate; return whether it has another one now."""
+        before = search.place
+        for entry in entries:
+            # A claim of ours whose answer was lost
+            if self._me.uuid.encode() in entry.value and entry.key not in self._mine:
+                stray = records.decode_block(entry)
+                if stray.uuid == self._me.uuid and stray.pool == before[0].name:
+                    self._note(stray)
+                    search.found = stray
+                    return True
+        while not search.see(entries):
+            entries = (await self._store.list(search.window())).entries
+        return search.candidate is None or search.place != before
 
     async def claim_exactly(self, pool: Pool, index: int) -> Block:
         """Claim one certain block. Raises AddressInUseError where another node has it or a part of it."""
         block = self._block(pool, index)
+        key = records.block_key(block.family, block.prefix)
         reads = [Range.key(records.node_key(self._me.name)), Range.key(records.pool_key(pool.name))]
-        free = records.nothing_overlaps(block.family, block.prefix)
-        reads += [Range(quiet.start, quiet.end, 1) for quiet in free]
-        outcome = await self._store.transact(self._conditions([block]), self._puts([block]), reads)
-        if outcome.committed:
-            return self._granted([block], outcome.revision)[0]
-        self._check_node(outcome.read[0])
-        self._check_pools([pool.name], outcome.read[1:2])
-        there = next(entry for entries in outcome.read[2:] for entry in entries)
-        raise AddressInUseError(
-            f"block {block.cidr} of pool {pool.name} belongs to node {records.decode_block(there).owner}, "
-            f"not to {self._me.name}"
-        )
+        reads += [Range(quiet.start, quiet.end, 1) for quiet in records.nothing_overlaps(block.family, block.prefix)]
+        while True:
+            outcome = await self._store.transact(self._conditions([block]), self._puts([block]), reads)
+            if outcome.committed:
+                return self._granted([block], outcome.revision)[0]
+            self._check_node(outcome.read[0])
+            self._check_pools([pool.name], outcome.read[1:2])
+            there = next((entry for entries in outcome.read[2:] for entry in entries), None)
+            if there is None:
+                continue  # our own record had been written anew
+            found = records.decode_block(there)
+            if there.key == key and found.uuid == self._me.uuid:
+                self._note(found)
+                return found
+            raise AddressInUseError(
+                f"block {block.cidr} of pool {pool.name} belongs to node {found.owner}, not to {self._me.name}"
+            )
 
     def _block(self, pool: Pool, index: int) -> Block:
         return Block(pool.family, pool.block(index), pool.name, self._me.name, self._me.uuid, 0, records.now())
@@ -153,10 +177,18 @@ class Claims:
         return [Put(records.block_key(block.family, block.prefix), records.encode_block(block)) for block in blocks]
 
     def _granted(self, blocks: Sequence[Block], revision: int) -> list[Block]:
-        return [
-            Block(block.family, block.prefix, block.pool, block.owner, block.uuid, revision, block.claimed_at)
-            for block in blocks
-        ]
+        granted = [replace(block, generation=revision) for block in blocks]
+        for block in granted:
+            self._note(block)
+        return granted
+
+    def _note(self, block: Block) -> None:
+        """Remember a block as ours, and to go on behind it."""
+        self._mine.add(records.block_key(block.family, block.prefix))
+        pool = self._pools.get(block.pool)
+        index = pool.index(span(block.family, block.prefix)[0]) if pool else None
+        if pool and index is not None:
+            self._next[pool.name] = (index + 1) % pool.count
 
     def _check_node(self, entries: Sequence[Entry]) -> None:
         if not entries:
@@ -211,11 +243,14 @@ class _Place:
 
 
 class _Search:
-    """Goes through the blocks of some pools, each from the node's own start and once around."""
+    """Goes through the blocks of some pools, each from a start of the node's own and once around."""
 
-    def __init__(self, pools: Sequence[Pool], node: str) -> None:
+    def __init__(self, pools: Sequence[Pool], starts: Mapping[str, int], node: str) -> None:
+        """``starts``: where to begin in a pool, instead of where the node's name says."""
         self._rest = list(pools)
+        self._starts = starts
         self._node = node
+        self.found: Block | None = None
         self._start = 0
         self._wrapped = False
         self.candidate: _Place | None = None
@@ -270,7 +305,7 @@ class _Search:
             self.candidate = None
             return
         pool = self._rest.pop(0)
-        self._start = pool.start(self._node)
+        self._start = self._starts.get(pool.name, pool.start(self._node))
         self.candidate = _Place(pool, self._start)
 
 

@@ -189,12 +189,17 @@ class Ipam:
     async def _claim(self, claims: Claims, wants: Mapping[Family, Sequence[Pool]]) -> bool:
         """Claim one block per family and use it; return whether there was one for each."""
         found = await claims.claim(list(wants.values()))
-        await self._adopt([block for block in found if block is not None])
+        await self._grant([block for block in found if block is not None])
         for family, block in zip(wants, found, strict=True):
             if block is None:
                 names = ", ".join(pool.name for pool in wants[family])
                 log.warning("no free block", extra={"fields": {"family": NAMES[family], "pools": names}})
         return None not in found
+
+    async def _grant(self, blocks: Sequence[Block]) -> None:
+        await self._adopt(blocks)
+        for block in blocks:
+            log.info("block granted", extra={"fields": {"block": block.cidr, "pool": block.pool}})
 
     async def _adopt(
         self,
@@ -212,7 +217,6 @@ class Ipam:
             key = (block.family, block.prefix)
             self._lost.pop(key, None)
             self._holdings.add(block, (used or {}).get(key, ()), (resting or {}).get(key, ()))
-            log.info("block granted", extra={"fields": {"block": block.cidr, "pool": block.pool}})
         if blocks and self._on_blocks is not None:
             self._on_blocks(list(blocks), [])
 
@@ -341,7 +345,7 @@ class Ipam:
             block = await self._running().claim_exactly(pool, index)
         except AddressInUseError as error:
             raise AddressInUseError(f"address {address} cannot be had here: {error}") from error
-        await self._adopt([block])
+        await self._grant([block])
 
     def _serving(self, family: Family, names: Sequence[str]) -> list[Pool]:
         pools = [pool for pool in self._pools if pool.family == family and (not names or pool.name in names)]

@@ -63,14 +63,15 @@ def _prepare(kind: Kind, path: str, connection: sqlite3.Connection) -> None:
             time.sleep(0.02)
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA trusted_schema=OFF")
-    connection.execute("BEGIN IMMEDIATE")  # also finds out whether the file can be written
+    connection.execute("BEGIN IMMEDIATE")
     try:
         _refuse_foreign(kind, path, connection)
         if not _pragma(connection, "user_version"):
             for statement in kind.schema:
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id={kind.application_id}")
-            connection.execute(f"PRAGMA user_version={kind.version}")
+        # Also where nothing changes: it is the write that finds out whether the file can be written
+        connection.execute(f"PRAGMA user_version={kind.version}")
         connection.execute("COMMIT")
     except BaseException:
         connection.execute("ROLLBACK")
@@ -109,7 +110,10 @@ def translate(kind: Kind, path: str, error: sqlite3.Error) -> DatabaseError:
     code, what = primary(error), f"{kind.noun} {path}"
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return kind.corrupt(_corrupt(kind, path, str(error)))
-    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH) or (
+        # On a read-only file system SQLite cannot open the files beside a WAL database, and says only that
+        code == sqlite3.SQLITE_CANTOPEN and _on_read_only_file_system(path)
+    ):
         return kind.error(
             f"{what} is read-only: the agent must be able to write the file and its directory; "
             "check owner, mode and mount options"
@@ -124,6 +128,13 @@ def translate(kind: Kind, path: str, error: sqlite3.Error) -> DatabaseError:
             "find out who has it open (fuser) and end that"
         )
     return kind.error(f"{what} failed: {error}")
+
+
+def _on_read_only_file_system(path: str) -> bool:
+    try:
+        return bool(os.statvfs(os.path.dirname(path)).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
 
 
 def _corrupt(kind: Kind, path: str, damage: str) -> str:

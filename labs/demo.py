@@ -23,7 +23,8 @@ from labs.errors import LabError
 from labs.leftovers import Host
 from labs.node import Node
 from labs.pods import Pod, start_pods
-from labs.runner import Lab, take_down
+from labs.runner import Lab
+from labs.teardown import take_down
 
 TOPOLOGY = "two-racks"
 NODES = ("n1", "n2", "n3", "n4")
@@ -59,16 +60,16 @@ class Show:
     def table(self, title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
         table = Table(title=title, title_justify="left", title_style="", box=None, header_style="dim", padding=(0, 1))
         for column in columns:
-            table.add_column(column)
+            table.add_column(column, overflow="fold")
         for row in rows:
             table.add_row(*row)
         self.console.print(table)
 
 
-async def demo(show: Show, *, keep: bool) -> None:
+async def demo(show: Show, *, name: str, keep: bool) -> None:
     """Run the whole story. Raises LabError where it cannot go on."""
     show.step("The lab: a spine, two ToRs (FRR) and four nodes (podroute), each its own AS")
-    net = await Lab.up(TOPOLOGY, progress=show.say)
+    net = await Lab.up(TOPOLOGY, name=name, progress=show.say)
     kept = False
     try:
         nodes = [net.node(name) for name in NODES]
@@ -79,7 +80,7 @@ async def demo(show: Show, *, keep: bool) -> None:
         await _reachability(show, net, pods)
         if keep:
             kept = True
-            _look_around(show, pods)
+            _look_around(show, name, pods)
             return
         show.step("The containers are deleted: routes and addresses go with them")
         await _delete(show, nodes, pods)
@@ -144,7 +145,7 @@ async def _tables(show: Show, net: Lab, nodes: list[Node]) -> None:
                 rows.append(
                     [node.name, peer["name"], peer["address"], str(peer["as"]), peer["state"], family, *numbers]
                 )
-    columns = ("NODE", "PEER", "ADDRESS", "AS", "STATE", "FAMILY", "RECEIVED", "ACCEPTED", "ADVERTISED")
+    columns = ("NODE", "PEER", "ADDRESS", "AS", "STATE", "FAMILY", "RCVD", "ACCPT", "ADV")
     show.table("", columns, rows)
     show.check(all(row[4] == "Established" for row in rows) and len(rows) == 8, "eight sessions are established")
 
@@ -167,10 +168,13 @@ async def _tables(show: Show, net: Lab, nodes: list[Node]) -> None:
         for route in learned:
             used = [path for path in route["paths"] if path["used"]]
             via = ", ".join(path["nextHop"] for path in used)
-            rows.append([node.name, route["prefix"], via, used[0]["asPath"], route["kernel"]])
+            if route["prefix"] in blocks_by_prefix:
+                rows.append([node.name, route["prefix"], via, used[0]["asPath"], route["kernel"]])
         others = {prefix for prefix, owner in blocks_by_prefix.items() if owner != node.name}
         installed = {route["prefix"] for route in learned if route["kernel"] == "installed"}
-        show.check(others <= installed, f"{node.name} has the blocks of all other nodes in its kernel")
+        fabric = len(learned) - len(others)
+        text = f"{node.name}: {len(others)} blocks of other nodes and {fabric} routes of the fabric are in the kernel"
+        show.check(others <= installed and len(installed) == len(learned), text)
     show.table("", ("NODE", "PREFIX", "NEXT HOP", "AS PATH", "KERNEL"), rows)
 
     show.step("What the ToRs have in their own FIB (ip route, protocol bgp)")
@@ -253,29 +257,29 @@ async def _delete(show: Show, nodes: list[Node], pods: list[Pod]) -> None:
         )
 
 
-def _look_around(show: Show, pods: list[Pod]) -> None:
+def _look_around(show: Show, name: str, pods: list[Pod]) -> None:
     show.step("The lab stays up. To look around:")
     one, other = pods[0], pods[-1]
     for command in (
-        f"podroute lab exec {TOPOLOGY} n1 -- podroute status",
-        f"podroute lab exec {TOPOLOGY} n1 -- podroute peers",
-        f"podroute lab exec {TOPOLOGY} n1 -- podroute routes",
-        f"podroute lab exec {TOPOLOGY} n1 -- ip route",
-        f"podroute lab exec {TOPOLOGY} tor1 -- vtysh -c 'show bgp summary'",
-        f"podroute lab exec {TOPOLOGY} n1 -- ip netns exec {one.name} ping {other.address(4)}",
-        f"podroute lab ps {TOPOLOGY}",
+        f"podroute lab exec {name} n1 -- podroute status",
+        f"podroute lab exec {name} n1 -- podroute peers",
+        f"podroute lab exec {name} n1 -- podroute routes",
+        f"podroute lab exec {name} n1 -- ip route",
+        f"podroute lab exec {name} tor1 -- vtysh -c 'show bgp summary'",
+        f"podroute lab exec {name} n1 -- ip netns exec {one.name} ping {other.address(4)}",
+        f"podroute lab ps {name}",
     ):
         show.console.print(Text("    sudo .venv/bin/" + command))
     show.say("")
     show.say("make lab-down removes it.")
 
 
-async def _main(show: Show, *, keep: bool) -> None:
+async def _main(show: Show, *, name: str, keep: bool) -> None:
     task = asyncio.current_task()
     if task is not None:
         for number in (signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    await demo(show, keep=keep)
+    await demo(show, name=name, keep=keep)
 
 
 def main() -> int:
@@ -283,24 +287,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make demo", description="Show podroute's main job in a lab.")
     parser.add_argument("--keep", action="store_true", help="leave the lab up, and print what to type")
     parser.add_argument("--down", action="store_true", help="remove the lab that --keep left up")
+    parser.add_argument("--name", default=TOPOLOGY, help="the lab's name, to have several at once")
     options = parser.parse_args()
     show = Show()
     if options.down:
         with suppress(KeyboardInterrupt):
-            found = take_down(TOPOLOGY)
-            show.say(f"lab {TOPOLOGY} {'removed' if found else 'was not up'}")
+            found = take_down(options.name)
+            show.say(f"lab {options.name} {'removed' if found else 'was not up'}")
             return 0
         return 130
-    before = Host.look(TOPOLOGY)
+    before = Host.look(options.name)
     try:
-        asyncio.run(_main(show, keep=options.keep))
+        asyncio.run(_main(show, name=options.name, keep=options.keep))
     except LabError as error:
         show.check(False, str(error))
     except (KeyboardInterrupt, asyncio.CancelledError):
         show.console.print(Text("\n    interrupted", "yellow"))
         show.failures += 1
     if not options.keep or show.failures:
-        left = Host.look(TOPOLOGY).beyond(before)
+        left = Host.look(options.name).beyond(before)
         show.check(not left, "nothing is left behind" + "".join(f"\n      {thing}" for thing in left))
     verdict = ("bold green", "every check held") if not show.failures else ("bold red", f"{show.failures} failed")
     show.console.print(Text(f"\n    {show.checks} checks: {verdict[1]}", verdict[0]))

@@ -8,6 +8,7 @@ CNI; and the binds of the topology file. All of it goes with the last process of
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -63,8 +64,9 @@ def build(mounts: Iterable[Mount]) -> None:
         for path in RUN:
             os.makedirs(path, exist_ok=True)
         overlaid = set(OVERLAID)
+        mounted = _mount_points()
         for top in OVERLAID:
-            _overlay(top)
+            _overlay(top, mounted)
         for path in PRIVATE:
             os.makedirs(path, exist_ok=True)
             kernel.mount("tmpfs", path, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=755")
@@ -77,18 +79,35 @@ def build(mounts: Iterable[Mount]) -> None:
                         f"{mount.place}: this host has no directory /{top} to show {mount.target} in, "
                         "bind to a path below one that exists"
                     )
-                _overlay(top)
+                _overlay(top, mounted)
                 overlaid.add(top)
             _bind(descriptor, target, mount.read_only)
 
 
-def _overlay(top: str) -> None:
+def _overlay(top: str, mounted: Iterable[str]) -> None:
+    """Put an overlay over a top directory; file systems mounted below it stay visible, as they are on the host."""
     layers = f"/run/.podroute-lab/{top}"
     for part in ("upper", "work"):
         os.makedirs(f"{layers}/{part}", exist_ok=True)
     os.chmod(f"{layers}/upper", os.stat(f"/{top}").st_mode & 0o7777)
     options = f"lowerdir=/{top},upperdir={layers}/upper,workdir={layers}/work"
-    kernel.mount("overlay", f"/{top}", "overlay", data=options)
+    with ExitStack() as stack:
+        covered = []
+        for point in mounted:
+            if point.startswith(f"/{top}/"):
+                covered.append((point, os.open(point, os.O_PATH | os.O_CLOEXEC)))
+                stack.callback(os.close, covered[-1][1])
+        kernel.mount("overlay", f"/{top}", "overlay", data=options)
+        for point, descriptor in covered:
+            kernel.mount(f"/proc/self/fd/{descriptor}", point, flags=kernel.MS_BIND)
+
+
+def _mount_points() -> list[str]:
+    """Return the mount points of the calling thread, outer ones before those below them."""
+    lines = Path("/proc/thread-self/mountinfo").read_text().splitlines()
+    # Spaces and the like are written as octal numbers, proc(5).
+    points = (re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), line.split()[4]) for line in lines)
+    return sorted({point for point in points if not point.startswith("/run/")})
 
 
 def _bind(descriptor: int, target: str, read_only: bool) -> None:

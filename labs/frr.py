@@ -6,7 +6,6 @@ started again.
 
 from __future__ import annotations
 
-import asyncio
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from labs.errors import CommandError, LabError
 from labs.node import Node
+from labs.waiting import together
 
 DIRECTORY = Path("/usr/lib/frr")
 DAEMONS = (
@@ -94,7 +94,7 @@ async def start(node: Node) -> list[str]:
         shutil.chown(node.root / directory[1:], "frr", "frr")
     first, *others = daemons
     await _start(node, first, daemons[first])
-    await asyncio.gather(*(_start(node, daemon, daemons[daemon]) for daemon in others))
+    await together(_start(node, daemon, daemons[daemon]) for daemon in others)
     if (node.root / "etc/frr/frr.conf").exists():
         await load(node)
     return list(daemons)

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import IO, TypeVar
@@ -24,7 +25,7 @@ NETWORK = kernel.CLONE_NEWNET
 
 # The node's own /proc can be mounted only from inside its pid namespace. Ignoring SIGCHLD makes the kernel reap
 # whatever daemons leave to the first process.
-_HOLDER = "mount -t proc proc /proc && trap '' CHLD && echo ready && exec sleep infinity >/dev/null 2>&1"
+_HOLDER = "mount -t proc proc /proc && echo ready && exec env --ignore-signal=CHLD sleep infinity >/dev/null 2>&1"
 # Prints its number, then becomes the command; the first process of the node adopts it.
 _BACKGROUND = 'echo $$; exec "$@" >&2'
 
@@ -37,6 +38,7 @@ class Namespaces:
 
     def __init__(self, holder: Process) -> None:
         self.holder = holder
+        self._reaped = False
 
     @classmethod
     def create(
@@ -121,9 +123,18 @@ class Namespaces:
         self.holder.kill(signal.SIGKILL)
 
     def reap(self) -> None:
-        """Collect the holder's exit status where it is a child of this process."""
-        with suppress(ChildProcessError):
-            os.waitpid(self.holder.pid, 0)
+        """Collect the exit status of the killed holder where it is a child of this process. Blocks for 5 s at most.
+
+        It ends after all others in its namespace, also those whose parents, elsewhere, have still to collect them.
+        """
+        deadline = time.monotonic() + 5
+        while not self._reaped and time.monotonic() < deadline:
+            try:
+                self._reaped = os.waitpid(self.holder.pid, os.WNOHANG)[0] != 0
+            except ChildProcessError:
+                self._reaped = True
+            if not self._reaped:
+                time.sleep(0.005)
 
     def _enter(self, kinds: int) -> None:
         try:

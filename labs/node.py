@@ -9,7 +9,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 from labs.errors import CommandError, LabError
 from labs.namespaces import Namespaces, Stream
 from labs.processes import LAB, NODE, Process, await_end
+from labs.waiting import off_loop
 
 T = TypeVar("T")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -132,7 +132,7 @@ class Node:
         """
         process = self.popen(*argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:
-            stdout, stderr = await off_loop(lambda: process.communicate(input.encode(), timeout))
+            stdout, stderr = await off_loop(lambda: process.communicate(input.encode(), timeout), abandon=True)
         except subprocess.TimeoutExpired:
             stdout, stderr = await self._stop(process)
             text = f"node {self.name}: {shlex.join(argv)}: no end within {timeout:g} s"
@@ -186,7 +186,8 @@ class Node:
         """The node's own command while it runs."""
         try:
             pid, start = self._record.read_text().split()
-        except OSError:
+        except (OSError, ValueError):
+            # Never started, or ended at once.
             return None
         process = Process(int(pid), int(start))
         return process if process.running() else None
@@ -224,13 +225,14 @@ class Node:
         return "\n".join(parts)
 
     def reap(self) -> None:
-        """Collect the exit status of what ``popen`` started and was killed."""
+        """Collect the exit status of what ran in the node and was killed. Blocks."""
         for child in self._children:
             child.wait()
             for stream in (child.stdin, child.stdout, child.stderr):
                 if stream:
                     with suppress(OSError):
                         stream.close()
+        self.namespaces.reap()
 
     @property
     def _record(self) -> Path:
@@ -243,25 +245,3 @@ class Node:
         except subprocess.TimeoutExpired:
             # Something it started holds its output open.
             return b"", b""
-
-
-async def off_loop(function: Callable[[], T]) -> T:
-    """Await a blocking function in a thread of its own: there may be many at once, and they may wait long."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(setter: Callable[[Any], None], value: object) -> None:
-        if not future.done():
-            setter(value)
-
-    def body() -> None:
-        try:
-            outcome: tuple[Callable[[Any], None], object] = (future.set_result, function())
-        except BaseException as error:
-            outcome = (future.set_exception, error)
-        # The loop may have ended meanwhile.
-        with suppress(RuntimeError):
-            loop.call_soon_threadsafe(settle, *outcome)
-
-    threading.Thread(target=body, daemon=True).start()
-    return await future

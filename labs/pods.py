@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from labs.errors import CommandError, LabError
-from labs.node import Node, Ping, off_loop
+from labs.node import Node, Ping
+from labs.waiting import off_loop
 
 CONFLIST = "etc/cni/net.d/10-podroute.conflist"
 BIN_DIR = "/opt/cni/bin"

@@ -10,23 +10,24 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from labs import cables, frr, topology
 from labs.errors import CommandError, LabError
 from labs.filesystem import Mount
 from labs.namespaces import Namespaces
-from labs.node import Node, off_loop, search_path
-from labs.processes import Process, await_end, marked, sharing
+from labs.node import Node, search_path
+from labs.processes import Process
 from labs.state import ROOT, Record, names
+from labs.teardown import check_root, take_down
 from labs.topology import Topology
+from labs.waiting import off_loop, together
 
 TOPOLOGIES = Path(__file__).parent / "topologies"
 FRR_IMAGE = "*frr*"
@@ -73,11 +74,12 @@ class Lab:
     ) -> Lab:
         """Build a lab and return it: links up, FRR configured, commands started, ``exec`` done.
 
-        Raises LabError; then nothing of it is left.
+        ``source`` is a file, the name of a shipped topology, or what ``load`` returned (which has its name and root
+        already). Raises LabError; then nothing of it is left.
         """
         plan = source if isinstance(source, Topology) else load(source, name=name, root=root)
         _check_host(plan)
-        record = Record(plan.name, root)
+        record = Record(plan.name, plan.directory.parents[1])
         record.create()
         built = cls(record, {}, progress)
         try:
@@ -91,6 +93,7 @@ class Lab:
     @classmethod
     def find(cls, name: str, *, root: Path = ROOT) -> Lab:
         """Return a lab that is up, whoever built it. Raises LabError."""
+        check_root()
         record = Record(name, root)
         nodes = {}
         for node, known in record.read()["nodes"].items():
@@ -121,14 +124,34 @@ class Lab:
         """Return the lab's record as it stands on the host."""
         return self._record.read()
 
+    @overload
     async def wait_for(
         self,
         what: str,
-        probe: Callable[[], T | Awaitable[T]],
+        probe: Callable[[], Awaitable[T]],
         *,
         timeout: float = 30.0,  # noqa: ASYNC109
         interval: float = 0.05,
-    ) -> T:
+    ) -> T: ...
+
+    @overload
+    async def wait_for(
+        self,
+        what: str,
+        probe: Callable[[], T],
+        *,
+        timeout: float = 30.0,  # noqa: ASYNC109
+        interval: float = 0.05,
+    ) -> T: ...
+
+    async def wait_for(
+        self,
+        what: str,
+        probe: Callable[[], Any],
+        *,
+        timeout: float = 30.0,  # noqa: ASYNC109
+        interval: float = 0.05,
+    ) -> Any:
         """Ask ``probe`` until its answer is true, and return that. Failing commands count as no.
 
         For what cannot be awaited, as the state of another program. Raises LabError with ``what``, the last answer and
@@ -137,13 +160,12 @@ class Lab:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         while True:
-            last: object
             try:
-                answer = probe()
-                value: T = await answer if inspect.isawaitable(answer) else answer
-                if value:
-                    return value
-                last = value
+                last = probe()
+                if inspect.isawaitable(last):
+                    last = await last
+                if last:
+                    return last
             except CommandError as error:
                 last = error
             if loop.time() > deadline:
@@ -152,12 +174,13 @@ class Lab:
 
     async def down(self) -> None:
         """Remove the lab with everything in it."""
-        for node in self.nodes.values():
-            node.namespaces.kill()
-        await off_loop(lambda: take_down(self.name, root=self._record.root, record=self._record))
-        for node in self.nodes.values():
-            node.reap()
-            node.namespaces.reap()
+
+        def remove() -> None:
+            take_down(self.name, root=self._record.root, record=self._record)
+            for node in self.nodes.values():
+                node.reap()
+
+        await off_loop(remove)
 
     # Building
 
@@ -168,12 +191,12 @@ class Lab:
                 if bind.make:
                     bind.source.mkdir(parents=True, exist_ok=True)
         self._progress(f"namespaces of {len(plan.nodes)} nodes")
-        await asyncio.gather(*(self._make_node(plan, node) for node in plan.nodes.values()))
+        await together(self._make_node(plan, node) for node in plan.nodes.values())
         self.nodes = {name: self.nodes[name] for name in plan.nodes}
         self._progress(f"{len(plan.links)} links")
         await off_loop(lambda: cables.connect(plan.links, {name: node.namespaces for name, node in self.nodes.items()}))
-        await asyncio.gather(*(self._start_node(node) for node in plan.nodes.values()))
-        await asyncio.gather(*(self._exec(node) for node in plan.nodes.values()))
+        await together(self._start_node(node) for node in plan.nodes.values())
+        await together(self._exec(node) for node in plan.nodes.values())
         self._check_commands()
         self._record.write({**self._content(plan), "state": "up"})
         self._progress(f"lab {self.name} is up")
@@ -273,44 +296,9 @@ async def lab(
         await asyncio.shield(net.down())
 
 
-def take_down(
-    name: str, *, root: Path = ROOT, record: Record | None = None, waiting: Callable[[], None] = lambda: None
-) -> bool:
-    """Remove a lab, complete or not, and whatever of it runs; return whether there was anything. Blocks.
-
-    Works from its processes' marks, so that it needs no records. Raises LabError where something cannot be removed.
-    """
-    record = record or Record(name, root)
-    record.await_runner(waiting, timeout=60)
-    found = record.exists()
-    for _ in range(20):
-        processes = _processes(name)
-        if not processes:
-            break
-        found = True
-        for process in processes:
-            process.kill()
-        if left := await_end(processes, timeout=10):
-            numbers = ", ".join(str(process.pid) for process in left)
-            raise LabError(f"lab `{name}`: processes {numbers} do not end when they are killed")
-    record.remove()
-    return found
-
-
-def _processes(name: str) -> list[Process]:
-    """Return what runs in a lab: what carries its mark, and what entered its namespaces by other means."""
-    processes = marked(name)
-    if not processes:
-        return []
-    own = {identity for process in processes for identity in Namespaces(process).identities()}
-    own -= Namespaces(Process(os.getpid(), 0)).identities()
-    return list({*processes, *sharing(own, ("net", "mnt", "pid"))})
-
-
 def _check_host(plan: Topology) -> None:
     """Refuse what this host cannot run, before anything is created."""
-    if os.geteuid():
-        raise LabError("labs are made of network namespaces: run this as root")
+    check_root()
     faults: list[str] = []
     for program in ("ip", "mount", "setsid"):
         if not shutil.which(program):

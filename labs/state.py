@@ -14,14 +14,21 @@ from typing import Any
 
 from labs.errors import LabError
 from labs.processes import Process
+from labs.topology import NAME
 
 ROOT = Path("/run/podroute-labs")
 
 
 class Record:
-    """A lab's directory: ``lab.json``, ``clab/`` (``__clabDir__``), ``nodes/NODE/`` with logs and process numbers."""
+    """A lab's directory: ``lab.json``, ``clab/`` (``__clabDir__``), ``nodes/NODE/`` with logs and process numbers.
+
+    Raises LabError where the name cannot be one.
+    """
 
     def __init__(self, name: str, root: Path) -> None:
+        # A name becomes a path that is removed with everything below it.
+        if not NAME.fullmatch(name):
+            raise LabError(f"`{name}` is not the name of a lab, labs here: {', '.join(names(root)) or 'none'}")
         self.name = name
         self.root = root
         self.directory = root / name

@@ -283,6 +283,8 @@ class _Builder:
         return self._end(place, node, interface, "")
 
     def _extended_end(self, place: str, value: Value) -> Endpoint:
+        if not isinstance(value, dict):
+            raise UnusableError(place, "not a map", "write `{node: NAME, interface: eth1}`")
         given = self.check.map(place, value)
         self.check.keys(place, given, keys.ENDPOINT, keys.LINK_REFUSED)
         for key, right in (("node", "name a node"), ("interface", "write `eth1` for example")):

@@ -136,8 +136,9 @@ class Fib:
 
     async def stop(self, *, keep: bool) -> None:
         """End. ``keep`` leaves routes for the next run to take over, otherwise everything of ours is removed."""
-        if self._reconciler is not None:
-            await self._reconciler.stop()
+        reconciler, self._reconciler, self._early = self._reconciler, None, None
+        if reconciler is not None:
+            await reconciler.stop()
         if self._installer_ is not None:
             await self._installer_.close()
             if keep:
@@ -145,8 +146,7 @@ class Fib:
             elif self._sock is not None:
                 await asyncio.to_thread(purge, self._sock, self._table, self._protocol)
                 self._state_file.unlink(missing_ok=True)
-        self._early = None
-        self._installer_ = self._reconciler = None
+        self._installer_ = None
         if self._sock is not None:
             self._sock.close()
             self._sock = None

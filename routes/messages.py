@@ -236,11 +236,9 @@ def decode_nexthop(data: bytes, msg: Message) -> Nexthop:
     """Decode RTM_NEWNEXTHOP."""
     _, _, protocol, _, _ = NHMSG.unpack_from(data, msg.start)
     found = attributes(data, msg.start + 8, msg.end)
-    members: tuple[tuple[int, int], ...] = ()
-    if NHA_GROUP in found:
-        members = tuple(
-            (member, low + (high << 8) + 1) for member, low, high, _ in _GROUP.iter_unpack(found[NHA_GROUP])
-        )
+    group = found.get(NHA_GROUP, b"")
+    entries = _GROUP.iter_unpack(group[: len(group) // _GROUP.size * _GROUP.size])
+    members = tuple((member, low + (high << 8) + 1) for member, low, high, _ in entries)
     return Nexthop(_u32(found, NHA_ID), protocol, found.get(NHA_GATEWAY, b""), _u32(found, NHA_OIF), members)
 
 
@@ -252,8 +250,8 @@ def decode_neighbour(data: bytes, msg: Message) -> Neighbour | None:
 
 
 def _u32(found: dict[int, bytes], kind: int) -> int:
-    value = found.get(kind)
-    number: int = _read_u32(value)[0] if value is not None else 0
+    value = found.get(kind, b"")
+    number: int = _read_u32(value)[0] if len(value) == 4 else 0
     return number
 
 
@@ -268,7 +266,7 @@ def _paths(data: bytes) -> tuple[Path, ...]:
     offset = 0
     while offset + 8 <= len(data):
         length, _, hops, index = _RTNEXTHOP.unpack_from(data, offset)
-        if length < 8:
+        if length < 8 or offset + length > len(data):
             break
         paths.append(Path(_gateway(attributes(data, offset + 8, offset + length)), index, hops + 1))
         offset += (length + 3) & ~3

@@ -260,18 +260,19 @@ class Registry:
     def _realize(self, target: Target, wanted: dict[MemberKey, int]) -> None:
         """Give a target these members and tell the kernel."""
         target.errno, target.text = 0, ""
-        surplus = [key for key in target.members if key not in wanted]
+        surplus = [target.members.pop(key) for key in list(target.members) if key not in wanted]
         for key in wanted:
             if key not in target.members:
                 member = self._member(key)
                 member.users.add(target)
                 target.members[key] = member
         target.weights = dict(wanted)
-        if not wanted:
+        if wanted:
+            self._write_group(target)
+        else:
             self._vanish(target)
-            return
-        self._write_group(target)
-        self._leave(target, surplus)
+        for member in surplus:  # after the group let go of them: it never points to nowhere
+            self._part(target, member)
 
     def _member(self, key: MemberKey) -> Member:
         member = self._members.get(key)
@@ -359,14 +360,16 @@ class Registry:
     def _leave(self, target: Target, keys: list[MemberKey]) -> None:
         """Take members out of a target, and delete the objects that no other needs."""
         for key in keys:
-            member = target.members.pop(key)
             target.weights.pop(key, None)
-            member.users.discard(target)
-            if not member.users:
-                if self.objects:
-                    self._drop(member)
-                else:
-                    del self._members[key]
+            self._part(target, target.members.pop(key))
+
+    def _part(self, target: Target, member: Member) -> None:
+        member.users.discard(target)
+        if not member.users:
+            if self.objects:
+                self._drop(member)
+            else:
+                del self._members[member.key]
 
     def _vanish(self, target: Target) -> None:
         target.absent = True
@@ -388,6 +391,6 @@ class Registry:
         """Let a target's prefixes move, one by one, to what is left of it."""
         rest = Target(Kind.LEARNED, key=target.key)
         self._orphans.add(rest)
-        self._realize(rest, {key: weight for key, weight in target.weights.items() if key[0] != peer})
+        self._realize(rest, {key: weight for key, weight in self._wanted(target.key).items() if key[0] != peer})
         target.successor = rest
         self._outdate(target)

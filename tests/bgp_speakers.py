@@ -67,10 +67,15 @@ class Node:
         return self.status(peer)
 
 
-def opener_in(ns: Netns) -> Callable[[int], socket.socket]:
+def opener_in(ns: Netns, *, send_buffer: int = 0) -> Callable[[int], socket.socket]:
+    """Return what makes sockets in ``ns``; a listening one hands its send buffer (octets) on to those it accepts."""
+
     def open_inside(family: int) -> socket.socket:
         with ns.entered():
-            return socket.socket(family, socket.SOCK_STREAM)
+            sock = socket.socket(family, socket.SOCK_STREAM)
+        if send_buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        return sock
 
     return open_inside
 
@@ -111,8 +116,7 @@ async def running(
         on_fib=on_fib,
         on_session=changes.append,
         listen=listen,
-        opener=opener_in(ns),
-        **options,
+        **({"opener": opener_in(ns)} | options),
     )
     for settings in peers:
         speaker.add_peer(settings)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bgp.messages import Notification
+from bgp.notifications import shutdown_text
 from bgp.settings import PeerSettings
 from config import prefix
 from config.prefix import Family
@@ -53,8 +54,8 @@ class Rack:
     frr: Frr
 
     def speaker(self, *peers: PeerSettings, **options: Any) -> AbstractAsyncContextManager[Node]:
-        resolver = TableResolver(own={4: prefix.of_address(NODE4)[1][1:], 6: prefix.of_address(NODE6)[1][1:]})
-        return running(self.node, NODE_AS, "10.0.0.11", peers, resolver=resolver, **options)
+        options = {"resolver": TableResolver(own={4: packed(NODE4), 6: packed(NODE6)})} | options
+        return running(self.node, NODE_AS, "10.0.0.11", peers, **options)
 
     async def ask(self, command: str) -> Any:
         return await asyncio.to_thread(self.frr.show, command)
@@ -65,14 +66,14 @@ class Rack:
     async def neighbor(self, address: str) -> Any:
         return (await self.ask(f"bgp neighbors {address}"))[address]
 
-    async def frr_has(self, text: str, family: Family, *, present: bool = True) -> Any:
-        """Wait until FRR's table has (or has not) a prefix, and return its paths."""
+    async def frr_has(self, text: str, family: Family, *, present: bool = True, via: str = "") -> Any:
+        """Wait until FRR's table has (or has not) a prefix, by a path with this next hop, and return its paths."""
         name = "ipv4" if family == 4 else "ipv6"
         try:
             async with asyncio.timeout(PATIENCE):
                 while True:  # FRR tells nobody when it has taken an UPDATE that TCP has acknowledged
                     paths = (await self.ask(f"bgp {name} unicast"))["routes"].get(text)
-                    if bool(paths) is present:
+                    if bool(paths) is present and (not via or paths[0]["nexthops"][0]["ip"] == via):
                         return paths
                     await asyncio.sleep(0.05)
         except TimeoutError:
@@ -97,6 +98,10 @@ def tor4(asn: int = TOR_AS, **settings: Any) -> PeerSettings:
 
 def tor6(**settings: Any) -> PeerSettings:
     return peer("tor-v6", TOR6, TOR_AS, **{"connect_retry": 1, "families": frozenset((6,)), **settings})
+
+
+def packed(address: str) -> bytes:
+    return prefix.of_address(address)[1][1:]
 
 
 def entry(text: str) -> tuple[Family, bytes]:
@@ -128,12 +133,20 @@ async def test_both_connect_at_once(rack: Rack) -> None:
             assert (await rack.neighbor(address))["connectionsEstablished"] == 1
 
 
+async def converged(node: Node) -> None:
+    async with asyncio.timeout(PATIENCE):
+        await node.speaker.wait_converged()
+
+
 async def exchange(rack: Rack, node: Node) -> None:
     """Walk through announcement and withdrawal in both directions, over an established session each."""
     for text in (OWN4, OWN6):
         node.speaker.originate(*entry(text), owner="test", source="block")
+    await converged(node)
     async with asyncio.timeout(PATIENCE):
-        await node.speaker.wait_converged()
+        await node.speaker.wait_advertised(*entry(OWN4))
+    assert node.speaker.advertised(*entry(OWN4)) == ["tor-v4"]
+    assert node.speaker.advertised(*entry(OWN6)) == ["tor-v4", "tor-v6"]
     status = node.status("tor-v4")
     assert (status.expected_as, status.received_as, status.identifier) == (TOR_AS, TOR_AS, "10.0.0.1")
     assert status.hold_time == 9
@@ -143,7 +156,7 @@ async def exchange(rack: Rack, node: Node) -> None:
     await node.until(lambda: {entry(LEARNED4), entry(LEARNED6)} <= node.fib.keys(), "FRR's prefixes in our FIB")
     assert {hop.peer for hop in node.fib[entry(LEARNED6)]} == {"tor-v4", "tor-v6"}
     assert {hop.peer for hop in node.fib[entry(LEARNED4)]} == {"tor-v4"}
-    assert node.fib[entry(LEARNED4)][0].address == prefix.of_address(TOR4)[1][1:]
+    assert node.fib[entry(LEARNED4)][0].address == packed(TOR4)
 
     (path,) = await rack.frr_has(OWN4, 4)
     assert path["path"] == str(NODE_AS)
@@ -161,6 +174,32 @@ async def exchange(rack: Rack, node: Node) -> None:
     await node.until(lambda: entry(LEARNED4) not in node.fib, "withdrawal by FRR")
 
 
+async def test_our_next_hop_follows_the_addresses_of_the_node(rack: Rack) -> None:
+    resolver = TableResolver()
+    async with rack.speaker(tor4(), resolver=resolver) as node:
+        node.speaker.originate(*entry(OWN6), owner="test", source="block")
+        await converged(node)
+        assert node.status("tor-v4").families[6].problem == "ipv6 not advertised: no IPv6 address on the link"
+        assert node.speaker.advertised(*entry(OWN6)) == []
+        assert not (await rack.ask("bgp ipv6 unicast"))["routes"].get(OWN6)
+
+        resolver.own = {6: packed(NODE6)}
+        node.speaker.next_hops_changed(())
+        await rack.frr_has(OWN6, 6, via=NODE6)
+        assert node.status("tor-v4").families[6].problem is None
+        assert len(node.sessions) == 1
+
+        resolver.own = {6: packed("fd00:1::12")}
+        node.speaker.next_hops_changed(())
+        await rack.frr_has(OWN6, 6, via="fd00:1::12")
+
+        resolver.own = {}
+        node.speaker.next_hops_changed(())
+        assert node.sessions[-1].reason == "ipv6 not advertised: no IPv6 address on the link"
+        await rack.frr_has(OWN6, 6, present=False)
+        await node.established("tor-v4")
+
+
 async def test_a_reset_by_frr_is_told_and_the_routes_come_back(rack: Rack) -> None:
     async with rack.speaker(tor4()) as node:
         await node.until(lambda: entry(LEARNED4) in node.fib, "FRR's prefix")
@@ -174,7 +213,7 @@ async def test_a_reset_by_frr_is_told_and_the_routes_come_back(rack: Rack) -> No
 
 async def test_the_shutdown_text_of_frr_is_shown(rack: Rack) -> None:
     async with rack.speaker(tor4()) as node:
-        await node.established("tor-v4")
+        await converged(node)  # FRR's End-of-RIB says that it too holds the session for established
         await rack.tell(f"router bgp {TOR_AS}", f"neighbor {NODE4} shutdown message rack work until nine")
         status = await node.lost("tor-v4")
         assert status.reason == 'received Cease/Administrative Shutdown: "rack work until nine"'
@@ -183,12 +222,12 @@ async def test_the_shutdown_text_of_frr_is_shown(rack: Rack) -> None:
 
 
 async def test_our_shutdown_text_is_shown_by_frr(rack: Rack) -> None:
-    text = b"draining this node"
-    async with rack.speaker(tor4(), farewell=Notification(6, 2, bytes((len(text),)) + text)) as node:
-        await node.established("tor-v4")
+    text = "draining this node"
+    async with rack.speaker(tor4(), farewell=Notification(6, 2, shutdown_text(text))) as node:
+        await converged(node)
     neighbor = await rack.neighbor(NODE4)
     assert neighbor["lastErrorCodeSubcode"] == "0602"
-    assert neighbor["lastShutdownDescription"] == text.decode()
+    assert neighbor["lastShutdownDescription"] == text
 
 
 async def test_a_crash_of_frr_is_a_lost_connection_and_the_routes_go(rack: Rack) -> None:
@@ -218,5 +257,4 @@ async def test_a_wrong_as_is_named_on_both_sides(rack: Rack) -> None:
 async def test_md5(rack: Rack) -> None:
     await rack.tell(f"router bgp {TOR_AS}", f"neighbor {NODE4} password s3cret", f"neighbor {NODE6} password s3cret")
     async with rack.speaker(tor4(password=b"s3cret"), tor6(password=b"s3cret", passive=True)) as node:
-        async with asyncio.timeout(PATIENCE):
-            await node.speaker.wait_converged()
+        await converged(node)

@@ -7,15 +7,19 @@ import logging
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
+from random import Random
 from typing import Any
 
 import pytest
 
 from bgp import codec
+from bgp.connection import WRITE_HIGH
 from bgp.framing import Framer
 from bgp.messages import MessageType, Notification, Open
+from bgp.notifications import shutdown_text
 from bgp.settings import PeerSettings
 from bgp.status import SpeakerError
+from config import prefix
 from tests.bgp_speakers import PATIENCE, Node, opener_in, peer, running
 from tests.netns import Netns, link
 
@@ -51,8 +55,10 @@ def node_b(ns: Netns, *, peers: Peers | None = None, listen: Listen = ONLY_B, **
 class RawPeer:
     """Speaks BGP octet by octet at a speaker."""
 
-    def __init__(self, ns: Netns, local: str) -> None:
+    def __init__(self, ns: Netns, local: str, *, receive_buffer: int = 0) -> None:
         self.sock = opener_in(ns)(socket.AF_INET)
+        if receive_buffer:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.sock.setblocking(False)
         self.sock.bind((local, 0))
         self._framer = Framer()
@@ -132,9 +138,8 @@ async def test_without_listening_podroute_connects(netns: Maker) -> None:
 
 async def test_the_shutdown_text_reaches_the_other_end_and_the_session_comes_back(netns: Maker) -> None:
     ns = netns()
-    text = b"maintenance \xe2\x9c\x93"
     async with node_b(ns) as b:
-        async with node_a(ns, farewell=Notification(6, 2, bytes((len(text),)) + text)) as a:
+        async with node_a(ns, farewell=Notification(6, 2, shutdown_text("maintenance ✓"))) as a:
             await both_up(a, b)
         status = await b.lost("a")
         assert status.last_received is not None
@@ -387,3 +392,57 @@ async def test_convergence_names_what_it_waits_for(netns: Maker) -> None:
             await a.speaker.wait_converged()
             await a.speaker.flushed("b")
         raw.close()
+
+
+async def test_a_peer_that_does_not_read_is_not_buffered_for(netns: Maker) -> None:
+    """Back-pressure: what TCP does not take stays in the Adj-RIB-Out, and comes when the peer reads again."""
+    ns = netns()
+    only4 = to_b(passive=True, families=frozenset((4,)))
+    async with node_a(ns, peers=only4, opener=opener_in(ns, send_buffer=8192)) as a:
+        count = 60_000
+        for number in range(count):
+            wire = prefix.make(4, (10 << 24) + (number << 8), 24)
+            a.speaker.originate(4, wire, owner="test", source="configured")
+        raw = RawPeer(ns, B, receive_buffer=4096)
+        await raw.connect(A)
+        await raw.hello()
+        await raw.send(codec.KEEPALIVE)
+        await a.established("b")
+        session = a.speaker._peers["b"].established
+        assert session is not None
+        assert session.connection is not None
+        connection = session.connection
+        await a.until(lambda: not connection.can_write, "a full send buffer")
+        assert connection.unsent < 2 * WRITE_HIGH
+        assert not a.speaker.advertised(4, prefix.make(4, 10 << 24, 24))
+        seen = 0
+        while seen < count:
+            message = await raw.read()
+            assert message is not None
+            if message[0] == MessageType.UPDATE:
+                withdrawn, attributes = int.from_bytes(message[1][:2]), int.from_bytes(message[1][2:4])
+                assert withdrawn == 0
+                seen += (len(message[1]) - 4 - attributes) // 4
+        assert seen == count
+        assert a.status("b").state == "Established"
+        raw.close()
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_garbage_ends_its_own_connection_only(netns: Maker, seed: int) -> None:
+    ns = netns()
+    noise = Random(seed)
+    opening = codec.encode_open(Open(65002, 90, b"\x0a\0\0\2"))
+    async with node_a(ns, peers=to_b(passive=True)) as a, node_b(ns) as b:
+        for _ in range(40):
+            message = bytearray(noise.choice((opening, opening + codec.KEEPALIVE + codec.encode_end_of_rib(6))))
+            for _ in range(noise.randrange(1, 6)):
+                message[noise.randrange(16, len(message))] = noise.randrange(256)
+            raw = RawPeer(ns, B)
+            await raw.connect(A)
+            await raw.send(bytes(message[: noise.randrange(len(message) + 1)]))
+            raw.sock.shutdown(socket.SHUT_WR)
+            while await raw.read() is not None:
+                pass
+            raw.close()
+        await both_up(a, b)

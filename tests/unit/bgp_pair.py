@@ -112,7 +112,8 @@ class PeerPair:
             if due >= end:
                 break
             self.now = max(self.now, due)
-            self.a.tick(self.now)
-            self.b.tick(self.now)
+            for one in (self.a, self.b):
+                one.fsm.send_progress(self.now)  # what was sent before has arrived
+                one.tick(self.now)
             self.settle()
         self.now = end

@@ -85,7 +85,7 @@ def test_a_password_may_be_too_long() -> None:
         (
             errno.EAFNOSUPPORT,
             "cannot listen on 0.0.0.0:179: Address family not supported by protocol "
-            "(the kernel does not have this address family)",
+            "(the kernel lacks this address family: leave it out of bgp.listen)",
         ),
         (errno.EMFILE, "cannot listen on 0.0.0.0:179: Too many open files"),
     ],

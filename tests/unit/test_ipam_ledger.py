@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config import prefix
+from config.prefix import Family
+from ipam.errors import LedgerError
+from ipam.ledger import Assignment, Attachment, Handle, Ledger, OwnedBlock, Released
+
+BLOCK = prefix.parse("10.64.0.0/26")[1]
+BLOCK6 = prefix.parse("fd00:64::/122")[1]
+
+
+def assignment(text: str) -> Assignment:
+    family, wire = prefix.of_address(text)
+    return Assignment(family, text, wire, f"p{family}", BLOCK if family == 4 else BLOCK6)
+
+
+def handle(name: str) -> Handle:
+    return Handle("net", name, "eth0")
+
+
+@asynccontextmanager
+async def opened(path: Path, clock: float = 100.0) -> AsyncIterator[Ledger]:
+    ledger = Ledger(str(path), clock=lambda: clock)
+    await ledger.open()
+    try:
+        yield ledger
+    finally:
+        await ledger.close()
+
+
+async def test_what_was_added_is_there_after_reopening(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    pair = [assignment("10.64.0.1"), assignment("fd00:64::1")]
+    async with opened(path) as ledger:
+        assert ledger.blank
+        made = await ledger.add(handle("a"), pair, {"netns": "/run/netns/a", "args": {"K8S_POD_NAME": "p"}})
+        assert made == Attachment(
+            handle("a"), tuple(pair), {"netns": "/run/netns/a", "args": {"K8S_POD_NAME": "p"}}, 100
+        )
+        assert ledger.by_handle == {handle("a"): made}
+        assert ledger.by_address == {pair[0].packed: made, pair[1].packed: made}
+    async with opened(path) as ledger:
+        assert not ledger.blank
+        assert ledger.by_handle == {handle("a"): made}
+        assert ledger.by_address == {pair[0].packed: made, pair[1].packed: made}
+        assert ledger.released == []
+
+
+async def test_removed_addresses_are_remembered_in_the_order_of_release(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    async with opened(path) as ledger:
+        for name in "abc":
+            await ledger.add(handle(name), [assignment(f"10.64.0.{ord(name)}")], {})
+        for name in "cab":
+            gone = await ledger.remove(handle(name))
+            assert gone is not None
+            assert gone.handle == handle(name)
+        assert await ledger.remove(handle("a")) is None
+        assert not ledger.by_handle
+        assert not ledger.by_address
+        await ledger.add(handle("d"), [assignment(f"10.64.0.{ord('a')}")], {})
+    async with opened(path) as ledger:
+        packed = [assignment(f"10.64.0.{ord(name)}").packed for name in "cb"]
+        assert ledger.released == [Released(4, octets, 100.0) for octets in packed]
+        assert set(ledger.by_handle) == {handle("d")}
+
+
+async def test_attributes_can_be_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    async with opened(path) as ledger:
+        assert await ledger.annotate(handle("a"), {"x": 1}) is None
+        await ledger.add(handle("a"), [assignment("10.64.0.1")], {"x": 1})
+        have = await ledger.annotate(handle("a"), {"y": [1, None]})
+        assert have is not None
+        assert have.attributes == {"y": [1, None]}
+        assert ledger.by_address[assignment("10.64.0.1").packed] is have
+    async with opened(path) as ledger:
+        assert ledger.by_handle[handle("a")].attributes == {"y": [1, None]}
+
+
+async def test_blocks(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    blocks = [OwnedBlock(4, BLOCK, "p4", 7), OwnedBlock(6, BLOCK6, "p6", 7)]
+    async with opened(path) as ledger:
+        await ledger.own(blocks)
+        await ledger.own([blocks[0]._replace(generation=9)])
+        for name, address in (("a", "10.64.0.63"), ("b", "10.64.0.64"), ("c", "fd00:64::")):
+            await ledger.add(handle(name), [assignment(address)], {})
+            await ledger.remove(handle(name))
+        await ledger.disown(4, BLOCK)
+    async with opened(path) as ledger:
+        assert ledger.blocks == {(6, BLOCK6): blocks[1]}
+        assert [prefix.address_text(item.packed) for item in ledger.released] == ["10.64.0.64", "fd00:64::"]
+
+
+async def test_an_address_given_twice_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    async with opened(path) as ledger:
+        await ledger.add(handle("a"), [assignment("10.64.0.1")], {})
+        with pytest.raises(LedgerError, match="UNIQUE constraint failed"):
+            await ledger.add(handle("b"), [assignment("10.64.0.2"), assignment("10.64.0.1")], {})
+        assert set(ledger.by_handle) == {handle("a")}
+    async with opened(path) as ledger:
+        assert set(ledger.by_handle) == {handle("a")}
+        assert len(ledger.by_address) == 1
+
+
+async def test_one_bad_change_does_not_take_its_neighbours_along(tmp_path: Path) -> None:
+    """Changes that share a commit are told apart when it fails."""
+    path = tmp_path / "ledger.db"
+    async with opened(path) as ledger:
+        await ledger.add(handle("a"), [assignment("10.64.0.1")], {})
+        adds = [ledger.add(handle(f"b{n}"), [assignment(f"10.64.0.{n}")], {}) for n in range(20)]
+        results = await asyncio.gather(*adds, return_exceptions=True)
+        assert [isinstance(result, LedgerError) for result in results] == [n == 1 for n in range(20)]
+        assert len(ledger.by_handle) == 20
+    async with opened(path) as ledger:
+        assert len(ledger.by_handle) == 20
+
+
+async def test_changes_made_at_once_share_commits(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    async with opened(path) as ledger:
+        with closing(sqlite3.connect(path)) as other:
+            other.execute("BEGIN IMMEDIATE")  # holds the writer, so that changes pile up behind it
+            first = asyncio.ensure_future(ledger.add(handle("first"), [assignment("10.64.0.0")], {}))
+            rest = [
+                asyncio.ensure_future(ledger.add(handle(f"{n}"), [assignment(f"10.64.0.{n}")], {}))
+                for n in range(1, 60)
+            ]
+            await asyncio.sleep(0)
+            other.execute("ROLLBACK")
+            await asyncio.gather(first, *rest)
+        frames = (path.with_name(path.name + "-wal").stat().st_size - 32) // 4120
+        assert frames < 60  # one commit each would have written at least two pages for every one
+
+
+async def test_a_cancelled_call_still_happens(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    async with opened(path) as ledger:
+        task = asyncio.ensure_future(ledger.add(handle("a"), [assignment("10.64.0.1")], {}))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await ledger.add(handle("b"), [assignment("10.64.0.2")], {})
+        assert set(ledger.by_handle) == {handle("a"), handle("b")}
+
+
+async def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    async with opened(tmp_path / "ledger.db") as ledger:
+        with pytest.raises(LedgerError, match="cannot hold this"):
+            await ledger.add(handle("\ud800"), [assignment("10.64.0.1")], {})
+        attributes: dict[str, Any] = {"x": object()}
+        with pytest.raises(TypeError):
+            await ledger.add(handle("a"), [assignment("10.64.0.1")], attributes)
+        assert not ledger.by_handle
+
+
+@pytest.mark.parametrize("family", [4, 6])
+async def test_every_handle_has_what_it_was_given(tmp_path: Path, family: Family) -> None:
+    text = "10.64.0.{}" if family == 4 else "fd00:64::{:x}"
+    async with opened(tmp_path / "ledger.db") as ledger:
+        adds = [ledger.add(handle(f"{n}"), [assignment(text.format(n))], {"n": n}) for n in range(1, 65)]
+        await asyncio.gather(*adds)
+    async with opened(tmp_path / "ledger.db") as ledger:
+        for n in range(1, 65):
+            (found,) = ledger.by_handle[handle(f"{n}")].assignments
+            assert found == assignment(text.format(n))

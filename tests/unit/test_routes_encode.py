@@ -1,0 +1,169 @@
+"""What goes to the kernel and comes from it, octet by octet."""
+
+from __future__ import annotations
+
+import errno
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from config.prefix import BITS, Family, make, parse
+from routes.encode import (
+    ADD,
+    REPLACE,
+    SEQUENCES,
+    Placement,
+    delete_nexthop,
+    delete_shapes,
+    new_group,
+    new_nexthop,
+    numbered,
+    route_batch,
+    via_device,
+    via_nexthop,
+    via_paths,
+    write_shapes,
+)
+from routes.messages import (
+    RTN_UNICAST,
+    RTN_UNREACHABLE,
+    LinkEvent,
+    NexthopEvent,
+    Path,
+    Route,
+    RouteEvent,
+    decode,
+    decode_nexthop,
+    decode_route,
+)
+from routes.netlink import NLMSG_ERROR, attribute, message, messages, refusal
+
+PLACE = Placement(4, 254, 20, 201)
+GATEWAY4, GATEWAY6 = bytes([10, 0, 0, 2]), bytes([0xFE, 0x80, *[0] * 13, 1])
+
+
+def only(data: bytes) -> Route:
+    (msg,) = messages(data)
+    route = decode_route(data, msg)
+    assert route is not None
+    return route
+
+
+def test_a_route_octet_by_octet() -> None:
+    shapes = write_shapes(PLACE, ADD, RTN_UNICAST, 0, via_nexthop(0x01020304))
+    assert route_batch([bytes.fromhex("18c00002")], [shapes[24]]).hex(" ", 4) == (
+        "34000000 18000106 00000000 00000000 "  # 52 octets, RTM_NEWROUTE, REQUEST|CREATE|EXCL, sequence, port
+        "02180000 fec90001 00000000 "  # AF_INET, /24; table 254, protocol 201, scope, unicast; flags
+        "08001e00 04030201 "  # RTA_NH_ID
+        "08000600 14000000 "  # RTA_PRIORITY 20
+        "08000100 c0000200"  # RTA_DST
+    )
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@given(number=st.integers(0, 2**128 - 1), data=st.data())
+def test_any_prefix_comes_back(family: Family, number: int, data: st.DataObject) -> None:
+    length = data.draw(st.integers(0, BITS[family]))
+    prefix = make(family, number >> (128 - BITS[family]), length)
+    place = Placement(family, data.draw(st.sampled_from([254, 1000])), data.draw(st.sampled_from([0, 20])), 201)
+    shapes = write_shapes(place, REPLACE, RTN_UNICAST, 0, via_nexthop(7))
+    assert only(route_batch([prefix], [shapes[length]])) == Route(
+        family, place.table, 201, RTN_UNICAST, prefix, place.metric, 7, ()
+    )
+    deletion = only(route_batch([prefix], [delete_shapes(place)[length]]))
+    assert (deletion.prefix, deletion.metric, deletion.protocol) == (prefix, place.metric, 201)
+
+
+def test_a_batch_is_numbered_by_place() -> None:
+    prefixes = [parse(f"10.{n}.0.0/{16 + n % 8}")[1] for n in range(200)]
+    shapes = write_shapes(PLACE, ADD, RTN_UNICAST, 0, via_device(3))
+    data = route_batch(prefixes, [shapes[prefix[0]] for prefix in prefixes])
+    found = list(messages(data))
+    assert [msg.sequence for msg in found] == list(range(200))
+    assert [decode_route(data, msg).prefix for msg in found] == prefixes  # type: ignore[union-attr]
+    assert len(SEQUENCES) == len(set(SEQUENCES)) == 2048
+    requests = numbered([delete_nexthop(9), delete_nexthop(10)])
+    assert [(msg.sequence, decode_nexthop(requests, msg).id) for msg in messages(requests)] == [(0, 9), (1, 10)]
+
+
+@pytest.mark.parametrize(
+    ("family", "paths"),
+    [
+        (4, (Path(GATEWAY4, 3),)),
+        (4, (Path(GATEWAY6, 3),)),
+        (6, (Path(GATEWAY6, 3),)),
+        (4, (Path(GATEWAY4, 3, 1), Path(GATEWAY4, 4, 255))),
+        (4, (Path(GATEWAY4, 3), Path(GATEWAY6, 4))),
+        (6, tuple(Path(GATEWAY6, n) for n in range(1, 65))),
+    ],
+)
+def test_gateways_without_objects(family: Family, paths: tuple[Path, ...]) -> None:
+    place = Placement(family, 254, 20, 201)
+    shapes = write_shapes(place, ADD, RTN_UNICAST, 0, via_paths(family, paths))
+    assert only(route_batch([b"\0"], [shapes[0]])).paths == paths
+
+
+def test_unreachable() -> None:
+    route = only(route_batch([parse("10.64.0.0/26")[1]], [write_shapes(PLACE, ADD, RTN_UNREACHABLE, 0, b"")[26]]))
+    assert (route.kind, route.paths, route.nexthop) == (RTN_UNREACHABLE, (), 0)
+
+
+def test_nexthop_objects() -> None:
+    data = new_nexthop(5, 201, GATEWAY6, 3) + new_group(6, 201, [(5, 1), (7, 256)], replace=True) + delete_nexthop(5)
+    one, group, gone = (decode(data, msg) for msg in messages(data))
+    assert isinstance(one, NexthopEvent)
+    assert (one.nexthop.id, one.nexthop.gateway, one.nexthop.ifindex, one.gone) == (5, GATEWAY6, 3, False)
+    assert isinstance(group, NexthopEvent)
+    assert (group.nexthop.members, group.nexthop.protocol) == (((5, 1), (7, 256)), 201)
+    assert isinstance(gone, NexthopEvent)
+    assert (gone.nexthop.id, gone.gone) == (5, True)
+
+
+def test_refusals() -> None:
+    request = message(24, 0, bytes(12), sequence=77)
+    words = attribute(1, b"Nexthop has invalid gateway\0")
+    body = struct.pack("=i", -errno.ENETUNREACH) + request[:16] + words
+    data = struct.pack("=IHHII", 16 + len(body), NLMSG_ERROR, 0x300, 77, 1) + body
+    (msg,) = messages(data)
+    assert refusal(data, msg) == (77, errno.ENETUNREACH, "Nexthop has invalid gateway")
+
+
+def test_what_is_of_no_interest() -> None:
+    for kind, payload in (
+        (24, struct.pack("=BBBBBBBBI", 28, 0, 0, 0, 254, 4, 0, 1, 0)),  # MPLS
+        (24, struct.pack("=BBBBBBBBI", 2, 0, 0, 0, 254, 4, 0, 1, 0x200)),  # a cache entry
+        (16, struct.pack("=BxHiII", 7, 0, 3, 0, 0)),  # a bridge port
+        (20, struct.pack("=BBBBI", 7, 0, 0, 0, 3)),
+        (28, struct.pack("=BxxxiHBB", 7, 3, 2, 0, 0)),
+        (36, bytes(12)),
+    ):
+        data = message(kind, 0, payload)
+        assert [decode(data, msg) for msg in messages(data)] == [None], kind
+
+
+@given(st.binary(max_size=300), st.sampled_from([16, 20, 24, 28, 104]))
+def test_garbled_attributes_do_no_harm(rest: bytes, kind: int) -> None:
+    data = message(kind, 0, bytes(16) + rest)
+    for msg in messages(data):
+        decode(data, msg)
+    for data in (
+        message(24, 0, bytes([2]) + bytes(11) + attribute(9, rest) + attribute(30, rest)),
+        message(104, 0, bytes(8) + attribute(2, rest)),
+    ):
+        assert [isinstance(decode(data, msg), RouteEvent | NexthopEvent) for msg in messages(data)] == [True]
+
+
+@given(st.binary(max_size=200))
+def test_garbled_frames_end_the_walk(data: bytes) -> None:
+    for msg in messages(data):
+        assert 16 <= msg.start <= msg.end <= len(data)
+
+
+def test_link_up_as_the_kernel_counts_it() -> None:
+    for flags, up in ((0x1 | 0x40, True), (0x1 | 0x10000, True), (0x1, False), (0x40, False), (0, False)):
+        data = message(16, 0, struct.pack("=BxHiII", 0, 1, 3, flags, 0) + attribute(3, b"eth0\0"))
+        event = next(decode(data, msg) for msg in messages(data))
+        assert isinstance(event, LinkEvent)
+        assert (event.link.name, event.link.up) == ("eth0", up)

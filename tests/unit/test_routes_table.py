@@ -1,0 +1,221 @@
+"""The desired table against a kernel made of a dict, under any order of changes, refusals and other people's work."""
+
+from __future__ import annotations
+
+import errno
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from config.nexthop import NextHop
+from routes.encode import ADD, REPLACE, Placement
+from routes.table import Batch, Failure, Result, Shard, State, Table
+from routes.target import Kind, Target
+
+PREFIXES = [bytes((24, 10, 0, n)) for n in range(12)]
+FOREIGN = Target(Kind.OTHER)
+prefixes = st.sampled_from(PREFIXES)
+
+
+class Kernel:
+    """One entry per prefix, as the real one has for one metric."""
+
+    def __init__(self) -> None:
+        self.routes: dict[bytes, Target] = {}
+
+    def write(self, prefix: bytes, want: Target | None, flags: int) -> int:
+        there = self.routes.get(prefix)
+        if want is None:
+            if there is None or there is FOREIGN:
+                return errno.ESRCH
+            del self.routes[prefix]
+        elif want.absent:
+            return errno.EINVAL
+        elif there is not None and flags == ADD:
+            return errno.EEXIST
+        else:
+            self.routes[prefix] = want
+        return 0
+
+
+class Machine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = Kernel()
+        self.other = Target(Kind.OTHER)
+        self.results: list[Result] = []
+        self.released: list[Target] = []
+        place = Placement(4, 254, 20, 201)
+        self.table = Table(place, shards=4, on_result=self.results.append, on_released=self.released.append)
+        self.targets = [self._target(n) for n in range(4)]
+        self.desired: dict[bytes, Target] = {}
+        self.batches: list[Batch] = []
+
+    def _target(self, number: int) -> Target:
+        target = Target(Kind.LEARNED, key=(NextHop(f"peer{number}", bytes(4)),))
+        target.id = number + 1
+        return target
+
+    @rule(prefix=prefixes, number=st.integers(0, 4))
+    def desire(self, prefix: bytes, number: int) -> None:
+        target = self.targets[number] if number < len(self.targets) else None
+        if target is None:
+            self.desired.pop(prefix, None)
+            self.table.update([(prefix, None)], lambda hops: self.targets[0])
+        else:
+            self.desired[prefix] = target
+            self.table.update([(prefix, target.key)], lambda hops: target)
+
+    @rule(number=st.integers(0, 3))
+    def lose(self, number: int) -> None:
+        """A group goes, and its routes with it; a new one with the same next hops takes its place."""
+        gone, fresh = self.targets[number], self._target(number)
+        gone.absent, gone.current = True, False
+        self.targets[number] = fresh
+        for prefix in [p for p, target in self.kernel.routes.items() if target is gone]:
+            del self.kernel.routes[prefix]
+        for shard in self.table.shards:
+            self.table.follow(shard, lambda target: fresh if target is gone else target)
+        self.desired = {p: fresh if t is gone else t for p, t in self.desired.items()}
+
+    @rule(number=st.integers(0, 3), ready=st.booleans())
+    def hold(self, number: int, ready: bool) -> None:
+        self.targets[number].ready = ready
+
+    @rule(prefix=prefixes)
+    def delete_behind_our_back(self, prefix: bytes) -> None:
+        if self.kernel.routes.get(prefix) not in (None, FOREIGN):
+            del self.kernel.routes[prefix]
+            self.table.observe(prefix, None)
+
+    @rule(prefix=prefixes)
+    def alter_behind_our_back(self, prefix: bytes) -> None:
+        if self.kernel.routes.get(prefix) not in (None, FOREIGN):
+            self.kernel.routes[prefix] = self.other
+            self.table.observe(prefix, self.other)
+
+    @rule(prefix=prefixes)
+    def foreign_comes(self, prefix: bytes) -> None:
+        self.kernel.routes.setdefault(prefix, FOREIGN)
+
+    @rule(prefix=prefixes)
+    def foreign_goes(self, prefix: bytes) -> None:
+        if self.kernel.routes.get(prefix) is FOREIGN:
+            del self.kernel.routes[prefix]
+            self.table.retry(lambda failure: failure.state is State.CONFLICT)
+
+    @rule(limit=st.integers(1, 8))
+    def take(self, limit: int) -> None:
+        batch = Batch()
+        self.table.take(batch, limit)
+        if batch.shards:
+            self.batches.append(batch)
+
+    @rule()
+    def settle(self) -> None:
+        if self.batches:
+            self._settle(self.batches.pop(0))
+
+    def _settle(self, batch: Batch) -> None:
+        for place, prefix in enumerate(batch.prefixes):
+            want, shard = batch.wants[place], batch.sources[place]
+            flags = int.from_bytes(batch.shapes[place][0][6:8], "little") & ~1
+            assert flags in (ADD, REPLACE, 0)
+            if flags == REPLACE:  # the one thing that must never be
+                assert self.kernel.routes.get(prefix) is not FOREIGN
+            number = self.kernel.write(prefix, want, flags)
+            if number:
+                self._refused(shard, prefix, want, number)
+        for shard in batch.shards:
+            self.table.settle(shard)
+
+    def _refused(self, shard: Shard, prefix: bytes, want: Target | None, number: int) -> None:
+        there = self.kernel.routes.get(prefix)
+        if want is None or there is want:
+            return
+        if there is FOREIGN:
+            self.table.refused(shard, prefix, want, Failure(None, State.CONFLICT, number, "foreign"))
+        elif number == errno.EEXIST:
+            self.table.refused(shard, prefix, want, Failure(self.other, State.PENDING, number, ""))
+        else:
+            held = shard.inflight[prefix]
+            if held is not None and not held.absent:
+                self.table.refused(shard, prefix, want, Failure(held, State.PENDING, number, ""))
+
+    @invariant()
+    def references_are_exact(self) -> None:
+        counted: dict[Target, int] = {}
+        for shard in self.table.shards:
+            named = [*shard.desired.values(), *shard.dirty.values(), *shard.inflight.values(), *shard.stale.values()]
+            named += [failure.held for failure in shard.failed.values()]
+            for target in named:
+                if target is not None:
+                    counted[target] = counted.get(target, 0) + 1
+        for target in [*self.targets, *self.released]:
+            if target is not self.other:
+                assert target.refs == counted.get(target, 0)
+
+    @invariant()
+    def desired_is_desired(self) -> None:
+        assert {p: t for shard in self.table.shards for p, t in shard.desired.items()} == self.desired
+
+    def teardown(self) -> None:
+        for target in self.targets:
+            target.ready = True
+        for _ in range(50):
+            while self.batches:
+                self._settle(self.batches.pop(0))
+            self.take(100)
+        assert self.table.idle
+        foreign = {p for p, target in self.kernel.routes.items() if target is FOREIGN}
+        ours = {p: target for p, target in self.kernel.routes.items() if target is not FOREIGN}
+        assert ours == {p: target for p, target in self.desired.items() if p not in foreign}
+        for prefix, target in self.desired.items():
+            found = self.table.status(prefix)
+            assert found is not None
+            assert found.desired is target
+            assert found.state is (State.CONFLICT if prefix in foreign else State.INSTALLED)
+        last = {result.prefix: result.state for result in self.results}
+        assert all(last.get(prefix) is State.CONFLICT for prefix in foreign & set(self.desired))
+        installed = set(self.desired) - foreign
+        assert all(last.get(prefix, State.INSTALLED) is State.INSTALLED for prefix in installed)
+
+
+Machine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestTable = Machine.TestCase
+
+
+def test_stale_routes() -> None:
+    table = Table(Placement(4, 254, 20, 201), shards=2, on_result=lambda r: None, on_released=lambda t: None)
+    a, b = Target(Kind.LEARNED), Target(Kind.LEARNED)
+    for prefix in PREFIXES[:4]:
+        table.leave_stale(prefix, a)
+    table.set(PREFIXES[0], a)  # confirmed as it is
+    table.set(PREFIXES[1], b)  # confirmed otherwise
+    assert table.sweep(lambda held: held is a) == 2
+    batch = Batch()
+    table.take(batch, 100)
+    assert dict(zip(batch.prefixes, batch.wants, strict=True)) == {
+        PREFIXES[1]: b,
+        PREFIXES[2]: None,
+        PREFIXES[3]: None,
+    }
+    for shard in batch.shards:
+        table.settle(shard)
+    assert (a.refs, b.refs) == (1, 1)
+
+
+def test_what_cannot_be_is_tried_a_limited_number_of_times() -> None:
+    results: list[Result] = []
+    table = Table(Placement(4, 254, 20, 201), shards=1, on_result=results.append, on_released=lambda t: None)
+    table.set(PREFIXES[0], Target(Kind.COVER))
+    turns = 0
+    while not table.idle:
+        batch = Batch()
+        table.take(batch, 10)
+        table.refused(batch.sources[0], PREFIXES[0], batch.wants[0], Failure(None, State.PENDING, errno.ENOMEM, ""))
+        table.settle(batch.shards[0])
+        turns += 1
+    assert turns == 3
+    assert [(r.state, r.errno) for r in results] == [(State.FAILED, errno.ENOMEM)]

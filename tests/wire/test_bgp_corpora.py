@@ -1,0 +1,145 @@
+"""Messages from captures, MRT files, fuzzing corpora and a genuine full table: never a crash, only BgpError."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from struct import pack
+
+import pytest
+
+from bgp import codec
+from bgp.framing import Framer
+from bgp.messages import BgpError, MessageType, Open
+from tests import corpora
+from tests.bgp_ribs import BOTH, Node, add_peer, session
+
+FULL_TABLE = "internet/fulltable-2015-as4.updates.bin.gz"
+
+
+def receivers() -> list[Node]:
+    """One receiver per kind of session: external and internal, AS numbers of four octets and of two."""
+    found = []
+    for asn in (65001, 65002):
+        for four_octet in (True, False):
+            node, peer = Node("node", 65001, 1), Node("peer", asn, 2)
+            add_peer(node, peer, enforce_first_as=False)
+            add_peer(peer, node)
+            far = Open(asn=asn, hold_time=90, identifier=peer.router_id, families=BOTH, four_octet_as=four_octet)
+            session(node, peer, opens=(node.open(), far))
+            found.append(node)
+    return found
+
+
+def take(nodes: list[Node], kind: int, body: bytes) -> Counter[str]:
+    """Decode a message every way there is; return what came of it."""
+    found: Counter[str] = Counter()
+    if kind == MessageType.UPDATE:
+        for node in nodes:
+            with refusing(3, found):
+                received = node.rib.receive("peer", body)
+                found["fault" if received.faults else "fine"] += 1
+        return found
+    with refusing({MessageType.OPEN: 2, MessageType.ROUTE_REFRESH: 7}.get(MessageType(kind), 0), found):
+        if kind == MessageType.OPEN:
+            codec.decode_open(body)
+        elif kind == MessageType.NOTIFICATION:
+            assert codec.describe(codec.decode_notification(body))
+        elif kind == MessageType.ROUTE_REFRESH:
+            codec.decode_route_refresh(body)
+        found["fine"] += 1
+    return found
+
+
+@contextmanager
+def refusing(code: int, found: Counter[str]) -> Iterator[None]:
+    """Expect nothing but a BgpError of this code, and count it."""
+    refused: int | None = None
+    try:
+        yield
+    except BgpError as error:
+        refused = error.code
+    assert refused in (None, code)
+    found["refused"] += refused is not None
+
+
+def frames(message: bytes) -> list[tuple[int, bytes]]:
+    found: list[tuple[int, bytes]] = []
+    with refusing(1, Counter()):
+        found.extend(Framer(65535).feed(message))
+    return found
+
+
+def drain(nodes: list[Node]) -> None:
+    """Decide over what has arrived, and let every route be shown."""
+    for node in nodes:
+        while node.rib.run(1000):
+            pass
+        for family in BOTH:
+            for route in node.rib.inspection.received("peer", family):
+                assert route.prefix
+
+
+@pytest.mark.parametrize("name", corpora.names("pcap") + corpora.names("mrt"))
+def test_captures(name: str) -> None:
+    nodes = receivers()
+    for message in corpora.messages(corpora.read(name)):
+        for kind, body in frames(message):
+            take(nodes, kind, body)
+    drain(nodes)
+
+
+def test_fuzzing_corpora() -> None:
+    nodes = receivers()
+    found: Counter[str] = Counter()
+    for _, data in corpora.archive("fuzz/bgp-messages.tar.gz"):
+        for kind, body in frames(data):
+            found += take(nodes, kind, body)
+        # Also as the body of each type, so that what framing refuses reaches the decoders too.
+        for kind in MessageType:
+            if kind is not MessageType.KEEPALIVE:
+                found += take(nodes, kind, data[19:])
+    drain(nodes)
+    assert found["refused"] > 100
+    assert found["fine"] > 100
+
+
+def test_full_table_comes_in_whole() -> None:
+    node, peer = Node("node", 3856, 1), Node("peer", 3856, 2)
+    add_peer(node, peer)
+    add_peer(peer, node)
+    session(node, peer)
+    prefixes: set[bytes] = set()
+    adj_in = node.rib.peers["peer"].adj_in
+    data, framer, updates = corpora.read(FULL_TABLE), Framer(), 0
+    faults: list[str] = []
+    for at in range(0, len(data), 1 << 16):
+        for _, body in framer.feed(data[at : at + (1 << 16)]):
+            received = node.rib.receive("peer", body)
+            faults += received.faults
+            prefixes.update((received.announced or {}).get(4, ()))
+            updates += 1
+    assert updates == 89_679
+    assert Counter(faults) == {"AS_PATH: AS 0": 1, "AGGREGATOR: AS 0": 3}, "RFC 7607: seven prefixes are withdrawn"
+    assert (len(prefixes), len(adj_in.tables[4])) == (577_702, 577_699), "three were announced before"
+    paths = set(map(id, adj_in.tables[4].values()))
+    assert len(paths) < 90_000
+
+
+def test_table_of_2002_from_a_two_octet_collector() -> None:
+    """112,988 prefixes seen by 36 peers; a few thousand routes of it do."""
+    _, node = receivers()[:2]
+    total = 0
+    for prefix, attributes in corpora.table_dump(corpora.read("mrt/bgpdump-bview.20020722.2337.gz")):
+        received = node.rib.receive("peer", pack("!HH", 0, len(attributes)) + attributes + prefix)
+        assert set(received.faults) <= {
+            "LOCAL_PREF: not accepted on this kind of session",
+            "CLUSTER_LIST: not accepted on this kind of session",
+            "ORIGINATOR_ID: not accepted on this kind of session",
+        }
+        total += 1
+        if total == 5000:
+            break
+    drain([node])
+    assert total == 5000
