@@ -31,6 +31,9 @@ class PodHooks:
         for assignment in assignments:
             self._fib.forget_pod(assignment.family, assignment.prefix)
 
+    async def advertised(self, assignments: Sequence[Assignment]) -> None:
+        pass
+
     def ready(self) -> tuple[int, str] | None:
         return self._ready()
 
