@@ -142,7 +142,7 @@ class Bgp(Section):
 
 class Routes(Section):
     table: int = Field(default=254, ge=1, le=4294967295, description="a routing table, 1 to 4294967295; main is 254")
-    metric: int = Field(default=20, ge=1, le=4294967295, description="1 to 4294967295")
+    metric: int = Field(default=20, ge=2, le=4294967295, description="2 to 4294967295 (1 is that of covers)")
 
 
 class Cni(Section):

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 CLONE_NEWNET = 0x40000000
+WITHOUT_CAPABILITIES = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
+"""Put before a command: it keeps the user, who may own the files that it reads, and can do nothing privileged."""
 _libc = ctypes.CDLL(None, use_errno=True)
 T = TypeVar("T")
 
