@@ -65,6 +65,8 @@ class Ledger:
             await asyncio.Event().wait()
         if handle not in self.held:
             given = [Given(*prefix.of_address(a)[:1], a) for a in addresses] or self._free()
+            if families is not None:
+                given = [one for one in given if one.family in families or one.address in addresses]
             for held in self.held.values():
                 if taken := {g.address for g in given} & {a.address for a in held.assignments}:
                     raise AddressError(f"{min(taken)} is in use by {held.handle}", retry=False)
