@@ -175,6 +175,8 @@ class Node:
         """Return None where containers can be added, else CNI's STATUS code and why."""
         if self.state != "running":
             return NOT_READY, f"the agent is {self.state}"
+        if not self.ipam.blocks() and (problem := self.ipam.store().problem):
+            return NOT_READY, f"this node has no block of addresses yet: {problem}"
         if not self._was_advertised and (waiting := self.waiting_for()):
             return LIMITED, f"this node's blocks are not advertised yet: {'; '.join(waiting)}"
         return None

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from config import prefix
 from config.policy import ACCEPT, REJECT, Policy, PolicyOrAction, Section
 from config.prefix import BY_NAME, Family
+from config.store import Store, StoreOrUrl
 from config.values import (
     AbsolutePath,
     AsNumber,
@@ -28,7 +29,6 @@ from config.values import (
     Prefix,
     RouterId,
     SocketPath,
-    StoreUrl,
     address_with_device,
     matches,
     parse_listen,
@@ -142,7 +142,7 @@ class Bgp(Section):
 
 class Routes(Section):
     table: int = Field(default=254, ge=1, le=4294967295, description="a routing table, 1 to 4294967295; main is 254")
-    metric: int = Field(default=20, ge=1, le=4294967295, description="1 to 4294967295")
+    metric: int = Field(default=20, ge=2, le=4294967295, description="2 to 4294967295 (1 is that of covers)")
 
 
 class Cni(Section):
@@ -169,8 +169,9 @@ class Config(Section):
     api_version: Literal["podroute/v1"] = Field(description="podroute/v1")
     node: Node = Field(description="a mapping of name, as, routerId and labels")
     state_dir: AbsolutePath = Field(default="/var/lib/podroute", description="an absolute path")
-    store: StoreUrl = Field(
-        default="sqlite:///var/lib/podroute/store.db", description='"sqlite:///absolute/path/of/store.db"'
+    store: StoreOrUrl = Field(
+        default=Store(url="sqlite:///var/lib/podroute/store.db"),
+        description="the URL of a store, or a mapping of url, tls, ca, certificate, key, user and passwordFile",
     )
     pools: dict[Name, Pool] = Field(default={}, description="a mapping of pools by name")
     advertise: list[Prefix] = Field(default=[], description='a list of prefixes such as ["192.0.2.1/32"]')
