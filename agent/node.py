@@ -57,6 +57,7 @@ class Node:
         self.started_at = time.time()
         self.state = "starting"
         self._peers = {name: peer_settings(config, name, peer) for name, peer in config.peers_here().items()}
+        self._started = asyncio.Event()
         self._ending = asyncio.Event()
         self._failure: BaseException | None = None
         state = Path(config.state_dir)
@@ -120,6 +121,7 @@ class Node:
         async with AsyncExitStack() as stack:
             await self._start(stack)
             self.state = "running"
+            self._started.set()
             notify("READY=1")
             log.info("running", extra={"fields": {"node": self.config.node.name, "as": self.config.node.asn}})
             await self._ending.wait()
@@ -185,7 +187,9 @@ class Node:
         """Wait up to ``timeout`` seconds until the node has converged; return what it still waits for then."""
         try:
             async with asyncio.timeout(timeout):
-                while self.waiting_for():
+                # What has not started or is ending waits for nothing below, and would be asked without a pause.
+                await self._started.wait()
+                while self.state == "running" and self.waiting_for():
                     await self.speaker.wait_converged()
                     await self.fib.drained()
         except TimeoutError:
