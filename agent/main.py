@@ -58,12 +58,11 @@ def _refuse(text: str) -> NoReturn:
 async def _run(config: Config) -> None:
     node = Node(config)
     api = ApiServer(node, config.api.socket)
-    stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, node.stop)
     await api.start()
     try:
-        await node.run(stop)
+        await node.run()
     finally:
         await api.stop()

@@ -14,15 +14,18 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from agent.addresses import IpamAddresses
+from agent.advertising import Advertising
 from agent.errors import StartError
 from agent.leftovers import LeftoverSweep
 from agent.notify import notify
 from agent.peering import peer_settings
-from agent.pods import LIMITED, NOT_READY, PodHooks
+from agent.pods import PodHooks
 from bgp.settings import PeerSettings
 from bgp.speaker import Speaker
 from bgp.status import SessionChange
+from cni import masquerade
 from cni.commands import notes_directory
+from cni.errors import Code
 from cni.podnet import PodNetwork
 from cni.server import CniServer
 from config.check import overlaps_with_subnets
@@ -33,6 +36,7 @@ from config.prefix import NAMES, Family, text
 from ipam.records import Block
 from ipam.service import Ipam
 from routes.fib import Fib
+from routes.messages import AddressEvent, Event
 from routes.monitor import Monitor
 from routes.resolver import Resolver
 from routes.sysctl import set_needed
@@ -53,7 +57,9 @@ class Node:
         self.started_at = time.time()
         self.state = "starting"
         self._peers = {name: peer_settings(config, name, peer) for name, peer in config.peers_here().items()}
-        self._was_advertised = False
+        self._started = asyncio.Event()
+        self._ending = asyncio.Event()
+        self._failure: BaseException | None = None
         state = Path(config.state_dir)
         self.ipam = Ipam(config, on_blocks=self._blocks_changed, addresses=_own_addresses(self._peers.values()))
         self.monitor = Monitor()
@@ -75,17 +81,30 @@ class Node:
             listen=config.bgp.listen_addresses,
             max_paths=config.bgp.max_paths,
             hostname=config.node.name,
+            on_failure=self._failed,
         )
         self.sweep = LeftoverSweep(self.speaker, self.fib, self._peers)
+        self.advertising = Advertising(
+            self.speaker,
+            self.ipam.blocks,
+            wait=config.cni.wait_advertised,
+            not_ready_after=config.cni.not_ready_seconds,
+        )
         self.cni = CniServer(
             Path(config.cni.socket),
             IpamAddresses(self.ipam),
-            PodHooks(self.fib, uplinks=[peer.address for peer in self._peers.values()], ready=self.ready),
+            PodHooks(
+                self.fib,
+                self.advertising,
+                uplinks=[peer.address for peer in self._peers.values()],
+                ready=self.ready,
+            ),
             notes=notes_directory(config.state_dir),
             network=PodNetwork(
                 mtu=config.cni.mtu if isinstance(config.cni.mtu, int) else None,
                 protocol=ROUTE_PROTOCOL,
                 metric=POD_METRIC,
+                forwarding=config.cni.forwarding,
             ),
         )
 
@@ -93,18 +112,25 @@ class Node:
     def running(self) -> bool:
         return self.state == "running"
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Start, work until ``stop`` is set, and end. Raises the rooms' errors, and StartError."""
+    def stop(self) -> None:
+        """Have ``run`` end."""
+        self._ending.set()
+
+    async def run(self) -> None:
+        """Start, work until ``stop`` is called, and end. Raises the rooms' errors, and StartError."""
         async with AsyncExitStack() as stack:
             await self._start(stack)
             self.state = "running"
+            self._started.set()
             notify("READY=1")
             log.info("running", extra={"fields": {"node": self.config.node.name, "as": self.config.node.asn}})
-            await stop.wait()
+            await self._ending.wait()
             self.state = "stopping"
             notify("STOPPING=1")
             log.info("stopping: routes and pods stay as they are")
         log.info("stopped")
+        if self._failure is not None:
+            raise self._failure
 
     async def _start(self, stack: AsyncExitStack) -> None:
         """Start the parts; what was started stops in reverse order when the stack unwinds."""
@@ -112,7 +138,9 @@ class Node:
         stack.callback(self.monitor.stop)
         self._check_pools()
         self._set_sysctls()
+        await self._masquerade()
         await self.resolver.start()
+        self.monitor.subscribe(self._kernel_event, lambda: self.speaker.next_hops_changed(()))
         stack.push_async_callback(self.resolver.stop)
         await self.fib.start(peers=self._peers)
         stack.push_async_callback(self.fib.stop, keep=True)
@@ -127,8 +155,20 @@ class Node:
             self.speaker.add_peer(settings)
         await self.speaker.start()
         stack.push_async_callback(self.speaker.stop, notification=None)
+        self.advertising.start()
+        stack.push_async_callback(self.advertising.stop)
         self.sweep.start()
         stack.push_async_callback(self.sweep.stop)
+
+    async def _masquerade(self) -> None:
+        """Set masquerade up or remove it, as configured; where it is off, a node without nft is fine."""
+        pools = self.config.pools.values() if self.config.cni.masquerade else ()
+        try:
+            await asyncio.to_thread(masquerade.apply, [(pool.family, pool.prefix) for pool in pools])
+        except masquerade.MasqueradeError as error:
+            if self.config.cni.masquerade:
+                raise StartError(str(error)) from error
+            log.warning("an earlier run's masquerade may be left", extra={"fields": {"error": str(error)}})
 
     def waiting_for(self) -> list[str]:
         """Return what keeps this node from having converged, one line each; empty: it has.
@@ -141,15 +181,15 @@ class Node:
         waiting = list(self.speaker.converged().waiting_for)
         if not self.fib.idle:
             waiting.append(f"the kernel to take {self.fib.backlog} route changes")
-        if not waiting:
-            self._was_advertised = True
         return waiting
 
     async def wait_converged(self, timeout: float) -> list[str]:  # noqa: ASYNC109
         """Wait up to ``timeout`` seconds until the node has converged; return what it still waits for then."""
         try:
             async with asyncio.timeout(timeout):
-                while self.waiting_for():
+                # What has not started or is ending waits for nothing below, and would be asked without a pause.
+                await self._started.wait()
+                while self.state == "running" and self.waiting_for():
                     await self.speaker.wait_converged()
                     await self.fib.drained()
         except TimeoutError:
@@ -159,10 +199,10 @@ class Node:
     def ready(self) -> tuple[int, str] | None:
         """Return None where containers can be added, else CNI's STATUS code and why."""
         if self.state != "running":
-            return NOT_READY, f"the agent is {self.state}"
-        if not self._was_advertised and (waiting := self.waiting_for()):
-            return LIMITED, f"this node's blocks are not advertised yet: {'; '.join(waiting)}"
-        return None
+            return Code.NOT_AVAILABLE, f"the agent is {self.state}"
+        if not self.ipam.blocks() and (problem := self.ipam.store().problem):
+            return Code.NOT_AVAILABLE, f"this node has no block of addresses yet: {problem}"
+        return self.advertising.trouble()
 
     def uplinks(self) -> set[str]:
         """Return the interfaces towards peers."""
@@ -170,6 +210,15 @@ class Node:
         return {gateway.device for resolution in found if resolution for gateway in resolution.gateways}
 
     # What the rooms tell.
+
+    def _failed(self, error: BaseException) -> None:
+        """A part has a defect: end, so that a service manager starts us anew; the kernel keeps what it has."""
+        self._failure = error
+        self._ending.set()
+
+    def _kernel_event(self, event: Event) -> None:
+        if isinstance(event, AddressEvent):
+            self.speaker.next_hops_changed(())  # our own next hop on a session may be another now
 
     def _blocks_changed(self, granted: Sequence[Block], released: Sequence[Block]) -> None:
         for block in granted:

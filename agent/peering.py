@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from agent.errors import StartError
 from bgp.policy import Changes, Match, Policy, PrefixMatch, Rule
 from bgp.settings import PeerSettings
 from config import model
@@ -11,7 +12,7 @@ from config.values import parse_community
 
 
 def peer_settings(config: model.Config, name: str, peer: model.Peer) -> PeerSettings:
-    """Return the settings of one peer. Raises ConfigError where its password file cannot be read."""
+    """Return the settings of one peer. Raises StartError where its password file cannot be read."""
     import_policy, export_policy = config.policies(peer)
     return PeerSettings(
         name=name,
@@ -25,8 +26,15 @@ def peer_settings(config: model.Config, name: str, peer: model.Peer) -> PeerSett
         passive=peer.passive,
         hold_time=peer.hold_time,
         connect_retry=peer.connect_retry,
-        password=read_password(peer.password_file) if peer.password_file else None,
+        password=_password(name, peer.password_file) if peer.password_file else None,
     )
+
+
+def _password(name: str, path: str) -> bytes:
+    try:
+        return read_password(path)
+    except ValueError as error:
+        raise StartError(f"peers.{name}.passwordFile: {error}") from error
 
 
 def _policy(policy: written.Policy) -> Policy:

@@ -96,28 +96,16 @@ class Fib:
 
         ``peers`` are the configured ones: what was learned from others goes at once. None: any may come.
         """
+        installer: Installer | None = None
         try:
             self._sock = netlink.open_socket(receive_buffer=4 << 20)
-            objects = self._probe() and self._objects
-            registry = Registry(
-                resolver=self._resolver,
-                interfaces=self._interfaces,
-                ids=NEXT_HOP_IDS,
-                protocol=self._protocol,
-                objects=objects,
-            )
-            installer = Installer(
-                registry,
-                table=self._table,
-                protocol=self._protocol,
-                state_file=self._state_file,
-                on_results=self._on_results,
-                on_unverified=self._unverified,
-            )
+            installer = self._prepared(objects=self._probe() and self._objects)
             self._monitor.ignore(installer.open(receive_buffer=self._receive_buffer))
             self._monitor.subscribe(self._event, lambda: self._unverified("netlink events were lost"))
             await self._adopt(installer, peers)
         except OSError as error:
+            if installer is not None:
+                await installer.close()
             raise FibError(f"cannot read the kernel's routes: {error.strerror or error}") from error
         self._installer_ = installer
         self._reconciler = Reconciler(
@@ -259,6 +247,23 @@ class Fib:
         if numbers & {errno.EPERM, errno.EACCES}:
             raise FibError("cannot write routes: permission denied; run podroute as root or with CAP_NET_ADMIN")
         return errno.EOPNOTSUPP not in numbers
+
+    def _prepared(self, *, objects: bool) -> Installer:
+        registry = Registry(
+            resolver=self._resolver,
+            interfaces=self._interfaces,
+            ids=NEXT_HOP_IDS,
+            protocol=self._protocol,
+            objects=objects,
+        )
+        return Installer(
+            registry,
+            table=self._table,
+            protocol=self._protocol,
+            state_file=self._state_file,
+            on_results=self._on_results,
+            on_unverified=self._unverified,
+        )
 
     async def _adopt(self, installer: Installer, peers: Collection[str] | None) -> None:
         assert self._sock is not None

@@ -31,6 +31,12 @@ _GONE = (errno.ESRCH, errno.ENOENT)
 _PASSING = (errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EBUSY, errno.EINTR)
 
 
+def log_crash(task: asyncio.Task[None]) -> None:
+    """Say what ended a background task that should not have ended."""
+    if not task.cancelled() and task.exception() is not None:
+        log.critical("routes are no longer kept in order", exc_info=task.exception())
+
+
 class Installer:
     """``other`` stands for a route of ours in the kernel that leads elsewhere than desired."""
 
@@ -114,7 +120,8 @@ class Installer:
 
     async def drained(self) -> None:
         """Wait until the kernel has been told everything, and no answer of it is in doubt."""
-        await self._idle.wait()
+        while not self._idle.is_set():
+            await self._idle.wait()
 
     async def nexthops_settled(self) -> None:
         """Wait until no request for next-hop objects is under way."""
@@ -159,6 +166,7 @@ class Installer:
             self._send(operations)
         if self.registry.outdated and self._move is None:
             self._move = self._loop.create_task(self._follow())
+            self._move.add_done_callback(log_crash)
         tables = list(self.tables.values())
         idle_turns = 0
         while self._route_jobs < _DEPTH and idle_turns < len(tables):

@@ -176,7 +176,7 @@ class Reader:
         if entry.id:
             self._by_id[entry.id] = target
         else:
-            self._by_gateways[frozenset((path.gateway, path.ifindex) for path in target.paths())] = target
+            self._by_gateways[frozenset((path.gateway, path.ifindex) for path in target.hops)] = target
         return target
 
     def _read_routes(self, sock: socket.socket, family: Family, place: Callable[[Route, Target], None]) -> int:

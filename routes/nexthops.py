@@ -231,6 +231,7 @@ class Registry:
             member.users.add(target)
             target.members[member_key] = member
             target.weights[member_key] = weight
+        target.hops = target.paths()
         if identifier:
             self.ids.reserve(identifier)
             self._by_id[identifier] = target
@@ -292,6 +293,7 @@ class Registry:
         target.version += 1
         if not self.objects:
             target.ready = False
+            target.hops = target.paths()
             self._request(b"", target, target.version)
             return
         if not target.id:

@@ -16,7 +16,7 @@ from config.prefix import FAMILIES, Family
 from routes.compare import Drift, Finding, compare
 from routes.dumps import read_nexthops
 from routes.encode import delete_nexthop
-from routes.installer import Installer
+from routes.installer import Installer, log_crash
 from routes.messages import (
     RTN_UNICAST,
     AddressEvent,
@@ -65,6 +65,7 @@ class Reconciler:
         """Begin the periodic comparison; ``up`` tells which links are up now."""
         self._up = up
         self._task = self._loop.create_task(self._watch())
+        self._task.add_done_callback(log_crash)
 
     async def stop(self) -> None:
         if self._task is not None:
@@ -84,6 +85,7 @@ class Reconciler:
         if not self._refreshing:
             self._refreshing = True
             self._loop.call_soon(self._refresh)
+            self._installer.schedule()
 
     def event(self, event: Event) -> None:
         if isinstance(event, RouteEvent):

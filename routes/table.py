@@ -16,9 +16,10 @@ from typing import NamedTuple
 from config.nexthop import NextHops
 from config.prefix import Family
 from routes.encode import ADD, REPLACE, Placement, Shape, delete_shapes
-from routes.target import Target
+from routes.target import Kind, Target
 
 _ATTEMPTS = 3
+_NOWHERE = "no next hop can be reached"
 
 
 class State(StrEnum):
@@ -114,6 +115,8 @@ class Table:
         self._mask = shards - 1
         self.shards = [Shard(self) for _ in range(shards)]
         self._delete = delete_shapes(place)
+        self._unsure = Target(Kind.OTHER)
+        """Stands for what the kernel holds where it was seen to change while a request was on its way."""
         self._on_result = on_result
         self._on_released = on_released
         self._next = 0
@@ -162,6 +165,8 @@ class Table:
     def observe(self, prefix: bytes, held: Target | None) -> None:
         """Learn what the kernel holds in truth; it will be set right."""
         shard = self.shard(prefix)
+        if prefix in shard.inflight:
+            held = self._unsure  # before or after what is on its way? The next request will tell
         if held is not None:
             held.refs += 1
         before: Target | None = None
@@ -181,10 +186,12 @@ class Table:
         self.shard(prefix).stale[prefix] = held
 
     def sweep(self, unwanted: Callable[[Target], bool]) -> int:
-        """Have stale routes deleted, and return how many."""
+        """Have stale routes deleted, and return how many; ``unwanted`` is asked once for each target."""
         count = 0
-        for shard in self.shards:
-            for prefix in [p for p, held in shard.stale.items() if unwanted(held)]:
+        held_here = {held for shard in self.shards for held in shard.stale.values()}
+        going = {held for held in held_here if unwanted(held)}
+        for shard in self.shards if going else ():
+            for prefix in [p for p, held in shard.stale.items() if held in going]:
                 shard.dirty[prefix] = shard.stale.pop(prefix)
                 count += 1
         return count
@@ -208,7 +215,7 @@ class Table:
 
     def _take(self, shard: Shard, batch: Batch) -> None:
         dirty, shard.dirty = shard.dirty, {}
-        desired = shard.desired
+        desired, unsure = shard.desired, self._unsure
         waiting: list[bytes] = []
         start = len(batch.prefixes)
         for prefix, held in dirty.items():
@@ -220,11 +227,14 @@ class Table:
                     waiting.append(prefix)
                     continue
                 if want.absent:
-                    self._report(shard, prefix, State.UNRESOLVED, want.errno, want.text)
+                    self._report(shard, prefix, State.UNRESOLVED, want.errno, want.text or _NOWHERE)
                     want = None
             if want is held:
                 continue
-            shapes = self._delete if want is None else want.shapes(self.place, ADD if held is None else REPLACE)
+            if want is None:
+                shapes = self._delete
+            else:
+                shapes = want.shapes(self.place, ADD if held in (None, unsure) else REPLACE)
             batch.prefixes.append(prefix)
             batch.wants.append(want)
             batch.shapes.append(shapes[prefix[0]])
@@ -265,6 +275,8 @@ class Table:
             shard.attempts[prefix] = shard.attempts.get(prefix, 0) + 1
             if shard.attempts[prefix] >= _ATTEMPTS:
                 state = State.FAILED
+        if shard.dirty.get(prefix) is self._unsure:
+            return
         if held is not None:
             held.refs += 1
         if prefix in shard.dirty:  # changed meanwhile, on the assumption that this one would succeed
@@ -304,7 +316,7 @@ class Table:
         if want is None:
             return None
         if want.absent:
-            return RouteStatus(prefix, metric, want, None, State.UNRESOLVED, want.errno, want.text)
+            return RouteStatus(prefix, metric, want, None, State.UNRESOLVED, want.errno, want.text or _NOWHERE)
         return RouteStatus(prefix, metric, want, want, State.INSTALLED, 0, "")
 
     def statuses(self) -> Iterator[RouteStatus]:

@@ -53,6 +53,7 @@ class Target:
         "absent",
         "current",
         "errno",
+        "hops",
         "id",
         "ifindex",
         "key",
@@ -74,6 +75,8 @@ class Target:
         """Group id; 0 without next-hop objects."""
         self.members: dict[MemberKey, Member] = {}
         self.weights: dict[MemberKey, int] = {}
+        self.hops: tuple[Path, ...] = ()
+        """What routes show without objects; fixed, for other threads read it."""
         self.refs = 0
         self.ready = True
         self.absent = False
@@ -121,11 +124,11 @@ class Target:
             return not route.nexthop and route.paths == (Path(b"", self.ifindex),)
         if self.id or route.nexthop:
             return route.nexthop == self.id
-        return {path[:2] for path in route.paths} == {path[:2] for path in self.paths()}
+        return {path[:2] for path in route.paths} == {path[:2] for path in self.hops}
 
     def _attributes(self, family: Family) -> bytes:
         if self.kind is Kind.POD:
             return via_device(self.ifindex)
         if self.kind is Kind.COVER:
             return b""
-        return via_nexthop(self.id) if self.id else via_paths(family, self.paths())
+        return via_nexthop(self.id) if self.id else via_paths(family, self.hops)

@@ -123,7 +123,12 @@ class Agent:
         answer: Any = None
         async with asyncio.timeout(PATIENCE):
             while True:
-                answer = await self.peer(name) if name else await self.get(path)
+                if name:
+                    answer = await self.peer(name)
+                elif path.startswith("/v1/routes"):
+                    answer = await self.routes()
+                else:
+                    answer = await self.get(path)
                 if probe in str(answer):
                     found: dict[str, Any] = answer
                     return found

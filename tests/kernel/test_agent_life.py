@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Callable
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.agents import Agent, agents
-from tests.netns import Netns, link
+from tests.netns import WITHOUT_CAPABILITIES, Netns, link
 
 pytestmark = pytest.mark.root
 
@@ -183,9 +182,7 @@ async def test_port_179_taken(pair: Pair) -> None:
 
 
 async def test_no_privileges_is_one_line(pair: Pair) -> None:
-    os.chmod(pair.directory, 0o777)
-    os.chmod(pair.a.directory, 0o777)
-    refusal = await pair.a.refused(wrap=("setpriv", "--reuid", "65534", "--clear-groups", "--no-new-privs"))
+    refusal = await pair.a.refused(wrap=WITHOUT_CAPABILITIES)
     assert refusal == (
         "podroute: the agent needs CAP_NET_BIND_SERVICE, CAP_NET_ADMIN, CAP_SYS_ADMIN "
         "to write routes and wire containers: run it as root"
@@ -323,3 +320,19 @@ async def test_a_lost_peer_takes_its_routes_along(pair: Pair) -> None:
     await pair.a.get("/v1/converged", timeout=0.5)
     assert block not in await pair.a.routes()
     assert block not in pair.ns_a.run("ip", "route")
+
+
+async def test_a_next_hop_of_our_own_that_appears_later_is_used(pair: Pair) -> None:
+    """The session carries a family that our link has no address for, until somebody adds one."""
+    for agent in (pair.a, pair.b):
+        del agent.config["peers"]["v6"]
+        agent.config["peers"]["v4"]["families"] = ["ipv4", "ipv6"]
+    pair.ns_a.run("ip", "-6", "addr", "del", "fd00::1/64", "dev", "eth0")
+    await pair.start()
+    peer = await pair.a.peer("v4")
+    assert peer["families"]["ipv6"]["problem"] == "ipv6 not advertised: no IPv6 address on the link"
+    (block,) = [b["prefix"] for b in await pair.a.get("/v1/blocks") if b["family"] == "ipv6"]
+    assert block not in await pair.b.routes(family="ipv6")
+    pair.ns_a.run("ip", "-6", "addr", "add", "fd00::9/64", "dev", "eth0", "nodad")
+    await pair.b.until(block, "/v1/routes?family=ipv6")
+    assert (await pair.b.routes(family="ipv6"))[block]["paths"][0]["nextHop"] == "fd00::9"

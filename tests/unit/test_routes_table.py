@@ -13,7 +13,7 @@ from routes.encode import ADD, REPLACE, Placement
 from routes.table import Batch, Failure, Result, Shard, State, Table
 from routes.target import Kind, Target
 
-PREFIXES = [bytes((24, 10, 0, n)) for n in range(12)]
+PREFIXES = [bytes((24, 10, 0, n)) for n in range(4)]
 FOREIGN = Target(Kind.OTHER)
 prefixes = st.sampled_from(PREFIXES)
 
@@ -23,6 +23,7 @@ class Kernel:
 
     def __init__(self) -> None:
         self.routes: dict[bytes, Target] = {}
+        self.bad: set[bytes] = set()
 
     def write(self, prefix: bytes, want: Target | None, flags: int) -> int:
         there = self.routes.get(prefix)
@@ -30,7 +31,7 @@ class Kernel:
             if there is None or there is FOREIGN:
                 return errno.ESRCH
             del self.routes[prefix]
-        elif want.absent:
+        elif want.absent or prefix in self.bad:
             return errno.EINVAL
         elif there is not None and flags == ADD:
             return errno.EEXIST
@@ -97,13 +98,19 @@ class Machine(RuleBasedStateMachine):
 
     @rule(prefix=prefixes)
     def foreign_comes(self, prefix: bytes) -> None:
-        self.kernel.routes.setdefault(prefix, FOREIGN)
+        """Not while a replacement is on its way: the kernel has no way to replace a route of one protocol only."""
+        if prefix not in self.table.shard(prefix).inflight:
+            self.kernel.routes.setdefault(prefix, FOREIGN)
 
     @rule(prefix=prefixes)
     def foreign_goes(self, prefix: bytes) -> None:
         if self.kernel.routes.get(prefix) is FOREIGN:
             del self.kernel.routes[prefix]
             self.table.retry(lambda failure: failure.state is State.CONFLICT)
+
+    @rule(prefix=prefixes, good=st.booleans())
+    def refuse(self, prefix: bytes, good: bool) -> None:
+        (self.kernel.bad.discard if good else self.kernel.bad.add)(prefix)
 
     @rule(limit=st.integers(1, 8))
     def take(self, limit: int) -> None:
@@ -132,15 +139,20 @@ class Machine(RuleBasedStateMachine):
 
     def _refused(self, shard: Shard, prefix: bytes, want: Target | None, number: int) -> None:
         there = self.kernel.routes.get(prefix)
-        if want is None or there is want:
+        if want is None:
+            return
+        if there is want and number == errno.EEXIST:
             return
         if there is FOREIGN:
             self.table.refused(shard, prefix, want, Failure(None, State.CONFLICT, number, "foreign"))
         elif number == errno.EEXIST:
             self.table.refused(shard, prefix, want, Failure(self.other, State.PENDING, number, ""))
         else:
-            held = shard.inflight[prefix]
-            if held is not None and not held.absent:
+            before = shard.inflight[prefix]
+            held = before if before is not None and not before.absent else None
+            if not want.absent:
+                self.table.refused(shard, prefix, want, Failure(held, State.FAILED, number, ""))
+            elif held is not None:
                 self.table.refused(shard, prefix, want, Failure(held, State.PENDING, number, ""))
 
     @invariant()
@@ -163,10 +175,10 @@ class Machine(RuleBasedStateMachine):
     def teardown(self) -> None:
         for target in self.targets:
             target.ready = True
-        for _ in range(50):
-            while self.batches:
-                self._settle(self.batches.pop(0))
-            self.take(100)
+        self._work_off()
+        self.kernel.bad.clear()
+        self.table.retry(lambda failure: True)
+        self._work_off()
         assert self.table.idle
         foreign = {p for p, target in self.kernel.routes.items() if target is FOREIGN}
         ours = {p: target for p, target in self.kernel.routes.items() if target is not FOREIGN}
@@ -181,8 +193,14 @@ class Machine(RuleBasedStateMachine):
         installed = set(self.desired) - foreign
         assert all(last.get(prefix, State.INSTALLED) is State.INSTALLED for prefix in installed)
 
+    def _work_off(self) -> None:
+        for _ in range(50):
+            while self.batches:
+                self._settle(self.batches.pop(0))
+            self.take(100)
 
-Machine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+Machine.TestCase.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
 TestTable = Machine.TestCase
 
 
@@ -219,3 +237,36 @@ def test_what_cannot_be_is_tried_a_limited_number_of_times() -> None:
         turns += 1
     assert turns == 3
     assert [(r.state, r.errno) for r in results] == [(State.FAILED, errno.ENOMEM)]
+
+
+def test_seen_to_change_while_a_request_is_on_its_way() -> None:
+    """Deleted by somebody just before our replacement arrives, and withdrawn meanwhile: it must be deleted again."""
+    table = Table(Placement(4, 254, 20, 201), shards=1, on_result=lambda r: None, on_released=lambda t: None)
+    a, b = Target(Kind.LEARNED), Target(Kind.LEARNED)
+
+    def flags(batch: Batch) -> list[int]:
+        return [int.from_bytes(shape[0][6:8], "little") & ~1 for shape in batch.shapes]
+
+    for first in (a, b):
+        table.set(PREFIXES[0], first)
+        batch = Batch()
+        table.take(batch, 10)
+        if first is b:
+            table.observe(PREFIXES[0], None)
+            table.set(PREFIXES[0], None)
+        table.settle(batch.shards[0])
+    assert flags(batch) == [REPLACE]
+    batch = Batch()
+    table.take(batch, 10)
+    assert batch.wants == [None]
+    table.settle(batch.shards[0])
+    assert table.idle
+    # And where it is still desired, nothing foreign can be overwritten.
+    table.set(PREFIXES[0], a)
+    batch = Batch()
+    table.take(batch, 10)
+    table.observe(PREFIXES[0], None)
+    table.settle(batch.shards[0])
+    batch = Batch()
+    table.take(batch, 10)
+    assert flags(batch) == [ADD]
