@@ -4,7 +4,9 @@ VENV := .venv/bin
 export PYTHONDONTWRITEBYTECODE := 1
 export PATH := $(CURDIR)/$(VENV):$(PATH)
 
-.PHONY: help demo lab-down test unit lab lint format setup setup-tests venv lock clean
+CONFORMANCE := docs/conformance-bgp
+
+.PHONY: conformance fuzz help demo lab-down test unit lab lint format setup setup-tests venv lock clean
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
@@ -22,6 +24,12 @@ unit: venv  ## the tests that need no root; seconds
 
 lab: setup-tests  ## the tests that build networks: kernel and real routers
 	@python -m pytest tests/kernel tests/interop tests/runtime
+
+conformance: setup  ## the BGP conformance suite at podroute, FRR, BIRD and GoBGP, into docs/conformance-bgp.md; minutes
+	@python -m tests.conformance.bgp.compare --page $(CONFORMANCE).md --json $(CONFORMANCE).json
+
+fuzz: venv  ## fuzz everything that reads a peer's octets (SECONDS=60)
+	@python -m tests.wire.fuzz_bgp $(or $(SECONDS),60)
 
 lint: venv  ## ruff, mypy --strict, import contracts
 	@ruff check --quiet . && ruff format --quiet --check . && mypy && lint-imports --no-logo

@@ -6,10 +6,11 @@ Everything lives in anonymous namespaces and dies with this process, also when t
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from tests.frr import Frr
@@ -75,6 +76,22 @@ def network() -> Iterator[tuple[Netns, Netns]]:
         suite.close()
 
 
+_VERSION = {
+    "FRR": ["/usr/lib/frr/bgpd", "--version"],
+    "BIRD": ["bird", "--version"],
+    "GoBGP": ["gobgpd", "--version"],
+}
+
+
+def version(name: str) -> str:
+    """Return a speaker's name with its version."""
+    if name not in _VERSION:
+        return name
+    done = subprocess.run(_VERSION[name], capture_output=True, text=True, check=True)
+    found = re.search(r"\d+(\.\d+)+", done.stdout + done.stderr)
+    return f"{name} {found[0]}" if found else name
+
+
 @contextmanager
 def podroute(ns: Netns) -> Iterator[None]:
     given = {
@@ -89,6 +106,7 @@ def podroute(ns: Netns) -> Iterator[None]:
         stdout=subprocess.PIPE,
         text=True,
         preexec_fn=die_with_us,
+        stderr=subprocess.DEVNULL,
     )
     with process:
         assert process.stdin is not None
@@ -161,4 +179,9 @@ def gobgp(ns: Netns) -> Iterator[None]:
         router.close()
 
 
-SPEAKERS: dict[str, Callable[[Netns], object]] = {"podroute": podroute, "FRR": frr, "BIRD": bird, "GoBGP": gobgp}
+SPEAKERS: dict[str, Callable[[Netns], AbstractContextManager[None]]] = {
+    "podroute": podroute,
+    "FRR": frr,
+    "BIRD": bird,
+    "GoBGP": gobgp,
+}
