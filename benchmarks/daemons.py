@@ -188,7 +188,8 @@ class Frr(Daemon):
         return _version("/usr/lib/frr/bgpd", "--version")
 
     def _spawn(self) -> subprocess.Popen[str]:
-        lines = ["no log unique-id", f"router bgp {self.asn}", f" bgp router-id {DAEMON}", " no bgp ebgp-requires-policy"]
+        lines = ["no log unique-id", f"router bgp {self.asn}", f" bgp router-id {DAEMON}"]
+        lines += [" no bgp ebgp-requires-policy"]
         lines += [" no bgp network import-check", " bgp disable-ebgp-connected-route-check"]
         for p in self.peers:
             lines += [f" neighbor {p.address} remote-as {p.asn}", f" neighbor {p.address} passive"]
