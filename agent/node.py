@@ -17,7 +17,7 @@ from agent.addresses import IpamAddresses
 from agent.errors import StartError
 from agent.leftovers import LeftoverSweep
 from agent.notify import notify
-from agent.peering import peer_settings
+from agent.peering import peer_settings, restart_settings
 from agent.pods import LIMITED, NOT_READY, PodHooks
 from bgp.settings import PeerSettings
 from bgp.speaker import Speaker
@@ -78,9 +78,12 @@ class Node:
             listen=config.bgp.listen_addresses,
             max_paths=config.bgp.max_paths,
             hostname=config.node.name,
+            restart=restart_settings(config.bgp.graceful_restart),
             on_failure=self._failed,
         )
-        self.sweep = LeftoverSweep(self.speaker, self.fib, self._peers)
+        self.sweep = LeftoverSweep(
+            self.speaker, self.fib, self._peers, patience=config.bgp.graceful_restart.restart_time
+        )
         self.cni = CniServer(
             Path(config.cni.socket),
             IpamAddresses(self.ipam),
@@ -136,7 +139,7 @@ class Node:
             self.speaker.originate(family, prefix, owner=CONFIGURATION, source="configured")
         for settings in self._peers.values():
             self.speaker.add_peer(settings)
-        await self.speaker.start()
+        await self.speaker.start(retained=self.fib.retained)
         stack.push_async_callback(self.speaker.stop, notification=None)
         self.sweep.start()
         stack.push_async_callback(self.sweep.stop)
@@ -209,7 +212,7 @@ class Node:
             self.fib.update(family, changes)
 
     def _session_changed(self, change: SessionChange) -> None:
-        if not change.up and self.state != "stopping":
+        if not change.up and not change.retained and self.state != "stopping":
             self.fib.peer_lost(change.peer)
 
     def _fib_results(self, results: list[Result]) -> None:

@@ -93,6 +93,8 @@ class AdjRibIn:
         """Only the keys count: what the peer says now of a prefix is in its table."""
         self.end_of_rib: set[Family] = set()
         """Families whose End-of-RIB has arrived on the present session."""
+        self.stale: dict[Family, set[bytes]] = {4: set(), 6: set()}
+        """Prefixes of an earlier session that the peer has not announced again (RFC 4724 section 4.2)."""
         self._local_as = local_as
         self._hop = hop
         self._intern = intern
@@ -104,6 +106,11 @@ class AdjRibIn:
         self._multiprotocol: WeakValueDictionary[bytes, Path] = WeakValueDictionary()
         """By next hop and what follows a leading MP_REACH_NLRI."""
         self._next_hops: dict[bytes, _KnownNextHop] = {}
+
+    @property
+    def up(self) -> bool:
+        """There is a session."""
+        return self._session is not None
 
     def start(self, session: SessionFacts) -> None:
         """Begin a session: UPDATEs are judged by what it negotiated."""
@@ -123,18 +130,39 @@ class AdjRibIn:
             self._session = self._session._replace(own_addresses=addresses)
             self._next_hops.clear()
 
-    def stop(self) -> None:
-        """End the session: everything that the peer announced is withdrawn."""
+    def stop(self, retain: frozenset[Family] = frozenset()) -> None:
+        """End the session: what the peer announced is withdrawn, or stale in the families ``retain``.
+
+        What is stale already goes even there: the peer has had its chance to announce it again.
+        """
         self._session = None
         self._next_hops.clear()
         self.end_of_rib.clear()
         for family in FAMILIES:
-            gone: dict[bytes, Path] = self.tables[family]
-            self.tables[family] = {}
-            if self.dirty[family]:
-                self.dirty[family].update(gone)
+            if family in retain:
+                self.drop_stale(family)
+                self.stale[family] = set(self.tables[family])
             else:
-                self.dirty[family] = gone
+                self._withdraw_all(family)
+
+    def drop_stale(self, family: Family) -> int:
+        """Withdraw what is stale, and return how much it is."""
+        stale = self.stale[family]
+        count = len(stale)
+        if count and count == len(self.tables[family]):
+            self._withdraw_all(family)
+        elif count:
+            self._withdraw(family, list(stale))
+        return count
+
+    def _withdraw_all(self, family: Family) -> None:
+        gone = self.tables[family]
+        self.tables[family] = {}
+        self.stale[family].clear()
+        if self.dirty[family]:
+            self.dirty[family].update(gone)
+        else:
+            self.dirty[family] = gone
 
     def reconsider(self, family: Family, prefixes: Iterable[bytes]) -> None:
         """Have the decision process look again at those of ``prefixes`` that the peer announces."""
@@ -157,6 +185,7 @@ class AdjRibIn:
             if marker is not None:
                 if marker in families:
                     self.end_of_rib.add(marker)
+                    self.drop_stale(marker)
                     return Received(end_of_rib=marker)
                 return Received(faults=(f"End-of-RIB of {NAMES[marker]}, which was not negotiated",))
         withdrawn = decode_nlri(4, withdrawn_field)
@@ -249,6 +278,9 @@ class AdjRibIn:
         fresh = dict.fromkeys(prefixes, path)
         self.tables[family].update(fresh)
         self.dirty[family].update(fresh)
+        stale = self.stale[family]
+        if stale:
+            stale.difference_update(prefixes)
 
     def _withdraw(self, family: Family, prefixes: list[bytes]) -> None:
         table, dirty = self.tables[family], self.dirty[family]
@@ -256,6 +288,9 @@ class AdjRibIn:
             path = table.pop(prefix, None)
             if path is not None:
                 dirty[prefix] = path
+        stale = self.stale[family]
+        if stale:
+            stale.difference_update(prefixes)
 
     def _path(self, attributes: Attributes, next_hop: bytes) -> Path:
         known = self._next_hops.get(next_hop)

@@ -105,6 +105,8 @@ class ExportGroup:
         self.members: dict[str, Member] = {}
         self.announced_by: Counter[Peer] = Counter()
         """How many routes of the table each peer announced to us."""
+        self.deferred = False
+        """What there is to tell is not complete yet, whatever the log says: End-of-RIB has to wait."""
         self._source = source
         self._policy = ExportPolicy(key.policy)
         constant = self._policy.constant(key.family, "learned")
@@ -212,7 +214,7 @@ class ExportGroup:
 
     def has_outgoing(self, name: str) -> bool:
         member = self.members[name]
-        due = member.end_of_rib_due and self.complete
+        due = member.end_of_rib_due and self.complete and not self.deferred
         return bool(member.queue or member.backlog or member.cursor < self.end or due)
 
     def outgoing(self, name: str, max_bytes: int) -> list[bytes]:
@@ -296,7 +298,7 @@ class ExportGroup:
             member.queue.extend(self._render(plan, member.next_hop))
             if len(self._plans) > 8 or len(self._log) > _SLICE:
                 self._trim()
-        elif member.end_of_rib_due and self.complete:
+        elif member.end_of_rib_due and self.complete and not self.deferred:
             member.end_of_rib_due = False
             member.queue.append(encode_end_of_rib(self.key.family))
         else:

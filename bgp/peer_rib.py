@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from weakref import WeakKeyDictionary
 
 from bgp.adj_rib_in import AdjRibIn, RibPeer
@@ -28,7 +28,6 @@ class PeerRib:
         self.batches: dict[Family, Iterator[bytes]] = {}
         """Dirty prefixes that are being worked off."""
 
-    @property
-    def busy(self) -> bool:
-        """The decision process has prefixes of this peer to look at."""
-        return bool(self.batches) or any(self.adj_in.dirty.values())
+    def busy(self, deferred: Collection[Family] = ()) -> bool:
+        """The decision process has prefixes of this peer to look at, those of ``deferred`` families left aside."""
+        return bool(self.batches) or any(dirty for f, dirty in self.adj_in.dirty.items() if f not in deferred)

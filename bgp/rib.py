@@ -57,6 +57,9 @@ class Rib:
         self._resolver = resolver
         self._on_fib = on_fib
         self._leaving: list[PeerRib] = []
+        self._deferred: set[Family] = set()
+        self._catching_up: set[Family] = set()
+        """No longer deferred, but what arrived meanwhile is not decided yet."""
         self._turn = 0
         self._hops: WeakValueDictionary[tuple[bytes, str], Hop] = WeakValueDictionary()
         self._interned: dict[NextHops, NextHops] = {}
@@ -89,14 +92,19 @@ class Rib:
         local_address: bytes,
         device: str,
         next_hops: Mapping[Family, bytes],
+        keep: frozenset[Family] = frozenset(),
     ) -> None:
         """Begin a session: judge UPDATEs by what it negotiated, and announce the Loc-RIB.
 
         Addresses are packed. ``next_hops`` are our own on this session; a negotiated family without one is not
-        announced to the peer.
+        announced to the peer. Stale paths stay in the families ``keep``, until End-of-RIB or ``drop_stale``.
         """
         rib = self.peers[name]
-        self.peer_down(name)
+        if rib.adj_in.up:
+            self.peer_down(name, keep)
+        for family in FAMILIES:
+            if family not in keep:
+                rib.adj_in.drop_stale(family)
         peer = rib.adj_in.peer
         peer.identifier, peer.address, peer.device = negotiated.peer.identifier, peer_address, device
         rib.adj_in.start(SessionFacts(negotiated, _own_addresses(local_address, next_hops), self.router_id))
@@ -120,14 +128,37 @@ class Rib:
                 self._leave(rib, family)
                 self._join(rib, negotiated, family, next_hops[family], told)
 
-    def peer_down(self, name: str) -> None:
-        """End a session, if there is one: all paths of the peer go."""
+    def peer_down(self, name: str, retain: frozenset[Family] = frozenset()) -> None:
+        """End a session, if there is one: all paths of the peer go, but for the families ``retain``: they are stale."""
         rib = self.peers[name]
         for family in FAMILIES:
             self._leave(rib, family)
-        rib.adj_in.stop()
-        for refused in rib.refused.values():
-            refused.clear()
+        rib.adj_in.stop(retain)
+        for family, refused in rib.refused.items():
+            if family not in retain:
+                refused.clear()
+
+    def stale(self, name: str, family: Family) -> int:
+        """Return how many paths of a peer are stale (RFC 4724 section 4.2)."""
+        return len(self.peers[name].adj_in.stale[family])
+
+    def drop_stale(self, name: str) -> int:
+        """Withdraw what is stale of a peer, and return how much it is."""
+        return sum(self.peers[name].adj_in.drop_stale(family) for family in FAMILIES)
+
+    def defer(self, families: Iterable[Family]) -> None:
+        """Take in what peers announce, but select nothing of it until ``select`` (RFC 4724 section 4.1).
+
+        Routes of our own are announced all the same; End-of-RIB waits.
+        """
+        self._deferred.update(families)
+        for group in self._groups.values():
+            group.deferred = group.key.family in self._deferred
+
+    def select(self, family: Family) -> None:
+        """End the deferral of a family."""
+        self._deferred.discard(family)
+        self._catching_up.add(family)
 
     def receive(self, name: str, body: bytes) -> Received:
         """Take in the body of an UPDATE from an established session.
@@ -231,7 +262,7 @@ class Rib:
         for family in FAMILIES if self._turn % 2 else FAMILIES[::-1]:
             left -= self._run_recheck(family, left)
             for rib in ribs[first:] + ribs[:first]:
-                if left <= 0:
+                if left <= 0 or family in self._deferred:
                     break
                 left -= self._run_peer(rib, family, left)
             changes = self._changes[family]
@@ -243,7 +274,14 @@ class Rib:
                     left -= group.work(max(left, 0))
             if changes.fib:
                 self._on_fib(family, list(changes.fib.items()))
-        self._leaving = [rib for rib in self._leaving if rib.busy]
+        self._leaving = [rib for rib in self._leaving if rib.busy()]
+        for family in [
+            f for f in self._catching_up if not any(rib.batches.get(f) or rib.adj_in.dirty[f] for rib in ribs)
+        ]:
+            self._catching_up.discard(family)
+            for group in self._groups.values():
+                if group.key.family == family:
+                    group.deferred = False
         return self.busy
 
     @property
@@ -252,7 +290,8 @@ class Rib:
         return (
             any(self._recheck.values())
             or any(c.best or c.fib for c in self._changes.values())
-            or any(rib.busy for rib in (*self.peers.values(), *self._leaving))
+            or bool(self._catching_up)
+            or any(rib.busy(self._deferred) for rib in (*self.peers.values(), *self._leaving))
             or not all(group.complete for group in self._groups.values())
         )
 
@@ -289,6 +328,7 @@ class Rib:
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = ExportGroup(key, self.own[family].source)
+            group.deferred = family in self._deferred | self._catching_up
             group.fill(self._best_paths(family, self.own[family] if group.own_only else self.loc[family].table))
         if told is not None:
             group.work(None)  # else what is still to come would be withdrawn first
