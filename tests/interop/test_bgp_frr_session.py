@@ -205,7 +205,7 @@ async def test_a_reset_by_frr_is_told_and_the_routes_come_back(rack: Rack) -> No
         await node.until(lambda: entry(LEARNED4) in node.fib, "FRR's prefix")
         await asyncio.to_thread(rack.frr.vtysh, "-c", "clear bgp *")
         await node.until(lambda: not node.sessions[-1].up or len(node.sessions) > 1, "loss of the session")
-        assert node.sessions[1].reason == "received Cease/Administrative Reset"
+        assert node.sessions[1].reason == "received Cease/Hard Reset: Cease/Administrative Reset"
         await node.until(lambda: entry(LEARNED4) not in node.fib or len(node.sessions) > 2, "routes gone")
         await node.until(lambda: node.status("tor-v4").established_count == 2, "a second session")
         await node.until(lambda: entry(LEARNED4) in node.fib, "FRR's prefix again")
@@ -216,9 +216,9 @@ async def test_the_shutdown_text_of_frr_is_shown(rack: Rack) -> None:
         await converged(node)  # FRR's End-of-RIB says that it too holds the session for established
         await rack.tell(f"router bgp {TOR_AS}", f"neighbor {NODE4} shutdown message rack work until nine")
         status = await node.lost("tor-v4")
-        assert status.reason == 'received Cease/Administrative Shutdown: "rack work until nine"'
+        assert status.reason == 'received Cease/Hard Reset: Cease/Administrative Shutdown: "rack work until nine"'
         assert status.last_received is not None
-        assert (status.last_received.code, status.last_received.subcode) == (6, 2)
+        assert (status.last_received.code, status.last_received.subcode) == (6, 9)
 
 
 async def test_our_shutdown_text_is_shown_by_frr(rack: Rack) -> None:
