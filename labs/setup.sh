@@ -7,9 +7,11 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-PACKAGES="frr bird2 iproute2 iputils-ping nftables ethtool tcpdump procps python3 python3-venv"
-# Daemons that start when their package is installed; podroute starts its own, inside network namespaces.
-UNITS="frr.service bird.service"
+PACKAGES="frr bird2 iproute2 iputils-ping nftables ethtool tcpdump procps python3 python3-venv \
+containernetworking-plugins containerd runc podman busybox-static"
+# Daemons that start when their package is installed; podroute starts its own, inside network namespaces. PACKAGE:UNIT
+UNITS="frr:frr.service bird2:bird.service containerd:containerd.service podman:podman.socket podman:podman.service \
+podman:podman-restart.service podman:podman-auto-update.service podman:podman-auto-update.timer"
 PYTHON=/usr/bin/python3
 
 step() { printf '  %s\n' "$*"; }
@@ -39,7 +41,7 @@ install_packages() {
     rm -f "$log"
     for unit in $UNITS; do
         # A unit of a package that was here before is the owner's business.
-        case " $missing " in *" ${unit%.service}"*) systemctl disable --quiet "$unit" 2>/dev/null || true ;; esac
+        case " $missing " in *" ${unit%%:*} "*) systemctl disable --quiet "${unit#*:}" 2>/dev/null || true ;; esac
     done
 }
 

@@ -15,7 +15,7 @@ from config.nexthop import Gateway, Resolution
 from config.prefix import make
 from routes.table import State
 from tests.kernel.routes_lab import gateways, nexthops, packed, routes, running, uplinks, via, wire, witness
-from tests.netns import Netns
+from tests.netns import WITHOUT_CAPABILITIES, Netns
 
 pytestmark = pytest.mark.root
 
@@ -424,7 +424,7 @@ async def main():
 asyncio.run(main())
 """
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"}
-    argv = ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all", sys.executable, "-c", code]
+    argv = [*WITHOUT_CAPABILITIES, sys.executable, "-c", code]
     done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == (
         "cannot write routes: permission denied; run podroute as root or with CAP_NET_ADMIN"
