@@ -19,6 +19,8 @@ from agent.leftovers import LeftoverSweep
 from agent.notify import notify
 from agent.peering import peer_settings, restart_settings
 from agent.pods import LIMITED, NOT_READY, PodHooks
+from agent.stopping import Mode, take_leave
+from bgp.messages import Notification
 from bgp.settings import PeerSettings
 from bgp.speaker import Speaker
 from bgp.status import SessionChange
@@ -55,6 +57,9 @@ class Node:
         self.state = "starting"
         self._peers = {name: peer_settings(config, name, peer) for name, peer in config.peers_here().items()}
         self._was_advertised = False
+        self.stop_mode: Mode = "graceful"
+        """How the agent is being stopped."""
+        self._farewell: Notification | None = None
         self._ending = asyncio.Event()
         self._failure: BaseException | None = None
         state = Path(config.state_dir)
@@ -98,11 +103,13 @@ class Node:
 
     @property
     def running(self) -> bool:
-        return self.state == "running"
+        return self.state in ("running", "draining")
 
-    def stop(self) -> None:
-        """Have ``run`` end."""
-        self._ending.set()
+    def stop(self, mode: Mode | None = None) -> None:
+        """Have ``run`` end, as ``mode`` says; None: as configured."""
+        if not self._ending.is_set():
+            self.stop_mode = mode or self.config.on_stop.mode
+            self._ending.set()
 
     async def run(self) -> None:
         """Start, work until ``stop`` is called, and end. Raises the rooms' errors, and StartError."""
@@ -112,9 +119,8 @@ class Node:
             notify("READY=1")
             log.info("running", extra={"fields": {"node": self.config.node.name, "as": self.config.node.asn}})
             await self._ending.wait()
-            self.state = "stopping"
             notify("STOPPING=1")
-            log.info("stopping: routes and pods stay as they are")
+            await self._take_leave()
         log.info("stopped")
         if self._failure is not None:
             raise self._failure
@@ -129,7 +135,7 @@ class Node:
         self.monitor.subscribe(self._kernel_event, lambda: self.speaker.next_hops_changed(()))
         stack.push_async_callback(self.resolver.stop)
         await self.fib.start(peers=self._peers)
-        stack.push_async_callback(self.fib.stop, keep=True)
+        stack.push_async_callback(self._stop_fib)
         await self.ipam.start()
         stack.push_async_callback(self.ipam.stop)
         stack.push_async_callback(self.cni.stop)  # before its start: it also clears up a start that failed
@@ -140,9 +146,23 @@ class Node:
         for settings in self._peers.values():
             self.speaker.add_peer(settings)
         await self.speaker.start(retained=self.fib.retained)
-        stack.push_async_callback(self.speaker.stop, notification=None)
+        stack.push_async_callback(self._stop_speaker)
         self.sweep.start()
         stack.push_async_callback(self.sweep.stop)
+
+    async def _take_leave(self) -> None:
+        mode = self.stop_mode
+        log.info("stopping", extra={"fields": {"mode": mode}})
+        if mode != "graceful":
+            self.state = "draining"
+            self._farewell = await take_leave(self.speaker, mode, self.config.on_stop.drain_time)
+        self.state = "stopping"
+
+    async def _stop_speaker(self) -> None:
+        await self.speaker.stop(notification=self._farewell)
+
+    async def _stop_fib(self) -> None:
+        await self.fib.stop(keep=self.stop_mode != "purge")
 
     def waiting_for(self) -> list[str]:
         """Return what keeps this node from having converged, one line each; empty: it has.

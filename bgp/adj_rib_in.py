@@ -164,6 +164,16 @@ class AdjRibIn:
         else:
             self.dirty[family] = gone
 
+    @property
+    def negotiated(self) -> Negotiated | None:
+        """What the present session is made of."""
+        return None if self._session is None else self._session.negotiated
+
+    def reconsider_all(self) -> None:
+        """Have the decision process look again at everything that the peer announces."""
+        for family, table in self.tables.items():
+            self.dirty[family].update(table)
+
     def reconsider(self, family: Family, prefixes: Iterable[bytes]) -> None:
         """Have the decision process look again at those of ``prefixes`` that the peer announces."""
         table = self.tables[family]

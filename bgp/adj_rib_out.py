@@ -53,6 +53,10 @@ class Exported:
         self.peer = peer
         """Who announced it: that peer does not get it back."""
 
+    def says(self, other: Exported) -> bool:
+        """Tell whether a peer that knows ``other`` would learn nothing."""
+        return (self.before, self.after, self.next_hop) == (other.before, other.after, other.next_hop)
+
 
 Change = tuple[Exported | None, Exported | None]
 """What a prefix was announced with, and what it is to be announced with; None: not at all."""
@@ -65,6 +69,8 @@ class Told(NamedTuple):
     queue: deque[bytes]
     """Messages packed and not yet taken; they count as told."""
     end_of_rib_due: bool
+    next_hop: bytes
+    """The session's own next hop in all that."""
 
 
 class _Plan(NamedTuple):
@@ -175,8 +181,13 @@ class ExportGroup:
         if told is not None:
             member.queue = told.queue
             member.end_of_rib_due = told.end_of_rib_due
+            same_next_hop = told.next_hop == next_hop
             for prefix, held in told.routes.items():
-                backlog[prefix] = held, self.table.get(prefix)
+                wanted = self.table.get(prefix)
+                if same_next_hop and wanted is not None and wanted.peer is not peer and held.says(wanted):
+                    del backlog[prefix]
+                else:
+                    backlog[prefix] = held, wanted
         self.members[peer.name] = member
 
     def told(self, name: str) -> Told:
@@ -189,7 +200,7 @@ class ExportGroup:
                 routes.pop(prefix, None)
             else:
                 routes[prefix] = held
-        return Told(routes, member.queue, member.end_of_rib_due)
+        return Told(routes, member.queue, member.end_of_rib_due, member.next_hop)
 
     def leave(self, name: str) -> None:
         """Remove a peer."""

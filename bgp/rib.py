@@ -7,6 +7,7 @@ the caller chooses, so that nothing holds an event loop for long.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from weakref import WeakValueDictionary
 
@@ -20,7 +21,7 @@ from bgp.messages import Negotiated
 from bgp.own_prefixes import OwnPrefixes
 from bgp.paths import Hop, Path, Peer
 from bgp.peer_rib import PeerRib
-from bgp.policy import NO_CHANGES, Source
+from bgp.policy import NO_CHANGES, ImportPolicy, Policy, Source
 from config.nexthop import NextHopResolver, NextHops
 from config.prefix import FAMILIES, Family, text
 
@@ -159,6 +160,21 @@ class Rib:
         """End the deferral of a family."""
         self._deferred.discard(family)
         self._catching_up.add(family)
+
+    def set_policies(self, name: str, import_policy: Policy, export_policy: Policy) -> None:
+        """Have other policies hold for a peer from now on; its session goes on (no route is asked for again)."""
+        rib = self.peers[name]
+        old = rib.settings
+        rib.settings = replace(old, import_policy=import_policy, export_policy=export_policy)
+        if import_policy != old.import_policy:
+            rib.policy = ImportPolicy(import_policy)
+            rib.adj_in.reconsider_all()
+        negotiated = rib.adj_in.negotiated
+        if export_policy != old.export_policy and negotiated is not None:
+            for family, group in list(rib.groups.items()):
+                next_hop, told = group.next_hop(name), group.told(name)
+                self._leave(rib, family)
+                self._join(rib, negotiated, family, next_hop, told)
 
     def receive(self, name: str, body: bytes) -> Received:
         """Take in the body of an UPDATE from an established session.

@@ -19,7 +19,7 @@ from bgp.graceful_restart import Restart, RestartSettings
 from bgp.listener import Listener
 from bgp.messages import Notification
 from bgp.peer import Local, Peer
-from bgp.policy import Source
+from bgp.policy import REJECT, Policy, Source, shutting_down
 from bgp.rib import Rib
 from bgp.settings import PeerSettings
 from bgp.sockets import Endpoint, OpenSocket, open_socket
@@ -171,6 +171,21 @@ class Speaker:
         self._local.restart.forget(name)
         self.rib.remove_peer(name)
         self._wake()
+
+    def set_policies(self, name: str, import_policy: Policy, export_policy: Policy) -> None:
+        """Have other policies hold for a peer from now on, without touching its session. Raises KeyError."""
+        self.rib.set_policies(name, import_policy, export_policy)
+        self._wake()
+
+    def shut_gracefully(self) -> None:
+        """Announce all that is announced as what is to be avoided, because it will go soon (RFC 8326)."""
+        for name, rib in self.rib.peers.items():
+            self.set_policies(name, rib.settings.import_policy, shutting_down(rib.settings.export_policy))
+
+    def withdraw(self) -> None:
+        """Withdraw all that is announced; sessions stay."""
+        for name, rib in self.rib.peers.items():
+            self.set_policies(name, rib.settings.import_policy, REJECT)
 
     def originate(self, family: Family, prefix: bytes, *, owner: str, source: Source) -> None:
         """Advertise a prefix of our own (wire bytes); ``owner`` is who may retract it."""

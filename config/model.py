@@ -168,6 +168,13 @@ class Api(Section):
     socket: SocketPath = Field(default="/run/podroute/api.sock", description="the path of a Unix socket")
 
 
+class OnStop(Section):
+    """What SIGTERM does, and `podroute stop` without a mode."""
+
+    mode: Literal["graceful", "drain", "purge"] = Field(default="graceful", description="graceful, drain or purge")
+    drain_time: int = Field(default=10, ge=0, le=3600, description="0 to 3600 seconds")
+
+
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="debug, info, warning or error"
@@ -192,6 +199,7 @@ class Config(Section):
     cni: Cni = Field(default=Cni(), description="a mapping of socket, mtu, binDir and confDir")
     api: Api = Field(default=Api(), description="a mapping with socket")
     log: Log = Field(default=Log(), description="a mapping of level and format")
+    on_stop: OnStop = Field(default=OnStop(), description="a mapping of mode and drainTime")
 
     @property
     def advertised(self) -> list[tuple[Family, bytes]]:

@@ -258,7 +258,9 @@ def test_scalars_mean_what_they_look_like() -> None:
     assert peer.nodes == {"no": "on", "day": "2026-01-02"}
     assert peer.import_policy is not None
     assert peer.import_policy.rules[0].set.communities == ["65000:10"]
-    assert lines(MINIMAL + "routes: {metric: 010}\n") == ['f:routes.metric: is "010", must be 2 to 4294967295 (1 is that of covers)']
+    assert lines(MINIMAL + "routes: {metric: 010}\n") == [
+        'f:routes.metric: is "010", must be 2 to 4294967295 (1 is that of covers)'
+    ]
     assert lines(MINIMAL + "routes: {metric: 0x10}\n") == []
 
 
