@@ -51,11 +51,22 @@ async def status(node: Node) -> Json:
             "established": sum(peer.uptime is not None for peer in peers),
             "refusedConnections": node.speaker.refused,
         },
+        "store": _store(node),
         "blocks": [prefix.text(block.family, block.prefix) for block in node.ipam.blocks()],
         "pods": len(await node.ipam.attachments()),
         "fib": {NAMES[family]: _fib_counts(node, family) for family in FAMILIES},
         "repairs": dict(node.fib.counters) if node.running else {},
         "findings": await _findings(node),
+    }
+
+
+def _store(node: Node) -> Json:
+    store = node.ipam.store()
+    return {
+        "url": store.url,
+        "state": "away" if store.problem else "connected",
+        "problem": store.problem or None,
+        "lostBlocks": [prefix.text(lost.family, lost.prefix) for lost in node.ipam.lost()],
     }
 
 

@@ -1,6 +1,6 @@
 """Adj-RIB-In: what one peer announces, unfiltered (RFC 4271 section 3.2), and the reading of its UPDATEs into it.
 
-Per family there is one dict from prefix to path. Prefixes that arrive with the same attributes share one path, found
+Per family there is one table from prefix to path. Prefixes that arrive with the same attributes share one path, found
 by the octets of the attribute section, so that a known section is neither parsed nor judged again.
 """
 
@@ -27,6 +27,7 @@ from bgp.attributes import (
 from bgp.messages import BgpError, Negotiated
 from bgp.paths import Hop, Path, Peer
 from bgp.policy import Policy
+from bgp.table import MASK, Queue, Table
 from bgp.update import MpReach, decode_mp_reach, decode_mp_unreach, decode_nlri, end_of_rib, split
 from config.nexthop import NextHop, NextHops
 from config.prefix import FAMILIES, NAMES, Family, address_text
@@ -88,13 +89,13 @@ class AdjRibIn:
     def __init__(self, peer: Peer, settings: RibPeer, local_as: int, hop: NextHopTable, intern: InternNextHops) -> None:
         self.peer = peer
         self.settings = settings
-        self.tables: dict[Family, dict[bytes, Path]] = {4: {}, 6: {}}
-        self.dirty: dict[Family, dict[bytes, Path]] = {4: {}, 6: {}}
-        """Only the keys count: what the peer says now of a prefix is in its table."""
+        self.tables: dict[Family, Table[Path]] = {4: Table(), 6: Table()}
+        self.dirty: dict[Family, Queue] = {4: Queue(), 6: Queue()}
+        """What the peer says of these prefixes by now is in its table."""
         self.end_of_rib: set[Family] = set()
         """Families whose End-of-RIB has arrived on the present session."""
-        self.stale: dict[Family, set[bytes]] = {4: set(), 6: set()}
-        """Prefixes of an earlier session that the peer has not announced again (RFC 4724 section 4.2)."""
+        self._stale: dict[Family, list[dict[bytes, Path]]] = {4: [], 6: []}
+        """By shard, prefixes of an earlier session that the peer has not announced again (RFC 4724 section 4.2)."""
         self._local_as = local_as
         self._hop = hop
         self._intern = intern
@@ -141,28 +142,35 @@ class AdjRibIn:
         for family in FAMILIES:
             if family in retain:
                 self.drop_stale(family)
-                self.stale[family] = set(self.tables[family])
+                self.mark_stale(family)
             else:
                 self._withdraw_all(family)
 
+    def mark_stale(self, family: Family) -> None:
+        """From now on, what the peer does not announce again is stale."""
+        self._stale[family] = [dict(shard) for shard in self.tables[family].shards]
+
+    def stale(self, family: Family) -> int:
+        """Return how many prefixes the peer has not announced again since ``mark_stale``, or a session before."""
+        return sum(map(len, self._stale[family]))
+
     def drop_stale(self, family: Family) -> int:
         """Withdraw what is stale, and return how much it is."""
-        stale = self.stale[family]
-        count = len(stale)
-        if count and count == len(self.tables[family]):
+        stale, self._stale[family] = self._stale[family], []
+        count = sum(map(len, stale))
+        if count == len(self.tables[family]):
             self._withdraw_all(family)
-        elif count:
-            self._withdraw(family, list(stale))
+        else:
+            for shard in stale:
+                self._withdraw(family, list(shard))
         return count
 
     def _withdraw_all(self, family: Family) -> None:
         gone = self.tables[family]
-        self.tables[family] = {}
-        self.stale[family].clear()
-        if self.dirty[family]:
-            self.dirty[family].update(gone)
-        else:
-            self.dirty[family] = gone
+        self.tables[family] = Table()
+        self._stale[family] = []
+        for shard in gone.shards:
+            self.dirty[family].add(shard)
 
     @property
     def negotiated(self) -> Negotiated | None:
@@ -172,12 +180,13 @@ class AdjRibIn:
     def reconsider_all(self) -> None:
         """Have the decision process look again at everything that the peer announces."""
         for family, table in self.tables.items():
-            self.dirty[family].update(table)
+            for shard in table.shards:
+                self.dirty[family].add(list(shard))
 
     def reconsider(self, family: Family, prefixes: Iterable[bytes]) -> None:
         """Have the decision process look again at those of ``prefixes`` that the peer announces."""
         table = self.tables[family]
-        self.dirty[family].update((p, table[p]) for p in prefixes if p in table)
+        self.dirty[family].add([prefix for prefix in prefixes if prefix in table])
 
     def receive(self, body: bytes) -> Received:
         """Take in the body of an UPDATE.
@@ -285,22 +294,26 @@ class AdjRibIn:
         return Received(faults=tuple(faults), announced=announced or None)
 
     def _announce(self, family: Family, prefixes: list[bytes], path: Path) -> None:
-        fresh = dict.fromkeys(prefixes, path)
-        self.tables[family].update(fresh)
-        self.dirty[family].update(fresh)
-        stale = self.stale[family]
-        if stale:
-            stale.difference_update(prefixes)
+        shards = self.tables[family].shards
+        for prefix in prefixes:
+            shards[hash(prefix) & MASK][prefix] = path
+        self.dirty[family].add(prefixes)
+        if self._stale[family]:
+            self._freshen(family, prefixes)
 
     def _withdraw(self, family: Family, prefixes: list[bytes]) -> None:
-        table, dirty = self.tables[family], self.dirty[family]
+        if prefixes:
+            shards = self.tables[family].shards
+            gone = [prefix for prefix in prefixes if shards[hash(prefix) & MASK].pop(prefix, None) is not None]
+            self.dirty[family].add(gone)
+            if self._stale[family]:
+                self._freshen(family, prefixes)
+
+    def _freshen(self, family: Family, prefixes: list[bytes]) -> None:
+        """The peer has said something about prefixes: they are not stale any more."""
+        stale = self._stale[family]
         for prefix in prefixes:
-            path = table.pop(prefix, None)
-            if path is not None:
-                dirty[prefix] = path
-        stale = self.stale[family]
-        if stale:
-            stale.difference_update(prefixes)
+            stale[hash(prefix) & MASK].pop(prefix, None)
 
     def _path(self, attributes: Attributes, next_hop: bytes) -> Path:
         known = self._next_hops.get(next_hop)

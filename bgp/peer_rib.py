@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable
 from weakref import WeakKeyDictionary
 
 from bgp.adj_rib_in import AdjRibIn, RibPeer
@@ -25,9 +25,12 @@ class PeerRib:
         """Prefixes that are not accepted because they are ours, and which of ours they touch."""
         self.imported: WeakKeyDictionary[Path, dict[Changes, Path]] = WeakKeyDictionary()
         """What import policy made of a path."""
-        self.batches: dict[Family, Iterator[bytes]] = {}
-        """Dirty prefixes that are being worked off."""
 
-    def busy(self, deferred: Collection[Family] = ()) -> bool:
-        """The decision process has prefixes of this peer to look at, those of ``deferred`` families left aside."""
-        return bool(self.batches) or any(dirty for f, dirty in self.adj_in.dirty.items() if f not in deferred)
+    @property
+    def busy(self) -> bool:
+        """The decision process has prefixes of this peer to look at."""
+        return any(queue.waiting for queue in self.adj_in.dirty.values())
+
+    def waiting(self, families: Iterable[Family]) -> int:
+        """How many prefixes of these families the decision process has yet to look at."""
+        return sum(self.adj_in.dirty[family].waiting for family in families)

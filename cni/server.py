@@ -98,10 +98,15 @@ class CniServer:
             _, late = await asyncio.wait(self._calls, timeout=STOP_TIME)
             for call in late:
                 call.cancel()
+        await self._verbs.stop()
         self._pool.shutdown(wait=True)
         if self._own_host is not None:
             os.close(self._own_host)
             self._own_host = None
+
+    async def settled(self) -> None:
+        """Return when no deletion that was answered for is still under way."""
+        await self._verbs.settled()
 
     def _in_thread(self, function: Callable[[], T], /) -> Awaitable[T]:
         return asyncio.get_running_loop().run_in_executor(self._pool, function)
