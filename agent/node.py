@@ -20,11 +20,12 @@ from agent.leftovers import LeftoverSweep
 from agent.notify import notify
 from agent.peering import peer_settings, restart_settings
 from agent.pods import PodHooks
+from agent.reload import CONFIGURATION, Plan, apply, plan, restore
 from agent.stopping import Mode, take_leave
 from bgp.messages import Notification
 from bgp.settings import PeerSettings
 from bgp.speaker import Speaker
-from bgp.status import SessionChange
+from bgp.status import SessionChange, SpeakerError
 from cni import masquerade
 from cni.commands import notes_directory
 from cni.errors import Code
@@ -32,7 +33,8 @@ from cni.podnet import PodNetwork
 from cni.server import CniServer
 from config.check import overlaps_with_subnets
 from config.kernel import POD_METRIC, ROUTE_PROTOCOL
-from config.model import Config
+from config.load import load
+from config.model import DEFAULT_PATH, Config
 from config.nexthop import NextHops
 from config.prefix import NAMES, Family, text
 from ipam.records import Block
@@ -47,21 +49,22 @@ from routes.table import Result, State
 log = logging.getLogger("podroute.agent")
 
 STATE_FILE = "routes.json"
-CONFIGURATION = "configuration"
-"""Owner of the prefixes that the file's ``advertise`` lists."""
 
 
 class Node:
     """Runs a node from its configuration. ``run`` is the whole life; the parts are public for the API to read."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, path: str = DEFAULT_PATH) -> None:
         self.config = config
+        self.path = path
+        """Where ``config`` came from, and ``reload`` looks."""
         self.started_at = time.time()
         self.state = "starting"
         self._peers = {name: peer_settings(config, name, peer) for name, peer in config.peers_here().items()}
         self.stop_mode: Mode = "graceful"
         """How the agent is being stopped."""
         self._farewell: Notification | None = None
+        self._reloading = asyncio.Lock()
         self._started = asyncio.Event()
         self._ending = asyncio.Event()
         self._failure: BaseException | None = None
@@ -168,6 +171,26 @@ class Node:
         stack.push_async_callback(self.advertising.stop)
         self.sweep.start()
         stack.push_async_callback(self.sweep.stop)
+
+    async def reload(self, *, dry_run: bool) -> Plan:
+        """Change over to what the file says now, all of it or nothing; ``dry_run``: only say what that would be.
+
+        Raises ConfigError, RestartNeededError or SpeakerError; the configuration so far then holds on.
+        """
+        async with self._reloading:
+            new = await asyncio.to_thread(load, self.path)
+            peers = {name: peer_settings(new, name, peer) for name, peer in new.peers_here().items()}
+            old, before = self.config, self._peers
+            steps = plan(old, new, before, peers)
+            if not dry_run:
+                try:
+                    await apply(steps, self.speaker, old, new, peers)
+                except SpeakerError:
+                    await restore(steps, self.speaker, old, new, before)
+                    raise
+                self.config, self._peers = new, peers
+                log.info("configuration reloaded", extra={"fields": steps.as_json()})
+            return steps
 
     async def _take_leave(self) -> None:
         mode = self.stop_mode

@@ -85,6 +85,21 @@ async def apply(plan: Plan, speaker: Speaker, old: Config, new: Config, peers: M
         speaker.retract(family, prefix, CONFIGURATION)
 
 
+async def restore(plan: Plan, speaker: Speaker, old: Config, new: Config, peers: Mapping[str, PeerSettings]) -> None:
+    """Undo what ``apply`` did of a plan before it failed; ``peers`` are those of the old configuration."""
+    present = {peer.name for peer in speaker.peers()}
+    for name in present & {*plan.added, *plan.reset}:
+        await speaker.remove_peer(name)
+    for name in (*plan.removed, *plan.reset):
+        speaker.add_peer(peers[name])
+    for name in plan.policies:
+        speaker.set_policies(name, peers[name].import_policy, peers[name].export_policy)
+    for family, prefix in set(old.advertised) - set(new.advertised):
+        speaker.originate(family, prefix, owner=CONFIGURATION, source="configured")
+    for family, prefix in set(new.advertised) - set(old.advertised):
+        speaker.retract(family, prefix, CONFIGURATION)
+
+
 def _session_of(settings: PeerSettings) -> PeerSettings:
     """Return the settings without what can change under an established session."""
     return replace(settings, import_policy=REJECT, export_policy=REJECT)

@@ -21,7 +21,7 @@ from bgp.fsm import COLLISION, Change, FsmSettings, Timer
 from bgp.fsm_table import Event, State
 from bgp.graceful_restart import Restart
 from bgp.inspection import Counts
-from bgp.messages import Negotiated, Notification, Open, RouteRefresh
+from bgp.messages import BORR, Negotiated, Notification, Open, RouteRefresh
 from bgp.quiet import Quiet
 from bgp.rib import Rib
 from bgp.session import Session
@@ -148,6 +148,14 @@ class Peer:
         session.write_updates(rib.outgoing(self.name, budget))
         return session.can_write and rib.has_outgoing(self.name)
 
+    def ask_refresh(self) -> bool:
+        """Ask the peer to announce everything once more (RFC 2918); False: no session, or it cannot."""
+        session, agreed = self._established, self._negotiated
+        if session is None or agreed is None or not agreed.peer.route_refresh:
+            return False
+        session.write_updates([codec.encode_route_refresh(RouteRefresh(f)) for f in sorted(agreed.families)])
+        return True
+
     def waiting_for(self) -> str | None:
         """Return what keeps this peer from having converged, None where nothing does."""
         session = self._established
@@ -197,6 +205,7 @@ class Peer:
             hold_time=self.settings.hold_time,
             identifier=self._local.router_id,
             families=self.settings.offered,
+            enhanced_refresh=True,
             graceful_restart=self._local.restart.capability(
                 self.settings.offered, established_before=self._established_count > 0
             ),
@@ -241,9 +250,20 @@ class Peer:
         self._local.wake()
 
     def refresh(self, session: Session, request: RouteRefresh) -> None:
-        if request.subtype == 0 and session.negotiated and request.family in session.negotiated.families:
-            self._local.rib.refresh(self.name, request.family)
-            self._local.wake()
+        agreed, family, rib = session.negotiated, request.family, self._local.rib
+        if agreed is None or family not in agreed.families:
+            return
+        if request.subtype == 0:
+            rib.refresh(self.name, family)
+        elif not agreed.enhanced_refresh:
+            return  # RFC 7313 section 5: such a message is ignored
+        elif request.subtype == BORR:
+            rib.refresh_begins(self.name, family)
+            self._await_stale(self._local.restart.settings.stale_time, "no end of its route refresh")
+        else:
+            count = rib.refresh_ends(self.name, family)
+            log.info("route refresh received", extra=self._fields(family=NAMES[family], removed=count))
+        self._local.wake()
 
     def sent(self, session: Session, notification: Notification) -> None:
         if session is self._established:

@@ -216,7 +216,16 @@ class Rib:
         """Announce a family to a peer once more, because it asked (RFC 2918)."""
         group = self.peers[name].groups.get(family)
         if group is not None:
-            group.refresh(name)
+            negotiated = self.peers[name].adj_in.negotiated
+            group.refresh(name, enhanced=negotiated is not None and negotiated.enhanced_refresh)
+
+    def refresh_begins(self, name: str, family: Family) -> None:
+        """The peer begins to announce a family once more: what it does not repeat is stale (RFC 7313 section 4)."""
+        self.peers[name].adj_in.mark_stale(family)
+
+    def refresh_ends(self, name: str, family: Family) -> int:
+        """The peer has announced all there is: withdraw what is stale, and return how much it is."""
+        return self.peers[name].adj_in.drop_stale(family)
 
     def end_of_rib_received(self, name: str) -> set[Family]:
         """Return the families whose End-of-RIB has arrived on the present session."""

@@ -177,6 +177,10 @@ class Speaker:
         self.rib.remove_peer(name)
         self._wake()
 
+    def ask_refresh(self, name: str) -> bool:
+        """Ask a peer to announce everything once more; False: it has no session, or cannot. Raises KeyError."""
+        return self._peers[name].ask_refresh()
+
     def set_policies(self, name: str, import_policy: Policy, export_policy: Policy) -> None:
         """Have other policies hold for a peer from now on, without touching its session. Raises KeyError."""
         self.rib.set_policies(name, import_policy, export_policy)
