@@ -172,6 +172,8 @@ class Installer:
         while self._route_jobs < _DEPTH and idle_turns < len(tables):
             self._turn = (self._turn + 1) % len(tables)
             idle_turns = 0 if self._send_routes(tables[self._turn]) else idle_turns + 1
+        if self._released:
+            self.schedule()  # given up by changes that needed no request, after the registry was told
         self._tell()
 
     def _send(self, operations: list[Operation]) -> None:
