@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from benchmarks.fib_lab import PEER_AS, Router, in_turn, packed, peer_address, running
+from benchmarks.fib_lab import PATIENCE, PEER_AS, Router, in_turn, packed, peer_address, running
 from benchmarks.fib_streams import Stream, internet, made, update
 from config.prefix import Family
 from routes import netlink
@@ -153,14 +153,16 @@ def _lose(router: Router, stream: Stream, what: str) -> float:
     router.kernel.wait(stream, there=True)
     lost = router.ns.call(lambda: socket.if_nametoindex("up0"))
     destinations = [prefix[1:].ljust(4, b"\0")[:3] + bytes((host,)) for prefix in stream.sample for host in (1, 77, 99)]
-    deadline = time.perf_counter() + 120
+    deadline = time.perf_counter() + PATIENCE
     both = {lost, router.ns.call(lambda: socket.if_nametoindex("up1"))}
     # Every prefix has two ways when, of many flows over all of the table, about half go each way.
-    while time.perf_counter() < deadline:
+    while True:
         ways = [router.kernel.way(address) for address in destinations]
         share = ways.count(lost) / len(ways)
         if set(ways) == both and 0.45 < share < 0.55:
             break
+        if time.perf_counter() > deadline:
+            raise TimeoutError(f"{router.name} does not spread flows over both peers: {share:.0%} by the first")
         time.sleep(0.2)
     router.settled_cpu()
     pending = [address for address in destinations if router.kernel.way(address) == lost]

@@ -20,7 +20,7 @@ import yaml
 from benchmarks.fib_streams import KEEPALIVE, Stream, open_message
 from config.prefix import FAMILIES, Family
 from routes import netlink
-from routes.messages import AF, RTA_DST, RTMSG, decode_route, match_request, routes_request
+from routes.messages import AF, RTA_DST, RTA_OIF, RTMSG, decode_route, match_request, routes_request
 from tests.frr import Frr
 from tests.netns import Netns, link
 
@@ -76,8 +76,10 @@ class Kernel:
         head = RTMSG.pack(AF[4 if octets == 4 else 6], octets * 8, 0, 0, 0, 0, 0, 0, 0)
         request = head + netlink.attribute(RTA_DST, destination)
         answer = netlink.ask(self._sock, netlink.RTM_GETROUTE, request)
-        route = decode_route(*answer) if answer is not None else None
-        return route.paths[0].ifindex if route is not None and route.paths else 0
+        if answer is None:
+            return 0
+        data, msg = answer
+        return int.from_bytes(netlink.attributes(data, msg.start + 12, msg.end).get(RTA_OIF, b""), sys.byteorder)
 
     def count(self, family: Family, protocol: int) -> int:
         try:
