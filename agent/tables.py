@@ -28,6 +28,10 @@ def status(answer: Answer) -> None:
         for row, reason in enumerate(answer["waitingFor"] or ["starting"]):
             grid.add_row("waiting for" if not row else "", Text(reason, "yellow"))
     grid.add_row("sessions", f"{answer['peers']['established']} of {answer['peers']['configured']} established")
+    store = answer["store"]
+    grid.add_row("store", Text(f"away: {store['problem']}", "red") if store["problem"] else store["url"])
+    if store["lostBlocks"]:
+        grid.add_row("LOST BLOCKS", Text(", ".join(store["lostBlocks"]), "bold red"))
     grid.add_row("blocks", ", ".join(answer["blocks"]) or "none")
     grid.add_row("pods", str(answer["pods"]))
     for family, counts in answer["fib"].items():

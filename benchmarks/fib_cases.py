@@ -23,6 +23,8 @@ from routes.encode import ADD, SEQUENCES, Placement, new_group, new_nexthop, rou
 from routes.messages import RT_SCOPE_UNIVERSE, RTN_UNICAST, LinkEvent, decode
 from tests.netns import Netns, link
 
+_FLOWS = 100
+"""Flows through the lost peer that are looked up until each goes another way: about 1 ms for all."""
 MARTIANS = 100
 """Prefixes of the recorded table that a daemon may refuse."""
 
@@ -166,7 +168,7 @@ def _lose(router: Router, stream: Stream, what: str) -> float:
         time.sleep(0.2)
     router.settled_cpu()
     pending = [address for address in destinations if router.kernel.way(address) == lost]
-    random.Random(2).shuffle(pending)
+    pending = random.Random(2).sample(pending, min(_FLOWS, len(pending)))
     watch = router.ns.call(lambda: netlink.open_socket(groups=(1,)))
     with undisturbed():
         if what == "link cut":

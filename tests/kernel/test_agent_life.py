@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Callable
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.agents import Agent, agents
-from tests.netns import Netns, link
+from tests.netns import WITHOUT_CAPABILITIES, Netns, link
 
 pytestmark = pytest.mark.root
 
@@ -183,9 +182,7 @@ async def test_port_179_taken(pair: Pair) -> None:
 
 
 async def test_no_privileges_is_one_line(pair: Pair) -> None:
-    os.chmod(pair.directory, 0o777)
-    os.chmod(pair.a.directory, 0o777)
-    refusal = await pair.a.refused(wrap=("setpriv", "--reuid", "65534", "--clear-groups", "--no-new-privs"))
+    refusal = await pair.a.refused(wrap=WITHOUT_CAPABILITIES)
     assert refusal == (
         "podroute: the agent needs CAP_NET_BIND_SERVICE, CAP_NET_ADMIN, CAP_SYS_ADMIN "
         "to write routes and wire containers: run it as root"

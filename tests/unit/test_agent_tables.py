@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from agent import tables
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.9, "59 s"), (60, "1 min 0 s"), (3599, "59 min 59 s"), (7320, "2 h 2 min"), (90000, "1 d 1 h")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert tables.duration(seconds) == text
+
+
+def path(**changes: Any) -> dict[str, Any]:
+    plain = {"peer": "tor", "owner": "", "used": True, "nextHop": "10.0.0.1", "asPath": "65001", "localPref": 100}
+    return {**plain, "reason": "", **changes}
+
+
+def test_a_route_shows_every_path_and_why_it_is_not_used(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    lost = path(peer="tor2", used=False, nextHop="10.0.1.1", reason="not best: as path length")
+    route = {"prefix": "192.0.2.0/24", "kernel": "installed", "problem": "", "paths": [path(), lost]}
+    tables.routes([route])
+    header, first, second = capsys.readouterr().out.splitlines()
+    assert header.split() == ["PREFIX", "NEXT", "HOP", "PEER", "PREF", "AS", "PATH", "KERNEL", "WHY"]
+    assert first.split() == ["192.0.2.0/24", "*", "10.0.0.1", "tor", "100", "65001", "installed"]
+    assert second.split() == ["10.0.1.1", "tor2", "100", "65001", "not", "best:", "as", "path", "length"]
+
+
+def test_a_route_that_the_kernel_does_not_hold_says_why(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    tables.routes([{"prefix": "192.0.2.0/24", "kernel": "conflict", "problem": "a static route", "paths": [path()]}])
+    assert capsys.readouterr().out.splitlines()[1].split()[-4:] == ["conflict", "a", "static", "route"]
+
+
+@pytest.mark.parametrize(
+    ("table", "text"),
+    [
+        (tables.peers, "no peers are configured"),
+        (tables.routes, "no routes"),
+        (tables.blocks, "this node owns no block"),
+        (tables.pods, "no pods"),
+    ],
+)
+def test_nothing_is_said_in_words(table: Any, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    table([])
+    assert capsys.readouterr().out == text + "\n"
