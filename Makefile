@@ -4,7 +4,7 @@ VENV := .venv/bin
 export PYTHONDONTWRITEBYTECODE := 1
 export PATH := $(CURDIR)/$(VENV):$(PATH)
 
-.PHONY: help demo lab-down test unit lab lint format setup setup-tests venv lock clean
+.PHONY: bench-cni help demo lab-down test unit lab lint format setup setup-tests venv lock clean
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
@@ -22,6 +22,9 @@ unit: venv  ## the tests that need no root; seconds
 
 lab: setup-tests  ## the tests that build networks: kernel and real routers
 	@python -m pytest tests/kernel tests/interop tests/runtime
+
+bench-cni: setup-tests  ## the CNI plugin beside Debian's ptp and bridge; about three minutes
+	@python -m benchmarks.cni
 
 lint: venv  ## ruff, mypy --strict, import contracts
 	@ruff check --quiet . && ruff format --quiet --check . && mypy && lint-imports --no-logo
