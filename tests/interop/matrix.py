@@ -38,7 +38,7 @@ class Matrix:
 PAGE = """\
 # Interoperability
 
-Written by `make interop`; not to be edited. Each `yes` was seen in `tests/interop/`: what podroute sends is read out of the
-router's own JSON or CLI, what the router sends out of podroute's tables.
+Written by `make interop`; not to be edited. Each `yes` was seen in `tests/interop/`: what podroute sends is read out of
+the router's own JSON or CLI, what the router sends out of podroute's tables.
 
 """

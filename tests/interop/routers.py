@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -32,6 +32,7 @@ class Setup:
     hold_time: int = 9
     old: bool = False
     """The router speaks 2-octet AS numbers only."""
+    node_as: int = NODE_AS
     routes: Sequence[str] = ()
     """What it announces, with the attributes of ``ATTRIBUTES``."""
 
@@ -42,10 +43,6 @@ class Setup:
     @property
     def local(self) -> str:
         return ROUTER6 if self.six else ROUTER4
-
-    @property
-    def remote_as(self) -> int:
-        return AS_TRANS if self.old else NODE_AS
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -100,7 +97,7 @@ class FrrRouter:
         keepalive = setup.hold_time // 3
         lines = [f"router bgp {ROUTER_AS}", " bgp router-id 10.0.0.1", " no bgp ebgp-requires-policy"]
         lines += [" no bgp network import-check", " no bgp default ipv4-unicast"]
-        lines += [f" neighbor {node} remote-as {setup.remote_as}", f" neighbor {node} timers connect 1"]
+        lines += [f" neighbor {node} remote-as {setup.node_as}", f" neighbor {node} timers connect 1"]
         lines.append(f" neighbor {node} timers {keepalive} {setup.hold_time}")
         lines += [f" neighbor {node} passive"] if setup.passive else []
         lines += [f" neighbor {node} password {setup.password}"] if setup.password else []
@@ -162,20 +159,23 @@ class BirdRouter:
             parts.append(f"protocol static {family}_static {{ {family};{routes} }}")
         community, large = COMMUNITY.replace(":", ","), LARGE.replace(":", ",")
         parts.append(
-            f"filter out {{ if source != RTS_STATIC then reject; bgp_med = {MED};"
+            f"filter announce {{ if source != RTS_STATIC then reject; bgp_med = {MED};"
             f" bgp_community.add(({community})); bgp_large_community.add(({large})); accept; }}"
         )
-        channels = "".join(f" {family} {{ import all; export filter out; }};" for family in setup.families)
+        channels = "".join(f" {family} {{ import all; export filter announce; }};" for family in setup.families)
         password = f'password "{setup.password}"; ' if setup.password else ""
         parts.append(
-            f"protocol bgp node {{ local {setup.local} as {ROUTER_AS}; neighbor {setup.node} as {setup.remote_as};"
+            f"protocol bgp node {{ local {setup.local} as {ROUTER_AS}; neighbor {setup.node} as {setup.node_as};"
             f" direct; hold time {setup.hold_time}; passive {_yes(setup.passive)}; enable as4 {_yes(not setup.old)};"
             f" connect delay time 1; connect retry time 1; error wait time 1, 1; {password}{channels} }}"
         )
         self._bird = Bird(ns, "\n".join(parts))
 
     def path(self, prefix: str) -> Seen | None:
-        said = self._bird.birdc(f"show route for {prefix} protocol node all")
+        try:
+            said = self._bird.birdc(f"show route {prefix} protocol node all")
+        except AssertionError:  # "Network not found" has an exit status of its own
+            return None
         if prefix not in said:
             return None
         values = dict(re.findall(r"BGP\.(\w+): ?(.*)", said))
@@ -216,15 +216,18 @@ class GobgpRouter:
         self.setup = setup
         families = "".join(
             f'\n[[neighbors.afi-safis]]\n[neighbors.afi-safis.config]\nafi-safi-name = "{family}-unicast"'
+            "\n[neighbors.afi-safis.mp-graceful-restart.config]\nenabled = true"
             for family in setup.families
         )
         password = f'\nauth-password = "{setup.password}"' if setup.password else ""
         self._gobgp = Gobgp(
             ns,
             f'[global.config]\nas = {ROUTER_AS}\nrouter-id = "10.0.0.1"\n'
-            f'[[neighbors]]\n[neighbors.config]\nneighbor-address = "{setup.node}"\npeer-as = {setup.remote_as}{password}\n'
+            f'[[neighbors]]\n[neighbors.config]\nneighbor-address = "{setup.node}"\n'
+            f"peer-as = {setup.node_as}{password}\n"
             f'[neighbors.transport.config]\nlocal-address = "{setup.local}"\n'
             f"passive-mode = {str(setup.passive).lower()}\n"
+            "[neighbors.graceful-restart.config]\nenabled = true\nrestart-time = 60\n"  # without it no End-of-RIB
             f"[neighbors.timers.config]\nconnect-retry = 1\nidle-hold-time-after-reset = 1\n"
             f"hold-time = {setup.hold_time}\nkeepalive-interval = {setup.hold_time // 3}{families}",
         )
@@ -286,7 +289,7 @@ class GobgpRouter:
         self._gobgp.close()
 
 
-ROUTERS = {"FRR": FrrRouter, "BIRD": BirdRouter, "GoBGP": GobgpRouter}
+ROUTERS: dict[str, Callable[[Netns, Setup], Router]] = {"FRR": FrrRouter, "BIRD": BirdRouter, "GoBGP": GobgpRouter}
 
 
 def _yes(value: bool) -> str:
