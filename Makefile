@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(VENV):$(PATH)
 
 CONFORMANCE := docs/conformance-bgp
 
-.PHONY: conformance fuzz help demo lab-down test unit lab lint format setup setup-tests venv lock clean
+.PHONY: conformance fuzz bench-fib help demo lab-down test unit lab lint format setup setup-tests venv lock clean
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
@@ -24,6 +24,9 @@ unit: venv  ## the tests that need no root; seconds
 
 lab: setup-tests  ## the tests that build networks: kernel and real routers
 	@python -m pytest tests/kernel tests/interop tests/runtime
+
+bench-fib: setup  ## routes into the kernel: podroute, BIRD and FRR side by side (QUICK=1: small tables)
+	@python -m benchmarks.fib $(if $(QUICK),--quick)
 
 conformance: setup  ## the BGP conformance suite at podroute, FRR, BIRD and GoBGP, into docs/conformance-bgp.md; minutes
 	@python -m tests.conformance.bgp.compare --page $(CONFORMANCE).md --json $(CONFORMANCE).json
