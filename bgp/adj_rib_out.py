@@ -19,13 +19,8 @@ from bgp.attributes import NO_ADVERTISE, NO_EXPORT, NO_EXPORT_SUBCONFED
 from bgp.messages import BORR, EORR
 from bgp.paths import Path, Peer
 from bgp.policy import Changes, ExportPolicy, Policy, Source, Verdict
-<<<<<<< HEAD
-from bgp.table import Table
-from bgp.update import Announcement, announcements, encode_end_of_rib, encode_refresh_marker, fits, room, withdrawals
-=======
 from bgp.table import MASK, Table
-from bgp.update import Announcement, announcements, encode_end_of_rib, fits, room, withdrawals
->>>>>>> bgp-speed
+from bgp.update import Announcement, announcements, encode_end_of_rib, encode_refresh_marker, fits, room, withdrawals
 from config.prefix import Family
 
 _SLICE = 5000
