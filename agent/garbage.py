@@ -14,8 +14,8 @@ import time
 _YOUNG, _MIDDLE, _NEVER = 10_000, 10, 1 << 30
 """New objects per collection of the young ones, such collections per one of the middle generation (some ms)."""
 
-LIMIT = 200_000
-"""Objects of the oldest generation, or entries of its dicts, that are walked over in one go; some 25 ms."""
+LIMIT = 60_000
+"""Objects of the oldest generation, or entries of its dicts, that are walked over in one go; some 10 ms."""
 
 _INTERVAL = 10.0
 

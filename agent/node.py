@@ -14,20 +14,27 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from agent.addresses import IpamAddresses
+from agent.advertising import Advertising
 from agent.errors import StartError
 from agent.leftovers import LeftoverSweep
 from agent.notify import notify
-from agent.peering import peer_settings
-from agent.pods import LIMITED, NOT_READY, PodHooks
+from agent.peering import peer_settings, restart_settings
+from agent.pods import PodHooks
+from agent.reload import CONFIGURATION, Plan, apply, plan, restore
+from agent.stopping import Mode, take_leave
+from bgp.messages import Notification
 from bgp.settings import PeerSettings
 from bgp.speaker import Speaker
-from bgp.status import SessionChange
+from bgp.status import SessionChange, SpeakerError
+from cni import masquerade
 from cni.commands import notes_directory
+from cni.errors import Code
 from cni.podnet import PodNetwork
 from cni.server import CniServer
 from config.check import overlaps_with_subnets
 from config.kernel import POD_METRIC, ROUTE_PROTOCOL
-from config.model import Config
+from config.load import load
+from config.model import DEFAULT_PATH, Config
 from config.nexthop import NextHops
 from config.prefix import NAMES, Family, text
 from ipam.records import Block
@@ -42,19 +49,23 @@ from routes.table import Result, State
 log = logging.getLogger("podroute.agent")
 
 STATE_FILE = "routes.json"
-CONFIGURATION = "configuration"
-"""Owner of the prefixes that the file's ``advertise`` lists."""
 
 
 class Node:
     """Runs a node from its configuration. ``run`` is the whole life; the parts are public for the API to read."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, path: str = DEFAULT_PATH) -> None:
         self.config = config
+        self.path = path
+        """Where ``config`` came from, and ``reload`` looks."""
         self.started_at = time.time()
         self.state = "starting"
         self._peers = {name: peer_settings(config, name, peer) for name, peer in config.peers_here().items()}
-        self._was_advertised = False
+        self.stop_mode: Mode = "graceful"
+        """How the agent is being stopped."""
+        self._farewell: Notification | None = None
+        self._reloading = asyncio.Lock()
+        self._started = asyncio.Event()
         self._ending = asyncio.Event()
         self._failure: BaseException | None = None
         state = Path(config.state_dir)
@@ -78,40 +89,57 @@ class Node:
             listen=config.bgp.listen_addresses,
             max_paths=config.bgp.max_paths,
             hostname=config.node.name,
+            restart=restart_settings(config.bgp.graceful_restart),
             on_failure=self._failed,
         )
-        self.sweep = LeftoverSweep(self.speaker, self.fib, self._peers)
+        self.sweep = LeftoverSweep(
+            self.speaker, self.fib, self._peers, patience=config.bgp.graceful_restart.restart_time
+        )
+        self.advertising = Advertising(
+            self.speaker,
+            self.ipam.blocks,
+            wait=config.cni.wait_advertised,
+            not_ready_after=config.cni.not_ready_seconds,
+        )
         self.cni = CniServer(
             Path(config.cni.socket),
             IpamAddresses(self.ipam),
-            PodHooks(self.fib, uplinks=[peer.address for peer in self._peers.values()], ready=self.ready),
+            PodHooks(
+                self.fib,
+                self.advertising,
+                uplinks=[peer.address for peer in self._peers.values()],
+                ready=self.ready,
+            ),
             notes=notes_directory(config.state_dir),
             network=PodNetwork(
                 mtu=config.cni.mtu if isinstance(config.cni.mtu, int) else None,
                 protocol=ROUTE_PROTOCOL,
                 metric=POD_METRIC,
+                forwarding=config.cni.forwarding,
             ),
         )
 
     @property
     def running(self) -> bool:
-        return self.state == "running"
+        return self.state in ("running", "draining")
 
-    def stop(self) -> None:
-        """Have ``run`` end."""
-        self._ending.set()
+    def stop(self, mode: Mode | None = None) -> None:
+        """Have ``run`` end, as ``mode`` says; None: as configured."""
+        if not self._ending.is_set():
+            self.stop_mode = mode or self.config.on_stop.mode
+            self._ending.set()
 
     async def run(self) -> None:
         """Start, work until ``stop`` is called, and end. Raises the rooms' errors, and StartError."""
         async with AsyncExitStack() as stack:
             await self._start(stack)
             self.state = "running"
+            self._started.set()
             notify("READY=1")
             log.info("running", extra={"fields": {"node": self.config.node.name, "as": self.config.node.asn}})
             await self._ending.wait()
-            self.state = "stopping"
             notify("STOPPING=1")
-            log.info("stopping: routes and pods stay as they are")
+            await self._take_leave()
         log.info("stopped")
         if self._failure is not None:
             raise self._failure
@@ -122,11 +150,12 @@ class Node:
         stack.callback(self.monitor.stop)
         self._check_pools()
         self._set_sysctls()
+        await self._masquerade()
         await self.resolver.start()
         self.monitor.subscribe(self._kernel_event, lambda: self.speaker.next_hops_changed(()))
         stack.push_async_callback(self.resolver.stop)
         await self.fib.start(peers=self._peers)
-        stack.push_async_callback(self.fib.stop, keep=True)
+        stack.push_async_callback(self._stop_fib)
         await self.ipam.start()
         stack.push_async_callback(self.ipam.stop)
         stack.push_async_callback(self.cni.stop)  # before its start: it also clears up a start that failed
@@ -136,10 +165,56 @@ class Node:
             self.speaker.originate(family, prefix, owner=CONFIGURATION, source="configured")
         for settings in self._peers.values():
             self.speaker.add_peer(settings)
-        await self.speaker.start()
-        stack.push_async_callback(self.speaker.stop, notification=None)
+        await self.speaker.start(retained=self.fib.retained)
+        stack.push_async_callback(self._stop_speaker)
+        self.advertising.start()
+        stack.push_async_callback(self.advertising.stop)
         self.sweep.start()
         stack.push_async_callback(self.sweep.stop)
+
+    async def reload(self, *, dry_run: bool) -> Plan:
+        """Change over to what the file says now, all of it or nothing; ``dry_run``: only say what that would be.
+
+        Raises ConfigError, RestartNeededError or SpeakerError; the configuration so far then holds on.
+        """
+        async with self._reloading:
+            new = await asyncio.to_thread(load, self.path)
+            peers = {name: peer_settings(new, name, peer) for name, peer in new.peers_here().items()}
+            old, before = self.config, self._peers
+            steps = plan(old, new, before, peers)
+            if not dry_run:
+                try:
+                    await apply(steps, self.speaker, old, new, peers)
+                except SpeakerError:
+                    await restore(steps, self.speaker, old, new, before)
+                    raise
+                self.config, self._peers = new, peers
+                log.info("configuration reloaded", extra={"fields": steps.as_json()})
+            return steps
+
+    async def _take_leave(self) -> None:
+        mode = self.stop_mode
+        log.info("stopping", extra={"fields": {"mode": mode}})
+        if mode != "graceful":
+            self.state = "draining"
+            self._farewell = await take_leave(self.speaker, mode, self.config.on_stop.drain_time)
+        self.state = "stopping"
+
+    async def _stop_speaker(self) -> None:
+        await self.speaker.stop(notification=self._farewell)
+
+    async def _stop_fib(self) -> None:
+        await self.fib.stop(keep=self.stop_mode != "purge")
+
+    async def _masquerade(self) -> None:
+        """Set masquerade up or remove it, as configured; where it is off, a node without nft is fine."""
+        pools = self.config.pools.values() if self.config.cni.masquerade else ()
+        try:
+            await asyncio.to_thread(masquerade.apply, [(pool.family, pool.prefix) for pool in pools])
+        except masquerade.MasqueradeError as error:
+            if self.config.cni.masquerade:
+                raise StartError(str(error)) from error
+            log.warning("an earlier run's masquerade may be left", extra={"fields": {"error": str(error)}})
 
     def waiting_for(self) -> list[str]:
         """Return what keeps this node from having converged, one line each; empty: it has.
@@ -152,15 +227,15 @@ class Node:
         waiting = list(self.speaker.converged().waiting_for)
         if not self.fib.idle:
             waiting.append(f"the kernel to take {self.fib.backlog} route changes")
-        if not waiting:
-            self._was_advertised = True
         return waiting
 
     async def wait_converged(self, timeout: float) -> list[str]:  # noqa: ASYNC109
         """Wait up to ``timeout`` seconds until the node has converged; return what it still waits for then."""
         try:
             async with asyncio.timeout(timeout):
-                while self.waiting_for():
+                # What has not started or is ending waits for nothing below, and would be asked without a pause.
+                await self._started.wait()
+                while self.state == "running" and self.waiting_for():
                     await self.speaker.wait_converged()
                     await self.fib.drained()
         except TimeoutError:
@@ -170,10 +245,10 @@ class Node:
     def ready(self) -> tuple[int, str] | None:
         """Return None where containers can be added, else CNI's STATUS code and why."""
         if self.state != "running":
-            return NOT_READY, f"the agent is {self.state}"
-        if not self._was_advertised and (waiting := self.waiting_for()):
-            return LIMITED, f"this node's blocks are not advertised yet: {'; '.join(waiting)}"
-        return None
+            return Code.NOT_AVAILABLE, f"the agent is {self.state}"
+        if not self.ipam.blocks() and (problem := self.ipam.store().problem):
+            return Code.NOT_AVAILABLE, f"this node has no block of addresses yet: {problem}"
+        return self.advertising.trouble()
 
     def uplinks(self) -> set[str]:
         """Return the interfaces towards peers."""
@@ -209,7 +284,7 @@ class Node:
             self.fib.update(family, changes)
 
     def _session_changed(self, change: SessionChange) -> None:
-        if not change.up and self.state != "stopping":
+        if not change.up and not change.retained and self.state != "stopping":
             self.fib.peer_lost(change.peer)
 
     def _fib_results(self, results: list[Result]) -> None:

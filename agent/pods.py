@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from agent.advertising import Advertising
 from cni.hooks import Assignment, Handle
 from routes.fib import Fib
-
-NOT_READY = 50
-"""CNI 1.1.0 STATUS: the plugin is not available."""
-LIMITED = 51
-"""CNI 1.1.0 STATUS: not available, and existing containers may have limited connectivity."""
 
 
 class PodHooks:
     """Implements ``cni.hooks.Hooks``: pods' host routes become part of what the Fib keeps true."""
 
-    def __init__(self, fib: Fib, *, uplinks: Sequence[str], ready: Callable[[], tuple[int, str] | None]) -> None:
+    def __init__(
+        self,
+        fib: Fib,
+        advertising: Advertising,
+        *,
+        uplinks: Sequence[str],
+        ready: Callable[[], tuple[int, str] | None],
+    ) -> None:
         self._fib = fib
+        self._advertising = advertising
         self._uplinks = tuple(uplinks)
         self._ready = ready
 
@@ -30,6 +34,9 @@ class PodHooks:
     async def pod_removed(self, handle: Handle, assignments: Sequence[Assignment], host_ifname: str) -> None:
         for assignment in assignments:
             self._fib.forget_pod(assignment.family, assignment.prefix)
+
+    async def advertised(self, assignments: Sequence[Assignment]) -> None:
+        await self._advertising.wait(assignments)
 
     def ready(self) -> tuple[int, str] | None:
         return self._ready()

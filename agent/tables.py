@@ -28,6 +28,10 @@ def status(answer: Answer) -> None:
         for row, reason in enumerate(answer["waitingFor"] or ["starting"]):
             grid.add_row("waiting for" if not row else "", Text(reason, "yellow"))
     grid.add_row("sessions", f"{answer['peers']['established']} of {answer['peers']['configured']} established")
+    store = answer["store"]
+    grid.add_row("store", Text(f"away: {store['problem']}", "red") if store["problem"] else store["url"])
+    if store["lostBlocks"]:
+        grid.add_row("LOST BLOCKS", Text(", ".join(store["lostBlocks"]), "bold red"))
     grid.add_row("blocks", ", ".join(answer["blocks"]) or "none")
     grid.add_row("pods", str(answer["pods"]))
     for family, counts in answer["fib"].items():
@@ -51,6 +55,23 @@ def peers(answer: Iterable[Answer]) -> None:
             table.add_row(*first, *cells)
             first, why = [""] * 5, ""
     _print(table, "no peers are configured")
+
+
+def reloaded(answer: Answer) -> None:
+    """What a reload did, or would do, a line each."""
+    texts = {
+        "resets": "session resets",
+        "added": "peer begins",
+        "removed": "peer ends",
+        "policies": "policies change",
+        "advertised": "is advertised",
+        "withdrawn": "is withdrawn",
+    }
+    lines = [f"{name}: {what}" for key, what in texts.items() for name in answer[key]]
+    console = Console()
+    console.print("reloaded" if answer["applied"] else "would change (nothing is done)")
+    for line in lines or ["nothing changes"]:
+        console.print(f"  {line}", highlight=False)
 
 
 def routes(answer: Iterable[Answer]) -> None:

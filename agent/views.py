@@ -15,6 +15,7 @@ from typing import Any
 from agent.node import Node
 from bgp.inspection import Route
 from bgp.status import NotificationRecord, PeerStatus
+from cni import hooks
 from config import prefix
 from config.check import overlaps_with_subnets
 from config.prefix import FAMILIES, NAMES, Family
@@ -51,11 +52,22 @@ async def status(node: Node) -> Json:
             "established": sum(peer.uptime is not None for peer in peers),
             "refusedConnections": node.speaker.refused,
         },
+        "store": _store(node),
         "blocks": [prefix.text(block.family, block.prefix) for block in node.ipam.blocks()],
         "pods": len(await node.ipam.attachments()),
         "fib": {NAMES[family]: _fib_counts(node, family) for family in FAMILIES},
         "repairs": dict(node.fib.counters) if node.running else {},
         "findings": await _findings(node),
+    }
+
+
+def _store(node: Node) -> Json:
+    store = node.ipam.store()
+    return {
+        "url": store.url,
+        "state": "away" if store.problem else "connected",
+        "problem": store.problem or None,
+        "lostBlocks": [prefix.text(lost.family, lost.prefix) for lost in node.ipam.lost()],
     }
 
 
@@ -89,6 +101,8 @@ async def pods(node: Node) -> list[Json]:
     found = []
     for attachment in await node.ipam.attachments():
         attributes = attachment.attributes
+        if attributes.get("reserved") or node.cni.deletes(hooks.Handle(*attachment.handle)):
+            continue
         arguments = attributes.get("args") or {}
         names = [arguments.get("K8S_POD_NAMESPACE"), arguments.get("K8S_POD_NAME")]
         found.append(
@@ -194,6 +208,7 @@ def _peer(peer: PeerStatus) -> Json:
                 "endOfRib": status.end_of_rib,
                 "received": status.received,
                 "accepted": status.accepted,
+                "stale": status.stale,
                 "advertised": status.advertised,
                 "problem": status.problem,
             }

@@ -131,6 +131,11 @@ def withdrawals(family: Family, prefixes: Iterable[bytes], limit: int) -> list[b
     return messages
 
 
+def encode_refresh_marker(family: Family, subtype: int) -> bytes:
+    """Return a framed ROUTE-REFRESH that begins (1, BoRR) or ends (2, EoRR) what answers one (RFC 7313 section 3.2)."""
+    return frame(MessageType.ROUTE_REFRESH, pack("!HBB", AFI[family], subtype, UNICAST))
+
+
 class Announcement(NamedTuple):
     """Prefixes that share everything but the next hop, cut to fit: what sessions of one kind have in common."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from itertools import combinations
@@ -12,6 +13,7 @@ from config.password import read_password
 from config.policy import Policy, Rule
 from config.prefix import NAMES, Family
 from config.problems import Location, Problem
+from config.store import Store
 from config.values import address_with_device
 
 # Not for containers, and why (IANA special-purpose address registries)
@@ -34,6 +36,7 @@ def check(config: Config) -> Iterator[Problem]:
     yield from _advertise(config)
     yield from _peers(config)
     yield from _paths(config)
+    yield from _store(config.store)
 
 
 def warnings(config: Config) -> Iterator[Problem]:
@@ -203,6 +206,30 @@ def _paths(config: Config) -> Iterator[Problem]:
     if config.cni.mtu != "auto" and config.cni.mtu < 1280 and has_ipv6:
         text = f"is {config.cni.mtu}, must be 1280 or more with an IPv6 pool (RFC 8200 section 5)"
         yield Problem(("cni", "mtu"), text)
+
+
+def _store(store: Store) -> Iterator[Problem]:
+    at: Location = ("store",)
+    extras = ("tls", "ca", "certificate", "key", "user", "passwordFile")
+    if store.place.scheme == "sqlite":
+        if store.model_fields_set - {"url"}:
+            yield Problem(at, f"is a SQLite file with one of {', '.join(extras)}, must be its URL alone")
+        return
+    for one, other, first, second in (
+        ("certificate", "key", store.certificate, store.key),
+        ("user", "passwordFile", store.user, store.password_file),
+    ):
+        if (first is None) != (second is None):
+            given, lacking = (one, other) if second is None else (other, one)
+            yield Problem((*at, lacking), f"is missing, must be given together with {given}")
+    for key, path in (("ca", store.ca), ("certificate", store.certificate), ("key", store.key)):
+        if path is not None and not os.path.isfile(path):
+            yield Problem((*at, key), f'is "{path}", which is no file, must be a PEM file')
+    if store.password_file is not None:
+        try:
+            read_password(store.password_file)
+        except ValueError as error:
+            yield Problem((*at, "passwordFile"), str(error))
 
 
 def _may_both_apply(one: dict[str, str], other: dict[str, str]) -> bool:

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from config import prefix
 from config.policy import ACCEPT, REJECT, Policy, PolicyOrAction, Section
 from config.prefix import BY_NAME, Family
+from config.store import Store, StoreOrUrl
 from config.values import (
     AbsolutePath,
     AsNumber,
@@ -24,11 +25,11 @@ from config.values import (
     Mtu,
     Name,
     NodeName,
+    Patience,
     PeerAddress,
     Prefix,
     RouterId,
     SocketPath,
-    StoreUrl,
     address_with_device,
     matches,
     parse_listen,
@@ -126,6 +127,15 @@ class Peer(Section):
         return value
 
 
+class GracefulRestart(Section):
+    """Restarts of this node and of its peers that interrupt no traffic (RFC 4724, RFC 8538)."""
+
+    enabled: bool = Field(default=True, description="true or false")
+    restart_time: int = Field(default=120, ge=1, le=4095, description="1 to 4095 seconds")
+    stale_time: int = Field(default=360, ge=1, le=86400, description="1 to 86400 seconds")
+    deferral_time: int = Field(default=60, ge=1, le=3600, description="1 to 3600 seconds")
+
+
 class Bgp(Section):
     listen: list[Listen] = Field(
         default=["0.0.0.0:179", "[::]:179"],
@@ -134,6 +144,9 @@ class Bgp(Section):
     hold_time: HoldTime = Field(default=HOLD_TIME, description=_HOLD)
     connect_retry: int = Field(default=CONNECT_RETRY, ge=1, le=3600, description=_RETRY)
     max_paths: int = Field(default=64, ge=1, le=256, description="1 (no multipath) to 256 next hops")
+    graceful_restart: GracefulRestart = Field(
+        default=GracefulRestart(), description="a mapping of enabled, restartTime, staleTime and deferralTime"
+    )
 
     @property
     def listen_addresses(self) -> list[tuple[str, int]]:
@@ -148,12 +161,35 @@ class Routes(Section):
 class Cni(Section):
     socket: SocketPath = Field(default="/run/podroute/cni.sock", description="the path of a Unix socket")
     mtu: Mtu = Field(default="auto", description="auto or 576 to 65535 octets")
+    forwarding: bool = Field(default=False, description="true (containers forward what is not for them) or false")
+    masquerade: bool = Field(
+        default=False, description="true (what leaves the pools gets the node's address) or false (no NAT)"
+    )
+    wait_advertised: float = Field(
+        default=2.0, ge=0, le=30, description="0 to 30 seconds that ADD waits until a new block is advertised"
+    )
+    not_ready_after: Patience = Field(
+        default="never",
+        description="never, or 0 to 86400 seconds without advertisement after which STATUS says 51",
+    )
     bin_dir: AbsolutePath = Field(default="/opt/cni/bin", description="an absolute path")
     conf_dir: AbsolutePath = Field(default="/etc/cni/net.d", description="an absolute path")
+
+    @property
+    def not_ready_seconds(self) -> int | None:
+        """``notReadyAfter`` in seconds, None for never."""
+        return None if self.not_ready_after == "never" else self.not_ready_after
 
 
 class Api(Section):
     socket: SocketPath = Field(default="/run/podroute/api.sock", description="the path of a Unix socket")
+
+
+class OnStop(Section):
+    """What SIGTERM does, and `podroute stop` without a mode."""
+
+    mode: Literal["graceful", "drain", "purge"] = Field(default="graceful", description="graceful, drain or purge")
+    drain_time: int = Field(default=10, ge=0, le=3600, description="0 to 3600 seconds")
 
 
 class Log(Section):
@@ -169,17 +205,19 @@ class Config(Section):
     api_version: Literal["podroute/v1"] = Field(description="podroute/v1")
     node: Node = Field(description="a mapping of name, as, routerId and labels")
     state_dir: AbsolutePath = Field(default="/var/lib/podroute", description="an absolute path")
-    store: StoreUrl = Field(
-        default="sqlite:///var/lib/podroute/store.db", description='"sqlite:///absolute/path/of/store.db"'
+    store: StoreOrUrl = Field(
+        default=Store(url="sqlite:///var/lib/podroute/store.db"),
+        description="the URL of a store, or a mapping of url, tls, ca, certificate, key, user and passwordFile",
     )
     pools: dict[Name, Pool] = Field(default={}, description="a mapping of pools by name")
     advertise: list[Prefix] = Field(default=[], description='a list of prefixes such as ["192.0.2.1/32"]')
-    bgp: Bgp = Field(default=Bgp(), description="a mapping of listen, holdTime, connectRetry and maxPaths")
+    bgp: Bgp = Field(default=Bgp(), description="a mapping such as {listen: [], holdTime: 90}")
     peers: dict[Name, Peer] = Field(default={}, description="a mapping of peers by name")
     routes: Routes = Field(default=Routes(), description="a mapping of table and metric")
-    cni: Cni = Field(default=Cni(), description="a mapping of socket, mtu, binDir and confDir")
+    cni: Cni = Field(default=Cni(), description="a mapping of socket, mtu, binDir, confDir and so on")
     api: Api = Field(default=Api(), description="a mapping with socket")
     log: Log = Field(default=Log(), description="a mapping of level and format")
+    on_stop: OnStop = Field(default=OnStop(), description="a mapping of mode and drainTime")
 
     @property
     def advertised(self) -> list[tuple[Family, bytes]]:

@@ -25,6 +25,11 @@ def effective(config: Config) -> dict[str, Any]:
             )
         if peer.password_file is not None:
             shown["passwordFile"] = REDACTED
+    if config.store.password_file is not None:
+        data["store"]["passwordFile"] = REDACTED
+    # As short as it can be written
+    store = {key: value for key, value in data["store"].items() if value not in (None, False)}
+    data["store"] = store if len(store) > 1 else config.store.url
     return data
 
 

@@ -67,14 +67,6 @@ def parse_listen(text: str) -> tuple[str, int]:
     return str(host), int(match["port"])
 
 
-def parse_store(url: str) -> str:
-    """Return the file of ``sqlite:///absolute/path``; ValueError for anything else."""
-    scheme, separator, path = url.partition("://")
-    if scheme != "sqlite" or not separator or not path.startswith("/") or not path.strip("/") or path.endswith("/"):
-        raise ValueError(f"{url!r} is not sqlite:///absolute/path")
-    return "/" + path.lstrip("/")
-
-
 def parse_community(text: str) -> tuple[int, ...]:
     """Return two integers for a community (RFC 1997), three for a large one (RFC 8092); else ValueError."""
     if text in WELL_KNOWN_COMMUNITIES:
@@ -154,13 +146,6 @@ def _listen(value: Any) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _store(value: Any) -> str:
-    try:
-        return "sqlite://" + parse_store(value)
-    except (ValueError, AttributeError):
-        raise wrong(value, '"sqlite:///absolute/path/of/store.db"') from None
-
-
 def _community(value: Any) -> str:
     try:
         parse_community(value)
@@ -182,6 +167,12 @@ def _socket(value: Any) -> str:
     if len(path.encode()) > MAX_SOCKET_PATH or path.endswith("/"):
         raise wrong(value, f"the path of a Unix socket, of at most {MAX_SOCKET_PATH} octets")
     return path
+
+
+def _patience(value: Any) -> Any:
+    if value == "never" or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 86400):
+        return value
+    raise wrong(value, "never, or 0 to 86400 seconds without advertisement after which STATUS says 51")
 
 
 def _mtu(value: Any) -> Any:
@@ -219,8 +210,8 @@ HoldTime = Annotated[int, Field(ge=0, le=65535), AfterValidator(_hold_time)]
 Prefix = Annotated[str, BeforeValidator(_prefix)]
 PeerAddress = Annotated[str, BeforeValidator(_peer_address)]
 Listen = Annotated[str, BeforeValidator(_listen)]
-StoreUrl = Annotated[str, BeforeValidator(_store)]
 Community = Annotated[str, BeforeValidator(_community)]
 AbsolutePath = Annotated[str, BeforeValidator(_path)]
 SocketPath = Annotated[str, BeforeValidator(_socket)]
 Mtu = Annotated[int | Literal["auto"], BeforeValidator(_mtu)]
+Patience = Annotated[int | Literal["never"], BeforeValidator(_patience)]

@@ -15,7 +15,7 @@ from ipam.errors import AddressInUseError, NameTakenError, PoolConflictError
 from ipam.identity import Identity
 from ipam.pool import Pool, overlap, span
 from ipam.records import Block, NodeRecord
-from ipam.store import Condition, Entry, Put, Quiet, Range, Store, Unchanged, Write
+from ipam.store import Condition, Delete, Entry, Put, Quiet, Range, Store, Unchanged, Write
 
 _PAGE = 256
 """Block records read at a time in search of a gap."""
@@ -36,15 +36,20 @@ class Claims:
         self._next: dict[str, int] = {}
         """Where to look in a pool next: behind the block of ours that was granted last."""
 
-    async def register(self, record: NodeRecord) -> None:
-        """Write this node's record. Raises NameTakenError where another node has the name."""
+    async def register(self, record: NodeRecord, lease: int) -> None:
+        """Write this node's record, and that it lives as long as a lease.
+
+        Raises NameTakenError where another node has the name.
+        """
         key = records.node_key(self._me.name)
         while True:
             entry = await self._store.get(key)
             if entry is not None:
                 self._check_name(records.decode_node(entry))
             before = 0 if entry is None else entry.modified
-            outcome = await self._store.transact([Unchanged(key, before)], [Put(key, records.encode_node(record))])
+            live = Put(records.live_key(self._me.name), self._me.uuid.encode(), lease)
+            writes = [Put(key, records.encode_node(record)), live]
+            outcome = await self._store.transact([Unchanged(key, before)], writes)
             if outcome.committed:
                 self._node_revision = outcome.revision
                 return
@@ -138,6 +143,14 @@ class Claims:
         while not search.see(entries):
             entries = (await self._store.list(search.window())).entries
         return search.candidate is None or search.place != before
+
+    async def give_back(self, block: Block) -> None:
+        """Delete the record of a block that is ours and that nobody uses."""
+        key = records.block_key(block.family, block.prefix)
+        entry = await self._store.get(key)
+        if entry is not None and records.decode_block(entry).uuid == self._me.uuid:
+            await self._store.transact([Unchanged(key, entry.modified)], [Delete(key)])
+        self._mine.discard(key)
 
     async def claim_exactly(self, pool: Pool, index: int) -> Block:
         """Claim one certain block. Raises AddressInUseError where another node has it or a part of it."""

@@ -84,6 +84,19 @@ class StoreUnavailableError(StoreError):
     retry = True
 
 
+class StoreDeniedError(StoreError):
+    """The shared store does not let us in."""
+
+    code = "store-denied"
+
+
+class LeaseExpiredError(StoreError):
+    """A record was to be bound to a lease that has ended."""
+
+    code = "lease-expired"
+    retry = True
+
+
 class LedgerError(DatabaseError):
     """The node's own ledger cannot be read or written."""
 

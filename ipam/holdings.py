@@ -56,6 +56,17 @@ class Holdings:
         self.blocks[block.family, block.prefix] = held
         self._note(held)
 
+    def refresh(self, block: Block) -> None:
+        """Take the store's record of a block in place of the one that is here."""
+        held = self.blocks[block.family, block.prefix]._replace(block=block)
+        self.blocks[block.family, block.prefix] = held
+        self._note(held)
+
+    def remove(self, key: Key) -> Held:
+        held = self.blocks.pop(key)
+        self._with_space.get(held.block.pool, {}).pop(held.block.prefix, None)
+        return held
+
     def serves(self, pools: Sequence[Pool]) -> bool:
         """Tell whether a block of one of these pools is here, full or not."""
         names = {pool.name for pool in pools}
@@ -115,6 +126,8 @@ class Holdings:
             self._note(held)
 
     def _note(self, held: Held) -> None:
+        if (held.block.family, held.block.prefix) not in self.blocks:
+            return  # taken from before the block was lost
         space = self._with_space.setdefault(held.block.pool, {})
         if held.free.free:
             space[held.block.prefix] = held

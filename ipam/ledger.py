@@ -26,19 +26,21 @@ from ipam.pool import span
 KIND = sqlite.Kind(
     noun="ledger",
     application_id=0x70644C31,  # "pdL1"
-    version=1,
-    schema=(
-        "CREATE TABLE attachment (id INTEGER PRIMARY KEY, network TEXT NOT NULL, container TEXT NOT NULL,"
-        " ifname TEXT NOT NULL, created REAL NOT NULL, attributes TEXT NOT NULL, UNIQUE (network, container, ifname))",
-        "CREATE TABLE assignment (family INTEGER NOT NULL, address BLOB NOT NULL, pool TEXT NOT NULL,"
-        " block BLOB NOT NULL, attachment INTEGER NOT NULL REFERENCES attachment, PRIMARY KEY (family, address))"
-        " WITHOUT ROWID",
-        "CREATE INDEX assignment_attachment ON assignment (attachment)",
-        # Addresses that were in use before; the order of id is the order of release
-        "CREATE TABLE released (id INTEGER PRIMARY KEY AUTOINCREMENT, family INTEGER NOT NULL,"
-        " address BLOB NOT NULL, at REAL NOT NULL, UNIQUE (family, address))",
-        "CREATE TABLE block (family INTEGER NOT NULL, prefix BLOB NOT NULL, pool TEXT NOT NULL,"
-        " generation INTEGER NOT NULL, PRIMARY KEY (family, prefix)) WITHOUT ROWID",
+    steps=(
+        (
+            "CREATE TABLE attachment (id INTEGER PRIMARY KEY, network TEXT NOT NULL, container TEXT NOT NULL,"
+            " ifname TEXT NOT NULL, created REAL NOT NULL, attributes TEXT NOT NULL,"
+            " UNIQUE (network, container, ifname))",
+            "CREATE TABLE assignment (family INTEGER NOT NULL, address BLOB NOT NULL, pool TEXT NOT NULL,"
+            " block BLOB NOT NULL, attachment INTEGER NOT NULL REFERENCES attachment, PRIMARY KEY (family, address))"
+            " WITHOUT ROWID",
+            "CREATE INDEX assignment_attachment ON assignment (attachment)",
+            # Addresses that were in use before; the order of id is the order of release
+            "CREATE TABLE released (id INTEGER PRIMARY KEY AUTOINCREMENT, family INTEGER NOT NULL,"
+            " address BLOB NOT NULL, at REAL NOT NULL, UNIQUE (family, address))",
+            "CREATE TABLE block (family INTEGER NOT NULL, prefix BLOB NOT NULL, pool TEXT NOT NULL,"
+            " generation INTEGER NOT NULL, PRIMARY KEY (family, prefix)) WITHOUT ROWID",
+        ),
     ),
     error=LedgerError,
     corrupt=LedgerCorruptError,

@@ -17,6 +17,7 @@ from ipam.store import Entry, Quiet, Range
 
 ROOT = "/podroute/v1"
 NODES = Range.below(f"{ROOT}/nodes/")
+LIVE = Range.below(f"{ROOT}/live/")
 POOLS = Range.below(f"{ROOT}/pools/")
 BLOCKS = Range.below(f"{ROOT}/blocks/")
 SCHEMA = 1
@@ -63,6 +64,11 @@ def now() -> str:
 
 def node_key(name: str) -> str:
     return f"{ROOT}/nodes/{name}"
+
+
+def live_key(name: str) -> str:
+    """Return the key of a record that lives as long as the node does: it is bound to the node's lease."""
+    return f"{ROOT}/live/{name}"
 
 
 def pool_key(name: str) -> str:

@@ -49,7 +49,7 @@ async def recover(ledger: Ledger, claims: Claims, pools: Sequence[Pool]) -> Reco
             owned[key] = block
         else:
             lost[key] = remembered
-    return Recovered(owned, lost, used, _resting(ledger, owned))
+    return Recovered(owned, lost, used, resting_addresses(ledger, owned))
 
 
 def addresses_in_use(ledger: Ledger) -> dict[Key, list[int]]:
@@ -78,7 +78,8 @@ async def _claim_again(claims: Claims, remembered: OwnedBlock, pools: Sequence[P
     return block
 
 
-def _resting(ledger: Ledger, owned: Iterable[Key]) -> dict[Key, list[tuple[int, float]]]:
+def resting_addresses(ledger: Ledger, owned: Iterable[Key]) -> dict[Key, list[tuple[int, float]]]:
+    """Return the addresses that were in use before this start, by block, and when they were released."""
     blocks = set(owned)
     lengths = {family: {wire[0] for of, wire in blocks if of == family} for family in FAMILIES}
     wall, mono = time.time(), time.monotonic()

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 from config import prefix
 from config.model import Config
 from config.prefix import FAMILIES, NAMES, Family
-from config.values import matches, parse_store
+from config.values import matches
 from ipam import records
 from ipam.claims import Claims
 from ipam.errors import (
@@ -32,11 +32,12 @@ from ipam.errors import (
 from ipam.holdings import Holdings, Key, Taken
 from ipam.identity import Identity, StateDirectory
 from ipam.ledger import Assignment, Attachment, Handle, Ledger, OwnedBlock
+from ipam.membership import Membership, StoreState
 from ipam.pool import Pool
 from ipam.records import Block, NodeRecord
-from ipam.recovery import addresses_in_use, recover
-from ipam.sqlite_store import SqliteStore
+from ipam.recovery import addresses_in_use, recover, resting_addresses
 from ipam.store import Store
+from ipam.stores import store_of
 
 log = logging.getLogger("podroute.ipam")
 
@@ -76,7 +77,8 @@ class Ipam:
         self._store: Store | None = store
         self._state: StateDirectory | None = None
         self._identity = Identity("", "")
-        self._claims: Claims | None = None
+        self._membership: Membership | None = None
+        self._started = False
         self._ledger = Ledger(os.path.join(config.state_dir, LEDGER_FILE))
         self._pools: list[Pool] = []
         self._holdings = Holdings()
@@ -87,8 +89,9 @@ class Ipam:
     async def start(self) -> None:
         """Join the cluster, find what an earlier run left, and have one block per family that a pool here serves.
 
-        A pool without a free block is no error yet: the first allocation that needs one is. Raises IpamError;
-        nothing is left open then.
+        A pool without a free block is no error yet: the first allocation that needs one is. With the store away the
+        blocks that the ledger remembers serve, and the node joins once the store answers. Raises IpamError; nothing is
+        left open then.
         """
         try:
             await self._start()
@@ -98,9 +101,12 @@ class Ipam:
 
     async def stop(self) -> None:
         """Finish what is under way and close ledger and store; blocks and addresses stay ours."""
-        self._claims = None
+        self._started = False
         while self._turns:
             await asyncio.wait(self._turns.values())
+        membership, self._membership = self._membership, None
+        if membership is not None:
+            await membership.stop()
         await self._ledger.close()
         if self._store is not None and self._given_store is None:
             await self._store.close()
@@ -127,6 +133,12 @@ class Ipam:
     def lost(self) -> list[OwnedBlock]:
         """Return blocks whose addresses containers here still use though the store does not say they are ours."""
         return list(self._lost.values())
+
+    def store(self) -> StoreState:
+        """Return how things stand with the store."""
+        if self._membership is None:
+            return StoreState(self._config.store.url, False, "the agent is starting or stopping", None)
+        return self._membership.state
 
     async def lookup(self, handle: Handle) -> Attachment | None:
         return self._ledger.by_handle.get(handle)
@@ -166,23 +178,57 @@ class Ipam:
         self._identity = await asyncio.to_thread(self._state.identity, node.name)
         await self._ledger.open()
         if self._store is None:
-            self._store = store = SqliteStore(parse_store(config.store))
-            await store.open()
-        claims = Claims(self._store, self._identity)
-        uuid, seen_at = self._identity.uuid, records.now()
-        await claims.register(
-            NodeRecord(node.name, uuid, node.asn, node.router_id, node.labels, self._addresses, seen_at)
-        )
+            self._store = store_of(config.store)
         ours = [Pool.parse(name, pool.cidr, pool.block_size, pool.nodes) for name, pool in config.pools_here().items()]
-        self._pools = [pool for pool in await claims.seed(ours) if matches(pool.nodes, node.labels)]
-        found = await recover(self._ledger, claims, self._pools)
-        self._lost = found.lost
-        await self._adopt(list(found.owned.values()), found.used, found.resting)
-        by_family = {family: [pool for pool in self._pools if pool.family == family] for family in FAMILIES}
-        wants = {f: pools for f, pools in by_family.items() if pools and not self._holdings.serves(pools)}
-        if wants:
-            await self._claim(claims, wants)
-        self._claims = claims
+        self._pools = ours
+        uuid, seen_at = self._identity.uuid, records.now()
+        self._membership = Membership(
+            self._store,
+            self._identity,
+            NodeRecord(node.name, uuid, node.asn, node.router_id, node.labels, self._addresses, seen_at),
+            ours,
+            on_joined=self._joined,
+            opened=self._given_store is not None,
+        )
+        if not await self._membership.start():
+            await self._adopt_remembered()
+        self._started = True
+
+    async def _adopt_remembered(self) -> None:
+        """Go on with the blocks that the ledger remembers, as the store is away."""
+        me = self._identity
+        blocks = [
+            Block(b.family, b.prefix, b.pool, me.name, me.uuid, b.generation) for b in self._ledger.blocks.values()
+        ]
+        used, resting = addresses_in_use(self._ledger), resting_addresses(self._ledger, self._ledger.blocks)
+        async with self._growing[4], self._growing[6]:
+            await self._adopt(blocks, used, resting)
+
+    async def _joined(self, claims: Claims, pools: Sequence[Pool]) -> None:
+        """Bring what we have in line with what the store says, and have one block per family."""
+        async with self._growing[4], self._growing[6]:
+            labels = self._config.node.labels
+            self._pools = [pool for pool in pools if matches(pool.nodes, labels)]
+            found = await recover(self._ledger, claims, self._pools)
+            self._lost = found.lost
+            self._drop([key for key in self._holdings.blocks if key not in found.owned])
+            await self._adopt(list(found.owned.values()), found.used, found.resting)
+            by_family = {family: [pool for pool in self._pools if pool.family == family] for family in FAMILIES}
+            wants = {f: pools for f, pools in by_family.items() if pools and not self._holdings.serves(pools)}
+            if wants:
+                await self._claim(claims, wants)
+
+    def _drop(self, keys: Sequence[Key]) -> None:
+        """Give up blocks that the store says are not ours: others may use their addresses."""
+        gone = [self._holdings.remove(key).block for key in keys]
+        for block in gone:
+            log.error(
+                "BLOCK LOST: the store says it is not this node's any more; it is withdrawn, and containers here that "
+                "use its addresses are cut off: delete them",
+                extra={"fields": {"block": block.cidr, "pool": block.pool}},
+            )
+        if gone and self._on_blocks is not None:
+            self._on_blocks([], gone)
 
     # Blocks
 
@@ -213,18 +259,23 @@ class Ipam:
         news = [OwnedBlock(block.family, block.prefix, block.pool, block.generation) for block in blocks]
         if fresh := [block for block in news if self._ledger.blocks.get((block.family, block.prefix)) != block]:
             await self._ledger.own(fresh)
+        granted = []
         for block in blocks:
             key = (block.family, block.prefix)
             self._lost.pop(key, None)
+            if key in self._holdings.blocks:
+                self._holdings.refresh(block)
+                continue
             self._holdings.add(block, (used or {}).get(key, ()), (resting or {}).get(key, ()))
-        if blocks and self._on_blocks is not None:
-            self._on_blocks(list(blocks), [])
+            granted.append(block)
+        if granted and self._on_blocks is not None:
+            self._on_blocks(granted, [])
 
     # Addresses
 
     def _in_turn(self, handle: Handle, work: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Future[T]:
         """Run work on a handle after all that came before for the same one; it goes on if the caller is cancelled."""
-        if self._claims is None:
+        if not self._started:
             raise NotRunningError("the agent is starting or stopping: try again")
         before = self._turns.get(handle)
 
@@ -270,6 +321,9 @@ class Ipam:
                     taken.append(await self._take(family, pools))
             assignments = [one.assignment for one in taken]
             await self._ledger.add(handle, assignments, attributes or {})
+            if lost := [one.held.block for one in taken if _key(one.held.block) not in self._holdings.blocks]:
+                await self._ledger.remove(handle)
+                raise NotRunningError(f"block {lost[0].cidr} was lost at this moment: try again")
         except BaseException:
             for one in taken:
                 self._holdings.undo(one)
@@ -302,7 +356,8 @@ class Ipam:
                     return found
                 refusal = self._exhausted(pools)
             except StoreUnavailableError as error:
-                text = f"this node's {NAMES[family]} blocks are full and no other one can be claimed: {error}"
+                have = "is full" if self._holdings.serves(pools) else "is missing"
+                text = f"this node's {NAMES[family]} block {have} and no other one can be claimed: {error}"
                 refusal = StoreUnavailableError(text)
             if found := self._holdings.take_oldest(pools):
                 return found
@@ -358,9 +413,12 @@ class Ipam:
         return pools
 
     def _running(self) -> Claims:
-        if self._claims is None:
+        """Return the dealings with the store; NotRunningError, or StoreUnavailableError before it first answered."""
+        if self._membership is None:
             raise NotRunningError("the agent is stopping: try again")
-        return self._claims
+        if self._membership.claims is None:
+            raise StoreUnavailableError(self._membership.state.problem)
+        return self._membership.claims
 
     def _exhausted(self, pools: Sequence[Pool]) -> PoolExhaustedError:
         names = {pool.name for pool in pools}
@@ -370,3 +428,7 @@ class Ipam:
             f"pool {which} is exhausted: every block is claimed, and all {sum(sizes)} addresses of the "
             f"{len(sizes)} that node {self._config.node.name} owns are in use; delete containers, or add a pool"
         )
+
+
+def _key(block: Block) -> Key:
+    return block.family, block.prefix

@@ -16,14 +16,18 @@ class Kind:
 
     noun: str
     application_id: int
-    version: int
-    schema: tuple[str, ...]
+    steps: tuple[tuple[str, ...], ...]
+    """Statements that bring a file from each schema version to the next, the first a new one to version 1."""
     error: type[DatabaseError]
     corrupt: type[DatabaseError]
     busy: type[DatabaseError]
     remedy: str
     """What to do about a corrupt one."""
     busy_seconds: float
+
+    @property
+    def version(self) -> int:
+        return len(self.steps)
 
 
 def connect(kind: Kind, path: str) -> sqlite3.Connection:
@@ -66,10 +70,10 @@ def _prepare(kind: Kind, path: str, connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
         _refuse_foreign(kind, path, connection)
-        if not _pragma(connection, "user_version"):
-            for statement in kind.schema:
+        for step in kind.steps[_pragma(connection, "user_version") :]:
+            for statement in step:
                 connection.execute(statement)
-            connection.execute(f"PRAGMA application_id={kind.application_id}")
+        connection.execute(f"PRAGMA application_id={kind.application_id}")
         # Also where nothing changes: it is the write that finds out whether the file can be written
         connection.execute(f"PRAGMA user_version={kind.version}")
         connection.execute("COMMIT")

@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from operator import itemgetter
 from typing import TypeVar
 
 from ipam import sqlite
-from ipam.errors import StoreCorruptError, StoreError, StoreUnavailableError
-from ipam.store import Condition, Entry, Listing, Outcome, Put, Range, Unchanged, Write
+from ipam.errors import LeaseExpiredError, StoreCorruptError, StoreError, StoreUnavailableError
+from ipam.store import Change, Changes, Condition, Delete, Entry, Listing, Outcome, Put, Range, Unchanged, Write
+
+log = logging.getLogger("podroute.ipam")
 
 T = TypeVar("T")
 
 KIND = sqlite.Kind(
     noun="store",
     application_id=0x70645331,  # "pdS1"
-    version=1,
-    schema=(
-        "CREATE TABLE record (key TEXT PRIMARY KEY, value BLOB NOT NULL, created INTEGER NOT NULL,"
-        " modified INTEGER NOT NULL) WITHOUT ROWID",
-        "CREATE TABLE clock (revision INTEGER NOT NULL)",
-        "INSERT INTO clock VALUES (0)",
+    steps=(
+        (
+            "CREATE TABLE record (key TEXT PRIMARY KEY, value BLOB NOT NULL, created INTEGER NOT NULL,"
+            " modified INTEGER NOT NULL) WITHOUT ROWID",
+            "CREATE TABLE clock (revision INTEGER NOT NULL)",
+            "INSERT INTO clock VALUES (0)",
+        ),
+        (
+            "ALTER TABLE record ADD COLUMN lease INTEGER NOT NULL DEFAULT 0",
+            "CREATE INDEX record_modified ON record (modified)",
+            "CREATE INDEX record_lease ON record (lease) WHERE lease != 0",
+            "CREATE TABLE lease (id INTEGER PRIMARY KEY AUTOINCREMENT, seconds REAL NOT NULL, ends REAL NOT NULL)",
+            # What was deleted, for those who watch; forgotten up to and including revision clock.compacted
+            "CREATE TABLE gone (revision INTEGER NOT NULL, key TEXT NOT NULL)",
+            "CREATE INDEX gone_revision ON gone (revision)",
+            "ALTER TABLE clock ADD COLUMN compacted INTEGER NOT NULL DEFAULT 0",
+        ),
     ),
     error=StoreError,
     corrupt=StoreCorruptError,
@@ -33,11 +50,21 @@ KIND = sqlite.Kind(
 )
 
 
-class SqliteStore:
-    """Implements ipam.store.Store. All work happens in one thread of its own."""
+HISTORY = 10_000
+"""Revisions of which deletions are remembered."""
+_POLL = 0.2
+"""Seconds between looks at the file by those who watch: other processes cannot tell us."""
 
-    def __init__(self, path: str) -> None:
+
+class SqliteStore:
+    """Implements ipam.store.Store. All work happens in one thread of its own.
+
+    Leases are measured on a clock that counts from the machine's start, also while it sleeps; all processes share it.
+    """
+
+    def __init__(self, path: str, *, history: int = HISTORY) -> None:
         self._path = path
+        self._history = history
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="podroute-store")
         self._connection: sqlite3.Connection | None = None
 
@@ -47,11 +74,7 @@ class SqliteStore:
 
     async def open(self) -> None:
         """Open or create the file. Raises StoreError and NewerStateError."""
-        try:
-            self._connection = await self._run(lambda: sqlite.connect(KIND, self._path))
-        except BaseException:
-            self._thread.shutdown(wait=False)
-            raise
+        self._connection = await self._run(lambda: sqlite.connect(KIND, self._path))
 
     async def get(self, key: str) -> Entry | None:
         return await self._work(lambda db: next(iter(_read(db, Range.key(key))), None))
@@ -73,6 +96,8 @@ class SqliteStore:
             db.execute("BEGIN IMMEDIATE")
             try:
                 outcome = _transact(db, conditions, writes, otherwise)
+                if outcome.committed:
+                    _forget(db, outcome.revision - self._history)
                 db.execute("COMMIT")
             except BaseException:
                 if db.in_transaction:
@@ -82,23 +107,78 @@ class SqliteStore:
 
         return await self._work(work)
 
+    async def watch(self, wanted: Range, since: int) -> AsyncGenerator[Changes, None]:
+        while True:
+            try:
+                found = await self._work(partial(_changes, wanted=wanted, since=since))
+            except StoreUnavailableError as error:
+                log.debug("watch interrupted", extra={"fields": {"why": str(error)}})
+                found = None
+            if found is not None:
+                since = found.revision
+                if found.changes or found.complete:
+                    yield found
+            await asyncio.sleep(_POLL)
+
+    async def grant(self, seconds: int) -> int:
+        def work(db: sqlite3.Connection) -> int:
+            cursor = db.execute("INSERT INTO lease (seconds, ends) VALUES (?, ?)", (seconds, _clock() + seconds))
+            assert cursor.lastrowid is not None
+            return cursor.lastrowid
+
+        return await self._work(work)
+
+    async def keep_alive(self, lease: int) -> bool:
+        def work(db: sqlite3.Connection) -> bool:
+            return db.execute("UPDATE lease SET ends = ? + seconds WHERE id = ?", (_clock(), lease)).rowcount > 0
+
+        return await self._work(work)
+
+    async def revoke(self, lease: int) -> None:
+        await self._work(lambda db: db.execute("UPDATE lease SET ends = 0 WHERE id = ?", (lease,)))
+
     async def close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             await self._run(connection.close)
-            self._thread.shutdown(wait=False)
+        self._thread.shutdown(wait=False)
 
     async def _work(self, work: Callable[[sqlite3.Connection], T]) -> T:
         connection = self._connection
         if connection is None:
             raise StoreError(f"store {self._path} is not open")
         try:
-            return await self._run(lambda: work(connection))
+            return await self._run(lambda: _current(connection, work))
         except sqlite3.Error as error:
             raise sqlite.translate(KIND, self._path, error) from error
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def _clock() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _current(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+    """Work on the records as they are now: without those whose lease has ended."""
+    now = _clock()
+    # Also one of an earlier start of the machine, when the clock was ahead
+    ended = "SELECT id FROM lease WHERE ends <= ? OR ends > ? + seconds"
+    if db.execute(ended, (now, now)).fetchone():
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            leases = db.execute(ended, (now, now)).fetchall()
+            keys = [key for row in leases for (key,) in db.execute("SELECT key FROM record WHERE lease = ?", row)]
+            if keys:
+                _transact(db, [], [Delete(key) for key in keys], [])
+            db.executemany("DELETE FROM lease WHERE id = ?", leases)
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+    return work(db)
 
 
 def _transact(
@@ -110,13 +190,15 @@ def _transact(
     revision += 1
     for write in writes:
         if isinstance(write, Put):
+            if write.lease and not db.execute("SELECT 1 FROM lease WHERE id = ?", (write.lease,)).fetchone():
+                raise LeaseExpiredError("the lease of a record has expired: it must be granted anew")
             db.execute(
-                "INSERT INTO record VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET value=excluded.value,"
-                " modified=excluded.modified",
-                (write.key, write.value, revision, revision),
+                "INSERT INTO record (key, value, created, modified, lease) VALUES (?, ?, ?, ?, ?) ON CONFLICT (key)"
+                " DO UPDATE SET value=excluded.value, modified=excluded.modified, lease=excluded.lease",
+                (write.key, write.value, revision, revision, write.lease),
             )
-        else:
-            db.execute("DELETE FROM record WHERE key = ?", (write.key,))
+        elif db.execute("DELETE FROM record WHERE key = ?", (write.key,)).rowcount:
+            db.execute("INSERT INTO gone VALUES (?, ?)", (revision, write.key))
     db.execute("UPDATE clock SET revision = ?", (revision,))
     return Outcome(True, revision)
 
@@ -132,6 +214,35 @@ def _holds(db: sqlite3.Connection, condition: Condition) -> bool:
 def _read(db: sqlite3.Connection, wanted: Range) -> tuple[Entry, ...]:
     query = "SELECT key, value, created, modified FROM record WHERE key >= ? AND key < ? ORDER BY key LIMIT ?"
     return tuple(Entry(*row) for row in db.execute(query, (wanted.start, wanted.end, wanted.limit or -1)))
+
+
+def _changes(db: sqlite3.Connection, *, wanted: Range, since: int) -> Changes | None:
+    """Return what happened after a revision; None: nothing anywhere."""
+    db.execute("BEGIN")
+    try:
+        revision, compacted = db.execute("SELECT revision, compacted FROM clock").fetchone()
+        if revision == since:
+            return None
+        # Behind what is remembered, or the file is another one than before
+        if since < compacted or revision < since:
+            return Changes(tuple(Change(entry.key, entry) for entry in _read(db, wanted)), revision, True)
+        query = (
+            "SELECT key, value, created, modified FROM record WHERE modified > ? AND key >= ? AND key < ?"
+            " ORDER BY modified"
+        )
+        found = [(row[3], Change(row[0], Entry(*row))) for row in db.execute(query, (since, wanted.start, wanted.end))]
+        query = "SELECT revision, key FROM gone WHERE revision > ? AND key >= ? AND key < ?"
+        found += [(at, Change(key, None)) for at, key in db.execute(query, (since, wanted.start, wanted.end))]
+    finally:
+        db.execute("COMMIT")
+    found.sort(key=itemgetter(0))
+    return Changes(tuple(change for _, change in found), revision, False)
+
+
+def _forget(db: sqlite3.Connection, revision: int) -> None:
+    """Forget deletions up to and including a revision."""
+    if db.execute("DELETE FROM gone WHERE revision <= ?", (revision,)).rowcount:
+        db.execute("UPDATE clock SET compacted = ?", (revision,))
 
 
 def _revision(db: sqlite3.Connection) -> int:

@@ -1,12 +1,13 @@
 """The contract of a shared store: what etcd v3 and a SQLite file both can do.
 
-Keys are text in byte order, values are opaque octets. Every committed transaction has a revision greater than all
-before; a record knows the revision that created it and the last that wrote it. A range is ``start <= key < end``.
+Keys are text in byte order, values are opaque octets. Every transaction that changed something has a revision greater
+than all before; a record knows the revision that created it and the last that wrote it. A range is
+``start <= key < end``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -60,6 +61,8 @@ Condition = Unchanged | Quiet
 class Put:
     key: str
     value: bytes
+    lease: int = 0
+    """The record goes when this lease ends; 0: it stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,21 @@ class Outcome(NamedTuple):
     """Where it was refused: the ranges asked for, as of the same moment."""
 
 
+class Change(NamedTuple):
+    key: str
+    entry: Entry | None
+    """The record as it was written; None: it is gone."""
+
+
+class Changes(NamedTuple):
+    changes: tuple[Change, ...]
+    """In the order in which they happened."""
+    revision: int
+    """Of the last of them: where to watch from next."""
+    complete: bool
+    """Whether these are all records that there are, because what happened in between can no longer be told."""
+
+
 class Store(Protocol):
     """Raises StoreUnavailableError where trying again later may help, StoreError where it will not."""
 
@@ -99,6 +117,26 @@ class Store(Protocol):
     async def transact(
         self, conditions: Sequence[Condition], writes: Sequence[Write], otherwise: Sequence[Range] = ()
     ) -> Outcome:
-        """Write all if every condition holds, else read the ranges of ``otherwise``: one round trip either way."""
+        """Write all if every condition holds, else read the ranges of ``otherwise``: one round trip either way.
+
+        After StoreUnavailableError it may have happened or not. No key may be written twice. Raises LeaseExpiredError.
+        """
+
+    def watch(self, wanted: Range, since: int) -> AsyncGenerator[Changes, None]:
+        """Yield what happens in a range after a revision, without end.
+
+        A store that is away ends nothing: it goes on with what happened meanwhile, or with ``complete`` changes.
+        """
+
+    async def grant(self, seconds: int) -> int:
+        """Return a new lease, which ends so many seconds after it was last kept alive."""
+
+    async def keep_alive(self, lease: int) -> bool:
+        """Let a lease begin again; False where it has ended."""
+
+    async def revoke(self, lease: int) -> None:
+        """End a lease, and with it its records."""
+
+    async def open(self) -> None: ...
 
     async def close(self) -> None: ...

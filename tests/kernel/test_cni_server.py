@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import os
 import socket
@@ -17,8 +18,9 @@ import pytest_asyncio
 from cni import plugin, server
 from cni.server import CniServer, ServerError
 from cni.wire import HEADER
-from tests.kernel.cni_node import Ledger, Node, open_descriptors, pings
+from tests.kernel.cni_node import INTERPRETER, Ledger, Node, open_descriptors, pings
 from tests.netns import Netns
+from tests.unit.test_cni_old_plugin import ADD, DEL
 
 pytestmark = pytest.mark.root
 MakeNetns = Callable[[], Netns]
@@ -50,7 +52,7 @@ class TestRefused:
         refused = await node.call("ADD", "c1", path)
         assert refused.json["code"] == 8
         assert text in refused.stdout.decode()
-        assert node.traces() == []
+        assert await node.remains() == []
 
     @pytest.mark.parametrize(
         ("verb", "env", "stdin", "code"),
@@ -68,7 +70,7 @@ class TestRefused:
     async def test_bad_input(self, node: Node, verb: str, env: dict[str, str], stdin: bytes | None, code: int) -> None:
         outcome = await node.call(verb, "c1", "/proc/self/ns/net", env=env, stdin=stdin)
         assert (outcome.status, outcome.json["code"]) == (1, code)
-        assert node.traces() == []
+        assert await node.remains() == []
 
     async def test_a_caller_that_is_not_root(self, netns: MakeNetns) -> None:
         """The socket's mode keeps it out; and so do its credentials, should somebody loosen the mode."""
@@ -102,6 +104,19 @@ async def exchange(path: Path, *parts: bytes, end: bool = True) -> bytes:
         return b""
     finally:
         writer.close()
+
+
+async def test_a_plugin_of_protocol_version_1(node: Node, netns: MakeNetns) -> None:
+    """As it was installed by the first release, to the byte; its descriptor comes with the first one."""
+    pod = netns()
+    for request, status in ((ADD, 0), (ADD, 1), (DEL, 0), (DEL, 0)):
+        with socket.socket(socket.AF_UNIX) as old:
+            old.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(old, str(node.installed.socket))
+            socket.send_fds(old, [request], [pod.fd])
+            header = await asyncio.get_running_loop().sock_recv(old, HEADER.size)
+            assert HEADER.unpack(header)[:3] == (b"PRCN", 1, status)
+    assert await node.remains() == []
 
 
 class TestBytes:
@@ -280,8 +295,10 @@ class TestAgentAway:
 
     async def test_an_agent_that_hangs(self, node: Node, netns: MakeNetns) -> None:
         await node.stop()
-        source = node.installed.binary.read_text()
-        node.installed.binary.write_text(source.replace("PATIENCE = 60.0", "PATIENCE = 0.1"))
+        source = inspect.getsource(plugin).replace("PATIENCE = 60.0", "PATIENCE = 0.1")
+        source = source.replace(plugin.SOCKET, str(node.installed.socket))
+        source = source.replace(plugin.NOTES, str(node.installed.notes))
+        node.installed.binary.write_text(f"#!{INTERPRETER} -IS\n{source}")
         with socket.socket(socket.AF_UNIX) as deaf:
             deaf.bind(str(node.installed.socket))
             deaf.listen(8)

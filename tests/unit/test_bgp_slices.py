@@ -121,7 +121,8 @@ def test_a_changed_guard_is_worked_off_in_slices(loaded: Fixture, monkeypatch: p
     assert not seen
     most, more = 0, True
     while more:
-        seen, more = 0, loaded.node.rib.run(BUDGET)
+        seen = 0
+        more = loaded.node.rib.run(BUDGET)
         most = max(most, seen)
     assert 0 < most < COUNT / 3
     assert loaded.routes() == 0  # all are more specifics of a block of ours

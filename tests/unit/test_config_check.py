@@ -13,7 +13,8 @@ from config.load import check_text
 from config.model import Config
 from config.policy import PrefixRange
 from config.show import dump_yaml, effective
-from config.values import parse_community, parse_store
+from config.store import parse_store
+from config.values import parse_community
 
 HEAD = "apiVersion: podroute/v1\nnode: {name: n1, as: 65000, routerId: 10.0.0.1, labels: {rack: r1}}\n"
 
@@ -300,11 +301,40 @@ def test_communities() -> None:
 
 
 def test_store_urls() -> None:
-    assert parse_store("sqlite:///var/lib/x.db") == "/var/lib/x.db"
-    assert parse_store("sqlite:////var/lib/x.db") == "/var/lib/x.db"
-    for text in ("sqlite://", "sqlite:///", "sqlite://x.db", "etcd://h", "/x.db", "sqlite:///dir/"):
+    assert parse_store("sqlite:///var/lib/x.db").path == "/var/lib/x.db"
+    assert parse_store("sqlite:////var/lib/x.db").url == "sqlite:///var/lib/x.db"
+    assert parse_store("etcd://e1,e2.example:2390,[fd00::1]").endpoints == (
+        ("e1", 2379),
+        ("e2.example", 2390),
+        ("fd00::1", 2379),
+    )
+    assert parse_store("etcd://e1:2379,[fd00::1]:99").url == "etcd://e1,[fd00::1]:99"
+    for text in ("sqlite://", "sqlite:///", "sqlite://x.db", "/x.db", "sqlite:///dir/", "etcd://", "etcd://a,", "etcd"):
         with pytest.raises(ValueError):
             parse_store(text)
+    for text in ("etcd://a,a:2379", "etcd://a:0", "etcd://a:99999", "etcd://fd00::1", "etcd://u:p@a", "etcd://a/x"):
+        with pytest.raises(ValueError):
+            parse_store(text)
+
+
+def test_a_store_that_cannot_be_used_so(tmp_path: Path) -> None:
+    assert problems("store: {url: 'etcd://e1'}") == []
+    assert problems("store: {url: 'etcd://e1', tls: true}") == []
+    assert problems("store: {url: 'sqlite:///x.db', tls: true}")[0].startswith(
+        "f:store: is a SQLite file with one of tls, ca"
+    )
+    assert problems("store: {url: 'etcd://e1', user: u}") == [
+        "f:store.passwordFile: is missing, must be given together with user"
+    ]
+    assert problems("store: {url: 'etcd://e1', ca: /nowhere/ca.pem}") == [
+        'f:store.ca: is "/nowhere/ca.pem", which is no file, must be a PEM file'
+    ]
+    key = tmp_path / "password"
+    key.write_text("hunter2")
+    key.chmod(0o644)
+    found = problems(f"store: {{url: 'etcd://e1', user: u, passwordFile: {key}}}")
+    assert len(found) == 1
+    assert "chmod 600" in found[0]
 
 
 def test_the_effective_configuration_is_whole_without_secrets_and_loads_again(tmp_path: Path) -> None:

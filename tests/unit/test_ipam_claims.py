@@ -37,7 +37,7 @@ async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
 async def join(store: SqliteStore, number: int, *pools: Pool) -> Claims:
     me = identity(number)
     claims = Claims(store, me)
-    await claims.register(NodeRecord(me.name, me.uuid, 65000, "10.0.0.1", {"rack": "r1"}, ("10.0.0.1",), "then"))
+    await claims.register(NodeRecord(me.name, me.uuid, 65000, "10.0.0.1", {"rack": "r1"}, ("10.0.0.1",), "then"), 0)
     await claims.seed(pools)
     return claims
 
@@ -65,7 +65,7 @@ async def test_a_second_node_of_the_same_name_is_refused(store: SqliteStore) -> 
     await join(store, 1)
     second = Claims(store, identity(2, "n1"))
     with pytest.raises(NameTakenError) as caught:
-        await second.register(NodeRecord("n1", identity(2).uuid))
+        await second.register(NodeRecord("n1", identity(2).uuid), 0)
     assert str(caught.value) == (
         f"node name n1 is taken: the store {store.url} has it with UUID {identity(1).uuid} (last started then), this "
         f"node has UUID {identity(2).uuid}; set another node.name, or, if this is that node set up again, put its UUID "
@@ -75,7 +75,7 @@ async def test_a_second_node_of_the_same_name_is_refused(store: SqliteStore) -> 
 
 async def test_of_two_that_start_at_once_one_gets_the_name(store: SqliteStore) -> None:
     both = [Claims(store, identity(number, "n")) for number in (1, 2)]
-    starts = [one.register(NodeRecord("n", identity(number).uuid)) for number, one in enumerate(both, 1)]
+    starts = [one.register(NodeRecord("n", identity(number).uuid), 0) for number, one in enumerate(both, 1)]
     results = await asyncio.gather(*starts, return_exceptions=True)
     assert [type(result) for result in results if result] == [NameTakenError]
 
@@ -279,7 +279,7 @@ async def test_a_node_whose_record_is_gone_claims_nothing(store: SqliteStore) ->
 
 
 async def join_as(store: SqliteStore, number: int, name: str) -> None:
-    await Claims(store, identity(number, name)).register(NodeRecord(name, identity(number).uuid))
+    await Claims(store, identity(number, name)).register(NodeRecord(name, identity(number).uuid), 0)
 
 
 async def test_a_pool_that_changed_under_a_running_agent_is_not_claimed_from(store: SqliteStore) -> None:

@@ -465,7 +465,7 @@ async def test_a_store_that_is_away_is_not_missed_until_the_blocks_are_full(star
     given = [texts(await ipam.allocate(handle(f"{n}")))[0] for n in range(4)]
     with pytest.raises(StoreUnavailableError) as caught:
         await ipam.allocate(handle("x"))
-    assert str(caught.value) == "this node's ipv4 blocks are full and no other one can be claimed: no answer"
+    assert str(caught.value) == "this node's ipv4 block is full and no other one can be claimed: no answer"
     assert caught.value.retry
     await ipam.release(handle("2"))
     assert texts(await ipam.allocate(handle("y"))) == [given[2]]

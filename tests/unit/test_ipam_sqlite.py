@@ -132,13 +132,29 @@ async def test_newer_state_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     await make_store(path)
     with closing(sqlite3.connect(path)) as newer, newer:
-        newer.execute("PRAGMA user_version=2")
+        newer.execute("PRAGMA user_version=99")
     error = await failure(path)
     assert isinstance(error, NewerStateError)
     assert str(error) == (
-        f"store {path} was written by a newer podroute (schema 2, this one knows 1): "
+        f"store {path} was written by a newer podroute (schema 99, this one knows 2): "
         "install that version or a newer one"
     )
+
+
+async def test_an_older_file_is_brought_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    with closing(sqlite3.connect(path)) as older, older:
+        for statement in sqlite_store.KIND.steps[0]:
+            older.execute(statement)
+        older.execute("INSERT INTO record VALUES ('/t/a', 'x', 1, 1)")
+        older.execute(f"PRAGMA application_id={sqlite_store.KIND.application_id}")
+        older.execute("PRAGMA user_version=1")
+    store = SqliteStore(str(path))
+    await store.open()
+    entry = await store.get("/t/a")
+    assert entry is not None
+    await store.transact([], [Put("/t/b", b"", await store.grant(5))])
+    await store.close()
 
 
 async def test_a_read_only_file(open_directory: Path) -> None:
@@ -200,7 +216,7 @@ async def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
         pages = connection.execute("PRAGMA page_count").fetchone()[0]
         connection.execute(f"PRAGMA max_page_count={pages}")
         with pytest.raises(sqlite3.Error) as caught:
-            connection.execute("INSERT INTO record VALUES ('/t/x', zeroblob(100000), 1, 1)")
+            connection.execute("INSERT INTO record VALUES ('/t/x', zeroblob(100000), 1, 1, 0)")
     error = sqlite.translate(sqlite_store.KIND, str(path), caught.value)
     assert str(error) == f"store {path} cannot grow, the disk is full: make room, nothing is lost"
 

@@ -3,28 +3,67 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 
 import pytest
 
-from ipam.errors import StoreError
+from config.store import Store as Settings
+from ipam.errors import LeaseExpiredError, StoreError
+from ipam.etcd_store import EtcdStore
 from ipam.sqlite_store import SqliteStore
-from ipam.store import Delete, Put, Quiet, Range, Store, Unchanged
+from ipam.store import Change, Changes, Delete, Put, Quiet, Range, Store, Unchanged
+from tests.etcd import Etcd, etcd, needs_etcd
 
 ALL = Range.below("/t/")
 
 
+@pytest.fixture(scope="module")
+def member() -> Iterator[Etcd]:
+    with etcd() as cluster:
+        yield cluster
+
+
+@pytest.fixture(params=["sqlite", pytest.param("etcd", marks=needs_etcd)])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-async def stores(tmp_path: Path) -> AsyncIterator[tuple[Store, Store]]:
+def make(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[], Store]:
+    """Return a maker of stores that are all the same one, empty at first."""
+    if kind == "sqlite":
+        return lambda: SqliteStore(str(tmp_path / "store.db"), history=20)
+    cluster: Etcd = request.getfixturevalue("member")
+    cluster.etcdctl("del", "", "--prefix")
+    return lambda: EtcdStore.of(Settings(url=cluster.url))
+
+
+@pytest.fixture
+async def stores(make: Callable[[], Store]) -> AsyncIterator[tuple[Store, Store]]:
     """Two openings of one store, as two agents have them."""
     async with AsyncExitStack() as stack:
-        pair = SqliteStore(str(tmp_path / "store.db")), SqliteStore(str(tmp_path / "store.db"))
+        pair = make(), make()
         for store in pair:
             await store.open()
             stack.push_async_callback(store.close)
         yield pair
+
+
+@pytest.fixture
+def forget(kind: str, request: pytest.FixtureRequest) -> Callable[[Store, int], Awaitable[None]]:
+    """Return what makes a store forget its history up to a revision."""
+
+    async def sqlite(store: Store, revision: int) -> None:
+        for _ in range(30):  # it remembers 20
+            await store.transact([], [Put("/t/filler", b""), Delete("/t/gone")])
+            await store.transact([], [Put("/t/gone", b"")])
+
+    async def compact(store: Store, revision: int) -> None:
+        request.getfixturevalue("member").etcdctl("compact", str(revision))
+
+    return sqlite if kind == "sqlite" else compact
 
 
 async def test_records_and_their_revisions(stores: tuple[Store, Store]) -> None:
@@ -124,10 +163,112 @@ async def test_counting_by_compare_and_swap_loses_nothing(stores: tuple[Store, S
     assert entry.value == b"20"
 
 
-async def test_a_closed_store_says_so(tmp_path: Path) -> None:
-    store = SqliteStore(str(tmp_path / "store.db"))
+async def test_a_closed_store_says_so(make: Callable[[], Store]) -> None:
+    store = make()
     await store.open()
     await store.close()
     await store.close()
     with pytest.raises(StoreError, match="is not open"):
         await store.get("/t/a")
+
+
+async def take(watch: AsyncIterator[Changes], count: int) -> list[Changes]:
+    """Return what a watch tells until it has told ``count`` changes."""
+    found: list[Changes] = []
+    async with asyncio.timeout(20):
+        async for changes in watch:
+            found.append(changes)
+            if sum(len(one.changes) for one in found) >= count:
+                return found
+    raise AssertionError("a watch has no end")
+
+
+def flat(found: list[Changes]) -> list[tuple[str, bytes | None]]:
+    return [(change.key, change.entry.value if change.entry else None) for one in found for change in one.changes]
+
+
+async def test_a_watch_tells_what_happened_since_and_what_happens(stores: tuple[Store, Store]) -> None:
+    one, other = stores
+    await one.transact([], [Put("/t/old", b"0")])
+    since = (await one.list(ALL)).revision
+    await one.transact([], [Put("/t/a", b"1"), Put("/u/a", b"")])
+    last = await one.transact([], [Put("/t/b", b"2"), Delete("/t/old")])
+    async with aclosing(other.watch(ALL, since)) as watch:
+        found = await take(watch, 3)
+        told = flat(found)
+        assert told[0] == ("/t/a", b"1")
+        assert sorted(told[1:]) == [("/t/b", b"2"), ("/t/old", None)]
+        assert not any(one.complete for one in found)
+        assert found[-1].revision == last.revision
+        next_one = asyncio.create_task(take(watch, 1))
+        await one.transact([], [Put("/t/a", b"3")])
+        assert flat(await next_one) == [("/t/a", b"3")]
+
+
+async def test_a_watch_from_a_forgotten_revision_tells_all_there_is(
+    stores: tuple[Store, Store], forget: Callable[[Store, int], Awaitable[None]]
+) -> None:
+    one, other = stores
+    since = (await one.transact([], [Put("/t/a", b"1"), Put("/t/b", b"1")])).revision
+    await one.transact([], [Delete("/t/a")])
+    await one.transact([], [Put("/t/b", b"2")])
+    await forget(one, (await one.transact([], [Put("/t/c", b"3")])).revision)
+    async with aclosing(other.watch(ALL, since)) as watch:
+        (found,) = await take(watch, 2)
+        assert found.complete
+        assert [change.key for change in found.changes if change.key < "/t/d"] == ["/t/b", "/t/c"]
+        next_one = asyncio.create_task(take(watch, 1))
+        await one.transact([], [Delete("/t/b")])
+        (after,) = await next_one
+        assert after.changes == (Change("/t/b", None),)
+        assert not after.complete
+
+
+async def test_a_watch_from_ahead_of_a_store_set_up_anew_tells_all_there_is(stores: tuple[Store, Store]) -> None:
+    one, other = stores
+    made = await one.transact([], [Put("/t/a", b"1")])
+    async with aclosing(other.watch(ALL, made.revision + 1000)) as watch:
+        (found,) = await take(watch, 1)
+    assert found.complete
+    assert flat([found]) == [("/t/a", b"1")]
+
+
+async def test_a_record_goes_with_its_lease(stores: tuple[Store, Store]) -> None:
+    one, other = stores
+    lease = await one.grant(60)
+    made = await one.transact([], [Put("/t/a", b"", lease), Put("/t/b", b"")])
+    assert await other.keep_alive(lease)
+    async with aclosing(other.watch(ALL, made.revision)) as watch:
+        await one.revoke(lease)
+        assert flat(await take(watch, 1)) == [("/t/a", None)]
+    assert [entry.key for entry in (await one.list(ALL)).entries] == ["/t/b"]
+    assert not await one.keep_alive(lease)
+    await one.revoke(lease)
+    with pytest.raises(LeaseExpiredError):
+        await one.transact([], [Put("/t/c", b"", lease)])
+    assert await one.get("/t/c") is None
+
+
+async def test_a_lease_that_nobody_keeps_alive_ends(stores: tuple[Store, Store]) -> None:
+    one, other = stores
+    kept, left = await one.grant(2), await one.grant(2)
+    made = await one.transact([], [Put("/t/kept", b"", kept), Put("/t/left", b"", left)])
+
+    async def keep() -> None:
+        while await one.keep_alive(kept):  # noqa: ASYNC110 (time is what is tested)
+            await asyncio.sleep(0.3)
+
+    keeper = asyncio.create_task(keep())
+    async with aclosing(other.watch(ALL, made.revision)) as watch:
+        assert flat(await take(watch, 1)) == [("/t/left", None)]
+    assert not keeper.done()
+    keeper.cancel()
+
+
+async def test_a_record_written_without_its_lease_stays(stores: tuple[Store, Store]) -> None:
+    one, _ = stores
+    lease = await one.grant(60)
+    await one.transact([], [Put("/t/a", b"", lease)])
+    await one.transact([], [Put("/t/a", b"")])
+    await one.revoke(lease)
+    assert await one.get("/t/a") is not None

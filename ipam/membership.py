@@ -1,0 +1,149 @@
+"""A node's place in the cluster: joined once the store has answered, alive as long as its lease is.
+
+The store may be away at any time, also at the start. Then the node goes on with what it has, and joins when the store
+answers; whatever happened to its blocks meanwhile it finds out by joining again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
+
+from ipam.claims import Claims
+from ipam.errors import IpamError, LeaseExpiredError, StoreUnavailableError
+from ipam.identity import Identity
+from ipam.pool import Pool
+from ipam.records import NodeRecord
+from ipam.store import Store
+
+log = logging.getLogger("podroute.ipam")
+
+LEASE = 30
+"""Seconds after its last sign of life until a node counts as dead."""
+RETRY = 2.0
+"""Seconds between attempts to reach a store that is away."""
+
+Joined = Callable[[Claims, list[Pool]], Awaitable[None]]
+
+
+class StoreState(NamedTuple):
+    """How things stand with the store."""
+
+    url: str
+    joined: bool
+    """Whether the store has ever answered since the agent's start."""
+    problem: str
+    """Why it is away; empty: it is not."""
+    confirmed: float | None
+    """When the store last confirmed that this node is alive, on the monotonic clock."""
+
+
+class Membership:
+    """Keeps one node a member. ``on_joined`` is called each time it has joined, also again after it counted as dead."""
+
+    def __init__(
+        self,
+        store: Store,
+        identity: Identity,
+        node: NodeRecord,
+        pools: Sequence[Pool],
+        *,
+        on_joined: Joined,
+        opened: bool = False,
+        lease: int = LEASE,
+    ) -> None:
+        self._store = store
+        self._identity = identity
+        self._node = node
+        self._pools = pools
+        self._on_joined = on_joined
+        self._seconds = lease
+        self._lease = 0
+        self._open = opened
+        self._task: asyncio.Task[None] | None = None
+        self._problem = ""
+        self._confirmed: float | None = None
+        self._again = asyncio.Event()
+        self.claims: Claims | None = None
+        """Dealings with the store; None: not joined yet."""
+
+    @property
+    def state(self) -> StoreState:
+        return StoreState(self._store.url, self.claims is not None, self._problem, self._confirmed)
+
+    async def start(self) -> bool:
+        """Join, and stay joined; return whether the store was there. Raises IpamError where waiting would not help."""
+        try:
+            await self._join()
+        except StoreUnavailableError as error:
+            self._away(error)
+        self._task = asyncio.get_running_loop().create_task(self._stay(), name="membership")
+        return self.claims is not None
+
+    async def stop(self) -> None:
+        """Stop, and say goodbye to nobody: a node that is started again soon was never dead."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    def join_again(self) -> None:
+        """Compare with the store once more, as something was left undecided or has been changed by others."""
+        self._again.set()
+
+    async def _join(self) -> None:
+        if not self._open:
+            await self._store.open()
+            self._open = True
+        started = time.monotonic()
+        lease = await self._store.grant(self._seconds)
+        claims = Claims(self._store, self._identity)
+        await claims.register(self._node, lease)
+        pools = await claims.seed(self._pools)
+        await self._on_joined(claims, pools)
+        old, self._lease = self._lease, lease
+        self.claims = claims
+        self._back(started)
+        if old:
+            await self._store.revoke(old)
+
+    async def _stay(self) -> None:
+        while True:
+            pause = RETRY if self._problem else self._seconds / 3
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._again.wait()
+            try:
+                if self.claims is None or self._again.is_set():
+                    self._again.clear()
+                    await self._join()
+                    continue
+                now = time.monotonic()
+                if await self._store.keep_alive(self._lease):
+                    self._back(now)
+                else:
+                    log.warning("this node counted as dead in the store, joining again")
+                    await self._join()
+            except LeaseExpiredError:
+                continue
+            except IpamError as error:
+                self._away(error)
+
+    def _away(self, error: IpamError) -> None:
+        if not self._problem:
+            log.error(
+                "store away: owned blocks serve on, no other can be claimed",
+                extra={"fields": {"store": self._store.url, "why": str(error)}},
+            )
+        self._problem = str(error)
+
+    def _back(self, when: float) -> None:
+        self._confirmed = when
+        if self._problem:
+            self._problem = ""
+            log.warning("store is back", extra={"fields": {"store": self._store.url}})
