@@ -11,8 +11,8 @@ import asyncio
 import gc
 import time
 
-_YOUNG, _MIDDLE, _NEVER = 10_000, 10, 1 << 30
-"""New objects per collection of the young ones, such collections per one of the middle generation (some ms)."""
+_YOUNG, _MIDDLE, _NEVER = 2000, 5, 1 << 30
+"""New objects per collection of the young ones, such collections per one of the middle generation (a few ms)."""
 
 LIMIT = 60_000
 """Objects of the oldest generation, or entries of its dicts, that are walked over in one go; some 10 ms."""
@@ -65,6 +65,14 @@ class GarbageCollector:
             took = time.perf_counter() - self._began
             self.seconds += took
             self.longest = max(self.longest, took)
+
+
+def promote() -> None:
+    """Move what is new out of the young generations, while it is small.
+
+    A table that is still young when it fills is walked over by the next collections of young objects.
+    """
+    gc.collect(1)
 
 
 def _oldest() -> int:

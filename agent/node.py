@@ -16,6 +16,7 @@ from pathlib import Path
 from agent.addresses import IpamAddresses
 from agent.advertising import Advertising
 from agent.errors import StartError
+from agent.garbage import promote
 from agent.leftovers import LeftoverSweep
 from agent.notify import notify
 from agent.peering import peer_settings, restart_settings
@@ -284,6 +285,8 @@ class Node:
             self.fib.update(family, changes)
 
     def _session_changed(self, change: SessionChange) -> None:
+        if change.up:
+            promote()
         if not change.up and not change.retained and self.state != "stopping":
             self.fib.peer_lost(change.peer)
 

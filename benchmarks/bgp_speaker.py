@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Any
 
-from agent.garbage import GarbageCollector
+from agent.garbage import GarbageCollector, promote
 from bgp.policy import Match, Policy, Rule
 from bgp.settings import PeerSettings
 from bgp.speaker import Speaker
@@ -48,7 +48,7 @@ class Measured:
             router_id=socket.inet_aton(config["address"]),
             resolver=OnLink(),
             on_fib=self._on_fib,
-            on_session=lambda change: None,
+            on_session=lambda change: promote(),
             listen=[(config["address"], 179)],
         )
         for peer in config["peers"]:

@@ -60,3 +60,10 @@ async def test_much_is_set_aside_instead(collector: GarbageCollector, monkeypatc
     collector.tidy()
     assert gc.get_freeze_count() >= frozen + len(kept)
     assert gc.get_stats()[2]["collections"] == full
+
+
+async def test_what_is_new_is_promoted(collector: GarbageCollector) -> None:
+    table = {b"key": [1]}
+    assert any(thing is table for thing in gc.get_objects(generation=0))
+    garbage.promote()
+    assert any(thing is table for thing in gc.get_objects(generation=2))
