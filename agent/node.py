@@ -89,6 +89,7 @@ class Node:
             listen=config.bgp.listen_addresses,
             max_paths=config.bgp.max_paths,
             hostname=config.node.name,
+            cluster_id=config.bgp.cluster_octets,
             restart=restart_settings(config.bgp.graceful_restart),
             on_failure=self._failed,
         )

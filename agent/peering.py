@@ -27,6 +27,7 @@ def peer_settings(config: model.Config, name: str, peer: model.Peer) -> PeerSett
         passive=peer.passive,
         hold_time=peer.hold_time,
         connect_retry=peer.connect_retry,
+        route_reflector_client=peer.route_reflector_client,
         password=_password(name, peer.password_file) if peer.password_file else None,
     )
 

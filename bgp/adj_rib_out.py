@@ -321,7 +321,9 @@ class ExportGroup:
             return "community no-advertise (RFC 1997)"
         if not self.key.kind.ibgp:
             return "community no-export (RFC 1997)" if scope & (NO_EXPORT | NO_EXPORT_SUBCONFED) else ""
-        return "learned from an internal peer (RFC 4271 section 9.2)" if path.peer.ibgp else ""
+        if path.peer.ibgp and not (path.peer.client or self.key.kind.client):
+            return "learned from an internal peer (RFC 4271 section 9.2), and neither is a client (RFC 4456)"
+        return ""
 
     def _source_of(self, prefix: bytes, path: Path) -> Source:
         return "learned" if path.peer is not None else self._source(prefix)
@@ -341,7 +343,9 @@ class ExportGroup:
         return known[verdict.changes]
 
     def _encode(self, path: Path, changes: Changes) -> Exported | None:
-        before, after = exported(path.attributes, self.key.kind, changes)
+        reflected = path.peer is not None and path.peer.ibgp
+        originator = path.peer.identifier if path.peer is not None and reflected else None
+        before, after = exported(path.attributes, self.key.kind, changes, originator)
         next_hop = None
         if self.key.kind.ibgp and path.hop is not None and not changes.next_hop_self and not path.hop.device:
             next_hop = path.hop.address

@@ -47,6 +47,10 @@ class ExportKind(NamedTuple):
     local_as: int
     ibgp: bool
     four_octet_as: bool
+    client: bool = False
+    """The peer is a client of our route reflector (RFC 4456)."""
+    cluster_id: bytes = b""
+    """Of our route reflector, four octets."""
 
 
 def own_attributes() -> Attributes:
@@ -76,8 +80,12 @@ def imported(attributes: Attributes, changes: Changes, peer_as: int) -> Attribut
     return changed
 
 
-def exported(attributes: Attributes, kind: ExportKind, changes: Changes) -> tuple[bytes, bytes]:
+def exported(
+    attributes: Attributes, kind: ExportKind, changes: Changes, originator: bytes | None = None
+) -> tuple[bytes, bytes]:
     """Return the attribute section for a session, as the parts before and after NEXT_HOP.
+
+    ``originator`` is the BGP identifier of the internal peer from which the route is reflected; None: it is not.
 
     Everything but the next hop and the NLRI is in them, so that sessions which differ in those only can share it.
     """
@@ -94,6 +102,9 @@ def exported(attributes: Attributes, kind: ExportKind, changes: Changes) -> tupl
         local_pref = local_pref if changes.local_pref is None else changes.local_pref
         local_pref = DEFAULT_LOCAL_PREF if local_pref is None else local_pref
         items[LOCAL_PREF] = WELL_KNOWN, local_pref.to_bytes(4, "big")
+        if originator is not None:  # RFC 4456 section 8
+            items.setdefault(ORIGINATOR_ID, (OPTIONAL, originator))
+            items[CLUSTER_LIST] = OPTIONAL, kind.cluster_id + items.get(CLUSTER_LIST, (0, b""))[1]
     if changes.med is not None:
         items[MED] = OPTIONAL, changes.med.to_bytes(4, "big")
     items[AS_PATH] = WELL_KNOWN, path

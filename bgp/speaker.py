@@ -52,6 +52,7 @@ class Speaker:
 
     ``on_fib`` gets batches of Loc-RIB changes, ``on_session`` each session that comes up or is lost, the latter before
     anything else is done about it. ``listen`` holds addresses and ports; without any, podroute only connects.
+    ``cluster_id`` is four octets, None: the router ID (RFC 4456 section 7).
     ``on_failure`` gets an exception that is a fault of podroute's own and after which the speaker does no more.
     """
 
@@ -65,6 +66,7 @@ class Speaker:
         on_session: Callable[[SessionChange], None],
         listen: Sequence[tuple[str, int]] = (("0.0.0.0", 179), ("::", 179)),
         max_paths: int = 64,
+        cluster_id: bytes | None = None,
         hostname: str = "",
         end_of_rib_wait: float = 30.0,
         restart: RestartSettings = RestartSettings(),  # noqa: B008 immutable
@@ -72,7 +74,14 @@ class Speaker:
         random: Callable[[], float] = random_module.random,
         on_failure: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
-        self.rib = Rib(local_as=asn, router_id=router_id, resolver=resolver, on_fib=on_fib, max_paths=max_paths)
+        self.rib = Rib(
+            local_as=asn,
+            router_id=router_id,
+            resolver=resolver,
+            on_fib=on_fib,
+            max_paths=max_paths,
+            cluster_id=cluster_id,
+        )
         self._listen = tuple(listen)
         self._on_failure = on_failure
         self._local = Local(
@@ -158,6 +167,7 @@ class Speaker:
                 asn=settings.asn,
                 import_policy=settings.import_policy,
                 export_policy=settings.export_policy,
+                reflector_client=settings.route_reflector_client,
             )
         )
         if self._task is not None:
@@ -360,7 +370,7 @@ class Speaker:
 
     def _begin_restart(self, retained: frozenset[Family]) -> None:
         restart = self._local.restart
-        restart.begin(retained, {peer.name: peer.settings.offered for peer in self._peers.values()})
+        restart.begin(retained, {peer.name: peer.settings.families for peer in self._peers.values()})
         if restart.active:
             self.rib.defer(restart.waiting)
             loop = asyncio.get_running_loop()

@@ -95,6 +95,7 @@ class Peer(Section):
     passive: bool = Field(default=False, description="true (wait for the peer to connect) or false")
     hold_time: HoldTime = Field(default=HOLD_TIME, description=_HOLD)
     connect_retry: int = Field(default=CONNECT_RETRY, ge=1, le=3600, description=_RETRY)
+    route_reflector_client: bool = Field(default=False, description="true (an internal peer only) or false")
     nodes: Labels = Field(default={}, description=_NODES)
     import_policy: PolicyOrAction | None = Field(default=None, alias="import", description="accept, reject or a policy")
     export_policy: PolicyOrAction | None = Field(default=None, alias="export", description="accept, reject or a policy")
@@ -144,9 +145,15 @@ class Bgp(Section):
     hold_time: HoldTime = Field(default=HOLD_TIME, description=_HOLD)
     connect_retry: int = Field(default=CONNECT_RETRY, ge=1, le=3600, description=_RETRY)
     max_paths: int = Field(default=64, ge=1, le=256, description="1 (no multipath) to 256 next hops")
+    cluster_id: RouterId | None = Field(default=None, description='four octets such as "10.1.1.11"')
     graceful_restart: GracefulRestart = Field(
         default=GracefulRestart(), description="a mapping of enabled, restartTime, staleTime and deferralTime"
     )
+
+    @property
+    def cluster_octets(self) -> bytes | None:
+        """The cluster ID of our route reflector, four octets; None: the router ID (RFC 4456 section 7)."""
+        return None if self.cluster_id is None else IPv4Address(self.cluster_id).packed
 
     @property
     def listen_addresses(self) -> list[tuple[str, int]]:
