@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cni.errors import CniError, Code
-from cni.hooks import Addresses, Hooks
+from cni.hooks import Addresses, Handle, Hooks
 from cni.namespaces import open_own
 from cni.notes import make_directory
 from cni.podnet import PodLinks, PodNetwork
@@ -103,6 +103,10 @@ class CniServer:
         if self._own_host is not None:
             os.close(self._own_host)
             self._own_host = None
+
+    def deletes(self, handle: Handle) -> bool:
+        """Tell whether a pod's deletion was answered for and is still under way."""
+        return self._verbs.deletes(handle)
 
     async def settled(self) -> None:
         """Return when no deletion that was answered for is still under way."""

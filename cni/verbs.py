@@ -83,6 +83,10 @@ class Verbs:
                 log.warning("plugin went away, pod undone", extra={"fields": {"pod": str(request.handle)}})
                 await self._remover.remove(request.handle)
 
+    def deletes(self, handle: Handle) -> bool:
+        """Tell whether a pod's deletion was answered for and is still under way."""
+        return handle in self._remover
+
     async def settled(self) -> None:
         """Return when no deletion that was answered for is still under way."""
         await self._remover.drained()

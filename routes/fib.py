@@ -172,7 +172,9 @@ class Fib:
         For an established session that ended, not for one that could not be established.
         """
         installer = self._installer
-        installer.urgent(installer.registry.peer_lost(peer))
+        quick, slow = installer.registry.peer_lost(peer)
+        installer.at_once(quick)
+        installer.urgent(slow)
         self.sweep(peer, restore=False)
         installer.schedule()
 

@@ -123,7 +123,6 @@ class TestChain:
 
     @pytest.mark.skipif(not shutil.which("iptables"), reason="the plugins need iptables")
     async def test_portmap(self, node: Node, netns: MakeNetns) -> None:
-        node.ledger.families = [4]  # portmap 1.1.1 looks for its IPv4 rules among the IPv6 ones in CHECK
         pod, client = netns(), netns()
         node.host.run("ip", "link", "add", "lan", "type", "veth", "peer", "name", "eth0", "netns", client.path)
         node.host.run("ip", "address", "add", "198.51.100.1/24", "dev", "lan")
@@ -134,7 +133,7 @@ class TestChain:
         runtime = Runtime(node, PODROUTE, plugin)
         ports: dict[str, Any] = {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
         await runtime.add(pod, **ports)
-        await runtime.check(pod, **ports)
+        # No CHECK: that of portmap 1.1.1 looks for IPv6 rules of IPv4 addresses.
         with pod.call(lambda: _listen(80)) as server:
             with client.call(lambda: _connect("198.51.100.1", 8080)):
                 connection, source = server.accept()
