@@ -9,7 +9,7 @@ from bgp.settings import PeerSettings
 from config import model
 from config import policy as written
 from config.password import read_password
-from config.values import parse_community
+from config.values import community_octets
 
 
 def peer_settings(config: model.Config, name: str, peer: model.Peer) -> PeerSettings:
@@ -53,21 +53,25 @@ def _rule(rule: written.Rule) -> Rule:
         prefixes=tuple(PrefixMatch(*prefixes) for prefixes in rule.match.prefixes),
         sources=frozenset(rule.match.source),
         family=rule.match.family_number,
+        communities=frozenset(map(community_octets, rule.match.communities)),
+        as_path=rule.match.as_path,
+        next_hops=tuple(PrefixMatch(*prefixes) for prefixes in rule.match.next_hop),
     )
     return Rule(rule.name, rule.action == "accept", match, _changes(rule.set))
 
 
 def _changes(changes: written.Changes) -> Changes:
-    communities = [parse_community(text) for text in changes.communities]
+    communities = [community_octets(text) for text in changes.communities]
     return Changes(
         local_pref=changes.local_pref,
         med=changes.med,
-        communities=frozenset(_octets(c, 2) for c in communities if len(c) == 2),
-        large_communities=frozenset(_octets(c, 4) for c in communities if len(c) == 3),
+        communities=frozenset(c for c in communities if len(c) == 4),
+        extended_communities=frozenset(c for c in communities if len(c) == 8),
+        large_communities=frozenset(c for c in communities if len(c) == 12),
+        remove_communities=frozenset(map(community_octets, changes.remove_communities)),
+        replace_communities=changes.replace_communities,
         prepend=changes.prepend,
         next_hop_self=changes.next_hop == "self",
+        next_hop_keep=changes.next_hop == "keep",
+        weight=changes.weight,
     )
-
-
-def _octets(community: tuple[int, ...], width: int) -> bytes:
-    return b"".join(part.to_bytes(width, "big") for part in community)

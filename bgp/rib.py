@@ -427,7 +427,7 @@ class Rib:
         rib.refused[family].pop(prefix, None)
         if path is None:
             return None
-        accepted, changes, _ = rib.policy.constant(family) or rib.policy.evaluate(family, prefix)
+        accepted, changes, _ = rib.policy.constant(family) or rib.policy.evaluate(family, prefix, path)
         if not accepted:
             return None
         if changes == NO_CHANGES:
