@@ -35,7 +35,7 @@ DECONFIGURED = Notification(6, 3)
 
 _SLICE = 0.008
 """Seconds of reading, of deciding and of writing in one turn of the event loop."""
-_LEAST, _MOST = 16, 65536
+_LEAST, _MOST = 16, 8192
 """Bounds of the number of prefixes decided in one slice."""
 _BACKLOG = 50_000
 """Prefixes that wait to be decided at which no more octets are processed: peers are to slow down, not we to grow."""
@@ -96,6 +96,7 @@ class Speaker:
             restart=Restart(restart, self._select),
             on_session=on_session,
             wake=self._wake,
+            unread=self._work_on,
             notify=self._notify,
         )
         self._peers: dict[str, Peer] = {}
@@ -105,6 +106,10 @@ class Speaker:
         self._listeners: list[Listener] = []
         self._work = asyncio.Event()
         self._idle = True
+        self._pending = False
+        """The RIB may have something to decide, or peers may have something to be written to them."""
+        self._lagging = False
+        """Decisions lag so far behind that no more octets are to be processed."""
         self._changed = asyncio.Event()
         self._budget = 1024
         self._task: asyncio.Task[None] | None = None
@@ -295,6 +300,10 @@ class Speaker:
 
     def _wake(self) -> None:
         self._idle = False
+        self._pending = True
+        self._work.set()
+
+    def _work_on(self) -> None:
         self._work.set()
 
     def _notify(self) -> None:
@@ -308,7 +317,7 @@ class Speaker:
             if self._slice():
                 self._work.set()
                 await asyncio.sleep(0)
-            else:
+            elif not self._idle:
                 self._idle = True
                 self._notify()
 
@@ -322,18 +331,23 @@ class Speaker:
         """Read, decide and write, each for some milliseconds; True: there is more to do at once."""
         start = time.perf_counter()
         unread = self._read(start + _SLICE)
+        if not self._pending:  # nothing but keepalives
+            return unread
+        self._pending = False
         read = time.perf_counter()
         more = self.rib.run(self._budget)
+        self._lagging = more and self.rib.waiting >= _BACKLOG
         decided = time.perf_counter()
         if more:
             factor = _SLICE / max(decided - read, 1e-6)
             self._budget = int(min(max(self._budget * min(factor, 2.0), _LEAST), _MOST))
-        return self._flush(decided + _SLICE) or more or unread
+        self._pending = self._flush(decided + _SLICE) or more
+        return self._pending or unread
 
     def _read(self, until: float) -> bool:
         """Process what peers sent, each in turn, unless decisions lag behind; True: there is more."""
         readers = self._local.readers
-        if self.rib.waiting < _BACKLOG:
+        if not self._lagging:
             while readers and time.perf_counter() < until:
                 session = readers.popleft()
                 if session.read(_READ):
