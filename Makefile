@@ -4,9 +4,7 @@ VENV := .venv/bin
 export PYTHONDONTWRITEBYTECODE := 1
 export PATH := $(CURDIR)/$(VENV):$(PATH)
 
-CONFORMANCE := docs/conformance-bgp
-
-.PHONY: conformance fuzz help demo lab-down test unit lab lint format setup setup-tests venv lock clean
+.PHONY: conformance interop fuzz help demo lab-down test unit lab lint format setup setup-tests venv lock clean
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
@@ -26,7 +24,11 @@ lab: setup-tests  ## the tests that build networks: kernel and real routers
 	@python -m pytest tests/kernel tests/interop tests/runtime
 
 conformance: setup  ## the BGP conformance suite at podroute, FRR, BIRD and GoBGP, into docs/conformance-bgp.md; minutes
-	@python -m tests.conformance.bgp.compare --page $(CONFORMANCE).md --json $(CONFORMANCE).json
+	@mkdir -p build
+	@python -m tests.conformance.bgp.compare --page docs/conformance-bgp.md --json build/conformance-bgp.json
+
+interop: setup  ## the speaker with FRR, BIRD and GoBGP, into docs/interop.md
+	@INTEROP_PAGE=docs/interop.md python -m pytest -q tests/interop/test_bgp_matrix.py
 
 fuzz: venv  ## fuzz everything that reads a peer's octets (SECONDS=60)
 	@python -m tests.wire.fuzz_bgp $(or $(SECONDS),60)

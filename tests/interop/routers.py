@@ -266,11 +266,7 @@ class GobgpRouter:
         )
 
     def count(self) -> int:
-        said = self._gobgp.gobgp(f"neighbor {self.setup.node}")
-        found = re.search(r"Received:\s+(\d+)", said[said.rfind("Route statistics") :]) or re.search(
-            r"Received:\s+(\d+)", said
-        )
-        return int(found[1]) if found else 0
+        return len(json.loads(self._gobgp.gobgp(f"neighbor {self.setup.node} adj-in -a ipv4 -j") or "[]"))
 
     def withdraw(self) -> None:
         for prefix in self.setup.routes:

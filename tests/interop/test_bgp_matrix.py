@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -234,14 +235,17 @@ async def test_a_session_that_the_router_begins(bench: Bench) -> None:
 
 async def test_a_session_without_hold_time(bench: Bench) -> None:
     """Hold time 0; it is ended by us with a text."""
-    await bench.begin(Setup(hold_time=0 if bench.kind != "GoBGP" else 9))
+    hold_time = 0 if bench.kind != "GoBGP" else 9
+    if hold_time:
+        bench.matrix.lacks(bench.kind, "hold time 0", "agrees and closes the session")
+    await bench.begin(Setup(hold_time=hold_time))
     text = "draining this node"
-    settings = over4(hold_time=0)
+    settings = over4(hold_time=hold_time)
     async with bench.speaker(settings, farewell=Notification(6, 2, shutdown_text(text))) as node:
         node.speaker.originate(*_entry(OWN4), owner="test", source="block")
-        with bench.works("hold time 0"):
+        with bench.works("hold time 0") if not hold_time else nullcontext():
             await node.established("tor")
-            assert node.status("tor").hold_time == 0
+            assert node.status("tor").hold_time == hold_time
             await bench.path(OWN4)
     with bench.works("shutdown text out"):
         await bench.ask(bench.router.last_error, lambda said: text in said, "the text is not shown")
