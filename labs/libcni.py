@@ -1,13 +1,15 @@
 """A runtime's half of CNI, as the library that runtimes share does it (CNI 1.1.0, section 3).
 
 Plugins of a list run in order for ADD and CHECK, in reverse for DEL; each of an ADD sees the result of the one before;
-DEL and CHECK see the final result of ADD, which is kept in files until DEL has succeeded. Capability arguments go only
+DEL and CHECK see the final result of ADD, which is kept in files until DEL has succeeded; the files are those that a
+runtime writes and reads, so that one's attachments can be worked off by the other. Capability arguments go only
 to plugins that declare them.
 """
 
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,10 +146,9 @@ class Network:
         for file in sorted(self._cache.glob(f"{self.name}-*")):
             kept = json.loads(file.read_text())
             if kept["networkName"] == self.name:
-                capabilities = kept["capabilityArgs"]
-                found.append(
-                    Attachment(kept["containerId"], kept["netns"], kept["ifName"], kept["cniArgs"], capabilities)
-                )
+                args = ";".join("=".join(pair) for pair in kept.get("cniArgs", ()))
+                capabilities = kept.get("capabilityArgs", {})
+                found.append(Attachment(kept["containerId"], kept.get("netns", ""), kept["ifName"], args, capabilities))
         return found
 
     async def _call(
@@ -183,11 +184,11 @@ class Network:
         kept = {
             "kind": "cniCacheV1",
             "containerId": attachment.container,
-            "config": dict(self._conflist),
+            "config": b64encode(json.dumps(dict(self._conflist)).encode()).decode(),
             "ifName": attachment.ifname,
             "networkName": self.name,
             "netns": attachment.netns,
-            "cniArgs": attachment.args,
+            "cniArgs": [pair.split("=", 1) for pair in filter(None, attachment.args.split(";"))],
             "capabilityArgs": dict(attachment.capabilities),
             "result": dict(result),
         }

@@ -63,14 +63,16 @@ class Containerd:
 
     async def run(self, name: str, *command: str, check: bool = True) -> Result:
         """``ctr run --cni`` to its end, and what the container printed."""
-        return await self.ctr(*_run(name), *command, check=check)
+        return await self.ctr("run", "--rm", *_flags(name), *command, check=check)
 
     async def start(self, name: str) -> int:
         """Start a container that does nothing, and return its process number in the node.
 
         In the foreground: with ``--detach``, this version of `ctr` never asks for the deletion.
         """
-        self._running[name] = self.node.popen("ctr", *_run(name), stderr=subprocess.STDOUT, stdout=subprocess.PIPE)
+        self._running[name] = self.node.popen(
+            "ctr", "run", "--rm", *_flags(name), stderr=subprocess.STDOUT, stdout=subprocess.PIPE
+        )
 
         async def pid() -> int:
             if self._running[name].poll() is not None:
@@ -84,6 +86,12 @@ class Containerd:
 
         return await self.net.wait_for(f"container {name} on {self.node.name}", pid)
 
+    async def detach(self, name: str) -> None:
+        """Start a container with ``--detach``, kill it, and remove it: its network stays."""
+        await self.ctr("run", "--detach", *_flags(name))
+        await self.ctr("task", "rm", "--force", name)
+        await self.ctr("container", "rm", name)
+
     async def remove(self, name: str) -> str:
         """Kill a container; `ctr run` then deletes its network. Returns what it and the plugin print."""
         await self.ctr("task", "kill", "--signal", "SIGKILL", name)
@@ -91,8 +99,8 @@ class Containerd:
         return str(said.decode())
 
 
-def _run(name: str) -> list[str]:
-    return ["run", "--cni", "--rm", "--cpu-shares", "0", "--snapshotter", "native", IMAGE, name]
+def _flags(name: str) -> list[str]:
+    return ["--cni", "--cpu-shares", "0", "--snapshotter", "native", IMAGE, name]
 
 
 async def start(net: Lab, node: Node, image: Path) -> Containerd:

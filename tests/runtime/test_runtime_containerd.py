@@ -6,6 +6,8 @@ import asyncio
 
 import pytest
 
+from labs.libcni import Attachment
+from labs.pods import Pod
 from labs.runner import Lab
 from tests.runtime.containerd import Containerd
 from tests.runtime.hosts import addresses, agent_starts, nothing_left, pods, reaches
@@ -67,4 +69,18 @@ async def test_a_container_outlives_an_agent(net: Lab, containerds: list[Contain
     await agent_starts(net, one.node)
     await reaches(other.node, 1, held)
     assert not await one.remove("old")
+    await nothing_left(net)
+
+
+async def test_what_a_runtime_forgets_is_collected(net: Lab, containerds: list[Containerd]) -> None:
+    """This `ctr` never asks for the deletion of a detached container's network; GC finds it, and only it."""
+    one, _ = containerds
+    await one.start("kept")
+    await one.detach("forgotten")
+    assert [pod["containerId"] for pod in await pods(one.node)] == ["default-kept", "default-forgotten"]
+    network = Pod(one.node, "any").network
+    await network.status()
+    await network.collect([Attachment("default-kept", "")])
+    assert [pod["containerId"] for pod in await pods(one.node)] == ["default-kept"]
+    await one.remove("kept")
     await nothing_left(net)
