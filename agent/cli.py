@@ -116,6 +116,23 @@ def pods(socket_path: str, as_json: bool) -> None:
     _show(Client(socket_path).get("/v1/pods"), as_json, "pods")
 
 
+@cli.command()
+@click.option("--mode", type=click.Choice(["graceful", "drain", "purge"]), help="Default: `onStop` of the node's file.")
+@_asks_agent
+def stop(mode: str | None, socket_path: str, as_json: bool) -> None:
+    """End the agent: graceful (routes stay, peers wait for it), drain (traffic led away first), purge (all removed)."""
+    answer = Client(socket_path).post("/v1/stop", mode=mode)
+    click.echo(json.dumps(answer) if as_json else f"stopping, mode {answer['mode']}")
+
+
+@cli.command()
+@click.option("--dry-run", is_flag=True, help="Only say what would change.")
+@_asks_agent
+def reload(dry_run: bool, socket_path: str, as_json: bool) -> None:
+    """Have the agent read its file anew: all of it holds, or, where anything is wrong, nothing."""
+    _show(Client(socket_path).post("/v1/reload", dryRun="1" if dry_run else None), as_json, "reloaded")
+
+
 @cli.command("wait-converged")
 @click.option("--timeout", default=60.0, show_default=True, help="Seconds.")
 @_asks_agent

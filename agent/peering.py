@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from agent.errors import StartError
+from bgp.graceful_restart import RestartSettings
 from bgp.policy import Changes, Match, Policy, PrefixMatch, Rule
 from bgp.settings import PeerSettings
 from config import model
@@ -35,6 +36,11 @@ def _password(name: str, path: str) -> bytes:
         return read_password(path)
     except ValueError as error:
         raise StartError(f"peers.{name}.passwordFile: {error}") from error
+
+
+def restart_settings(restart: model.GracefulRestart) -> RestartSettings:
+    """Return how the speaker restarts, and helps peers that do."""
+    return RestartSettings(restart.enabled, restart.restart_time, restart.stale_time, restart.deferral_time)
 
 
 def _policy(policy: written.Policy) -> Policy:

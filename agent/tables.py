@@ -57,6 +57,23 @@ def peers(answer: Iterable[Answer]) -> None:
     _print(table, "no peers are configured")
 
 
+def reloaded(answer: Answer) -> None:
+    """What a reload did, or would do, a line each."""
+    texts = {
+        "resets": "session resets",
+        "added": "peer begins",
+        "removed": "peer ends",
+        "policies": "policies change",
+        "advertised": "is advertised",
+        "withdrawn": "is withdrawn",
+    }
+    lines = [f"{name}: {what}" for key, what in texts.items() for name in answer[key]]
+    console = Console()
+    console.print("reloaded" if answer["applied"] else "would change (nothing is done)")
+    for line in lines or ["nothing changes"]:
+        console.print(f"  {line}", highlight=False)
+
+
 def routes(answer: Iterable[Answer]) -> None:
     table = _table("PREFIX", "", "NEXT HOP", "PEER", "PREF", "AS PATH", "KERNEL", "WHY")
     for route in answer:

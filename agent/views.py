@@ -208,6 +208,7 @@ def _peer(peer: PeerStatus) -> Json:
                 "endOfRib": status.end_of_rib,
                 "received": status.received,
                 "accepted": status.accepted,
+                "stale": status.stale,
                 "advertised": status.advertised,
                 "problem": status.problem,
             }

@@ -19,6 +19,9 @@ NO_EXPORT, NO_ADVERTISE, NO_EXPORT_SUBCONFED = 1, 2, 4
 
 DEFAULT_LOCAL_PREF = 100
 
+GRACEFUL_SHUTDOWN = b"\xff\xff\x00\x00"
+"""The community of a route that will go soon (RFC 8326 section 3)."""
+
 NAMES = MappingProxyType(
     {
         ORIGIN: "ORIGIN",

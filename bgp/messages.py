@@ -95,6 +95,10 @@ class Negotiated:
         return self.local.asn == self.peer.asn
 
     @property
+    def enhanced_refresh(self) -> bool:
+        return self.local.enhanced_refresh and self.peer.enhanced_refresh
+
+    @property
     def keepalive(self) -> float:
         """Seconds between KEEPALIVEs, a third of the hold time (RFC 4271 section 4.4)."""
         return self.hold_time / 3
@@ -107,6 +111,10 @@ class Notification:
     code: int
     subcode: int
     data: bytes = b""
+
+
+BORR, EORR = 1, 2
+"""Subtypes of ROUTE-REFRESH that begin and end the answer to one (RFC 7313 section 3.2)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+from bgp.attributes import GRACEFUL_SHUTDOWN
 from config.prefix import BITS, Family, parse, text
 
 Source = Literal["block", "configured", "exception", "static", "learned"]
@@ -100,6 +101,19 @@ class Policy:
 ACCEPT = Policy(accept=True)
 REJECT = Policy()
 """What an external peer without configured policy gets in both directions (RFC 8212)."""
+
+
+def shutting_down(policy: Policy) -> Policy:
+    """Return an export policy that passes the same routes as ``policy``, as those to avoid (RFC 8326 section 4)."""
+    rules = tuple(
+        replace(rule, changes=_avoided(rule.changes)) if rule.accept else rule
+        for rule in (*policy.rules, *((Rule("default accept", True),) if policy.accept else ()))
+    )
+    return Policy(rules)
+
+
+def _avoided(changes: Changes) -> Changes:
+    return replace(changes, local_pref=0, communities=changes.communities | {GRACEFUL_SHUTDOWN})
 
 
 class Verdict(NamedTuple):

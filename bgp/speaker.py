@@ -16,16 +16,17 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from bgp.adj_rib_in import RibPeer
+from bgp.graceful_restart import Restart, RestartSettings
 from bgp.listener import Listener
 from bgp.messages import Notification
 from bgp.peer import Local, Peer
-from bgp.policy import Source
+from bgp.policy import REJECT, Policy, Source, shutting_down
 from bgp.rib import Rib
 from bgp.settings import PeerSettings
 from bgp.sockets import Endpoint, OpenSocket, open_socket
 from bgp.status import Convergence, PeerStatus, SessionChange, SpeakerError
 from config.nexthop import NextHopResolver, NextHops
-from config.prefix import Family
+from config.prefix import NAMES, Family
 
 log = logging.getLogger("podroute.bgp")
 
@@ -66,6 +67,7 @@ class Speaker:
         max_paths: int = 64,
         hostname: str = "",
         end_of_rib_wait: float = 30.0,
+        restart: RestartSettings = RestartSettings(),  # noqa: B008 immutable
         opener: OpenSocket = open_socket,
         random: Callable[[], float] = random_module.random,
         on_failure: Callable[[BaseException], None] = lambda error: None,
@@ -82,6 +84,7 @@ class Speaker:
             opener=opener,
             random=random,
             end_of_rib_wait=end_of_rib_wait,
+            restart=Restart(restart, self._select),
             on_session=on_session,
             wake=self._wake,
             notify=self._notify,
@@ -96,9 +99,14 @@ class Speaker:
         self._changed = asyncio.Event()
         self._budget = 1024
         self._task: asyncio.Task[None] | None = None
+        self._deferral: asyncio.TimerHandle | None = None
 
-    async def start(self) -> None:
-        """Listen, and connect to the peers known so far. Raises SpeakerError where it cannot listen."""
+    async def start(self, *, retained: frozenset[Family] = frozenset()) -> None:
+        """Listen, and connect to the peers known so far. Raises SpeakerError where it cannot listen.
+
+        ``retained`` are the families whose routes the kernel kept over a restart of ours (RFC 4724 section 4.1): peers
+        are told so, and routes are not selected before all peers have sent theirs, or too long have not.
+        """
         try:
             for address, port in self._listen:
                 self._listeners.append(Listener(address, port, self._local.opener, self._accept))
@@ -107,6 +115,7 @@ class Speaker:
         except BaseException:
             self._close_listeners()
             raise
+        self._begin_restart(retained)
         self._task = asyncio.get_running_loop().create_task(self._run(), name="bgp")
         self._task.add_done_callback(self._ended)
         for peer in self._peers.values():
@@ -115,6 +124,8 @@ class Speaker:
     async def stop(self, *, notification: Notification | None) -> None:
         """End all sessions, with this NOTIFICATION or (None) without a word, and stop listening."""
         self._close_listeners()
+        if self._deferral is not None:
+            self._deferral.cancel()
         await asyncio.gather(*(peer.stop(notification) for peer in self._peers.values()))
         if self._task is not None:
             self._task.cancel()
@@ -162,8 +173,28 @@ class Speaker:
         if peer.settings.password is not None:
             for listener in self._listeners:
                 listener.set_password(peer.endpoint, b"")
+        self._local.restart.forget(name)
         self.rib.remove_peer(name)
         self._wake()
+
+    def ask_refresh(self, name: str) -> bool:
+        """Ask a peer to announce everything once more; False: it has no session, or cannot. Raises KeyError."""
+        return self._peers[name].ask_refresh()
+
+    def set_policies(self, name: str, import_policy: Policy, export_policy: Policy) -> None:
+        """Have other policies hold for a peer from now on, without touching its session. Raises KeyError."""
+        self.rib.set_policies(name, import_policy, export_policy)
+        self._wake()
+
+    def shut_gracefully(self) -> None:
+        """Announce all that is announced as what is to be avoided, because it will go soon (RFC 8326)."""
+        for name, rib in self.rib.peers.items():
+            self.set_policies(name, rib.settings.import_policy, shutting_down(rib.settings.export_policy))
+
+    def withdraw(self) -> None:
+        """Withdraw all that is announced; sessions stay."""
+        for name, rib in self.rib.peers.items():
+            self.set_policies(name, rib.settings.import_policy, REJECT)
 
     def originate(self, family: Family, prefix: bytes, *, owner: str, source: Source) -> None:
         """Advertise a prefix of our own (wire bytes); ``owner`` is who may retract it."""
@@ -193,6 +224,10 @@ class Speaker:
     def converged(self) -> Convergence:
         """Tell whether all peers are established, their tables complete, and ours written and acknowledged by TCP."""
         waiting = [line for peer in self._peers.values() if (line := peer.waiting_for())]
+        for family, peers in self._local.restart.waiting.items():
+            waiting.append(
+                f"route selection ({NAMES[family]}) after our restart: End-of-RIB of {', '.join(sorted(peers))}"
+            )
         if not self._idle:
             waiting.append("best paths to be decided")
         if not waiting:
@@ -315,6 +350,31 @@ class Speaker:
         if peer.settings.password is not None:
             for listener in self._listeners:
                 listener.set_password(peer.endpoint, peer.settings.password)
+
+    # Graceful restart.
+
+    @property
+    def deferred(self) -> frozenset[Family]:
+        """Families in which nothing is selected yet, after a restart of ours."""
+        return frozenset(self._local.restart.waiting)
+
+    def _begin_restart(self, retained: frozenset[Family]) -> None:
+        restart = self._local.restart
+        restart.begin(retained, {peer.name: peer.settings.offered for peer in self._peers.values()})
+        if restart.active:
+            self.rib.defer(restart.waiting)
+            loop = asyncio.get_running_loop()
+            self._deferral = loop.call_later(restart.settings.deferral, self._deferral_over)
+
+    def _select(self, family: Family) -> None:
+        self.rib.select(family)
+        log.info("route selection begins after our restart", extra={"fields": {"family": NAMES[family]}})
+        self._wake()
+
+    def _deferral_over(self) -> None:
+        for family, peers in self._local.restart.expire().items():
+            fields = {"family": NAMES[family], "peers": ",".join(sorted(peers))}
+            log.warning("End-of-RIB still missing after our restart", extra={"fields": fields})
 
     def _close_listeners(self) -> None:
         for listener in self._listeners:

@@ -127,6 +127,15 @@ class Peer(Section):
         return value
 
 
+class GracefulRestart(Section):
+    """Restarts of this node and of its peers that interrupt no traffic (RFC 4724, RFC 8538)."""
+
+    enabled: bool = Field(default=True, description="true or false")
+    restart_time: int = Field(default=120, ge=1, le=4095, description="1 to 4095 seconds")
+    stale_time: int = Field(default=360, ge=1, le=86400, description="1 to 86400 seconds")
+    deferral_time: int = Field(default=60, ge=1, le=3600, description="1 to 3600 seconds")
+
+
 class Bgp(Section):
     listen: list[Listen] = Field(
         default=["0.0.0.0:179", "[::]:179"],
@@ -135,6 +144,9 @@ class Bgp(Section):
     hold_time: HoldTime = Field(default=HOLD_TIME, description=_HOLD)
     connect_retry: int = Field(default=CONNECT_RETRY, ge=1, le=3600, description=_RETRY)
     max_paths: int = Field(default=64, ge=1, le=256, description="1 (no multipath) to 256 next hops")
+    graceful_restart: GracefulRestart = Field(
+        default=GracefulRestart(), description="a mapping of enabled, restartTime, staleTime and deferralTime"
+    )
 
     @property
     def listen_addresses(self) -> list[tuple[str, int]]:
@@ -173,6 +185,13 @@ class Api(Section):
     socket: SocketPath = Field(default="/run/podroute/api.sock", description="the path of a Unix socket")
 
 
+class OnStop(Section):
+    """What SIGTERM does, and `podroute stop` without a mode."""
+
+    mode: Literal["graceful", "drain", "purge"] = Field(default="graceful", description="graceful, drain or purge")
+    drain_time: int = Field(default=10, ge=0, le=3600, description="0 to 3600 seconds")
+
+
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="debug, info, warning or error"
@@ -192,12 +211,13 @@ class Config(Section):
     )
     pools: dict[Name, Pool] = Field(default={}, description="a mapping of pools by name")
     advertise: list[Prefix] = Field(default=[], description='a list of prefixes such as ["192.0.2.1/32"]')
-    bgp: Bgp = Field(default=Bgp(), description="a mapping of listen, holdTime, connectRetry and maxPaths")
+    bgp: Bgp = Field(default=Bgp(), description="a mapping such as {listen: [], holdTime: 90}")
     peers: dict[Name, Peer] = Field(default={}, description="a mapping of peers by name")
     routes: Routes = Field(default=Routes(), description="a mapping of table and metric")
     cni: Cni = Field(default=Cni(), description="a mapping of socket, mtu, binDir, confDir and so on")
     api: Api = Field(default=Api(), description="a mapping with socket")
     log: Log = Field(default=Log(), description="a mapping of level and format")
+    on_stop: OnStop = Field(default=OnStop(), description="a mapping of mode and drainTime")
 
     @property
     def advertised(self) -> list[tuple[Family, bytes]]:

@@ -87,6 +87,7 @@ class Fib:
         self._pods_of: dict[str, set[tuple[Family, bytes]]] = {}
         self._confirmed: dict[Family, set[str]] = {4: set(), 6: set()}
         self._early: list[Event] | None = []
+        self._retained: set[Family] = set()
         self._sock: socket.socket | None = None
         self._installer_: Installer | None = None
         self._reconciler: Reconciler | None = None
@@ -171,7 +172,9 @@ class Fib:
         For an established session that ended, not for one that could not be established.
         """
         installer = self._installer
-        installer.urgent(installer.registry.peer_lost(peer))
+        quick, slow = installer.registry.peer_lost(peer)
+        installer.at_once(quick)
+        installer.urgent(slow)
         self.sweep(peer, restore=False)
         installer.schedule()
 
@@ -214,6 +217,11 @@ class Fib:
     @property
     def counters(self) -> Counter[str]:
         return self._installer.counters
+
+    @property
+    def retained(self) -> frozenset[Family]:
+        """The families in which the kernel still held routes of an earlier run at the start: it went on forwarding."""
+        return frozenset(self._retained)
 
     @property
     def uses_objects(self) -> bool:
@@ -283,6 +291,8 @@ class Fib:
             learned_elsewhere = target.kind is Kind.LEARNED and route.metric != (self._effective(route.family))
             held = installer.other if learned_elsewhere else target
             installer.table(route.family, route.metric).leave_stale(route.prefix, held)
+            if held.kind is not Kind.OTHER and not held.absent:
+                self._retained.add(route.family)
 
         found = await asyncio.to_thread(reader.read, self._sock, saved, peers, place)
         installer.raw([delete_nexthop(identifier) for identifier in found.unknown_objects])

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from config.prefix import Family, text
-from routes.encode import Placement
+from routes import netlink
+from routes.encode import Placement, numbered
 from routes.leftovers import save, snapshot
 from routes.messages import Route
 from routes.nexthops import Operation, Registry
@@ -76,12 +78,14 @@ class Installer:
         self._loop = asyncio.get_running_loop()
         self._writer: Writer | None = None
         self._urgent: Writer | None = None
+        self._instant: socket.socket | None = None
 
     def open(self, *, receive_buffer: int) -> list[int]:
         """Open the writers' sockets in this thread's namespace and return their port ids."""
         self._writer = Writer(self._deliver, name="podroute-routes", receive_buffer=receive_buffer)
         self._urgent = Writer(self._deliver, name="podroute-urgent", receive_buffer=receive_buffer)
-        return [self._writer.port, self._urgent.port]
+        self._instant = netlink.open_socket()
+        return [self._writer.port, self._urgent.port, netlink.port(self._instant)]
 
     def start(self) -> None:
         assert self._writer is not None
@@ -139,10 +143,16 @@ class Installer:
             self._scheduled = True
             self._loop.call_soon(self._flush)
 
-    def urgent(self, requests: list[bytes]) -> None:
-        """Send past everything that waits."""
+    def urgent(self, requests: Sequence[bytes]) -> None:
+        """Send past everything that waits, in a thread: the kernel may take its time over these."""
         if requests and self._urgent is not None:
             self._submit(self._urgent, NexthopJob(self._nexthops_done, requests))
+
+    def at_once(self, requests: Sequence[bytes]) -> None:
+        """Send before this returns. For what takes the kernel no longer than handing it to a thread would take us."""
+        if requests and self._instant is not None:
+            self._instant.send(numbered(requests))
+            netlink.receive_refusals(self._instant)  # the requests are also among the gathered ones
 
     def raw(self, requests: list[bytes]) -> None:
         """Send requests whose refusal is of no interest, in order with the others."""

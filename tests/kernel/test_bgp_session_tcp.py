@@ -143,8 +143,8 @@ async def test_the_shutdown_text_reaches_the_other_end_and_the_session_comes_bac
             await both_up(a, b)
         status = await b.lost("a")
         assert status.last_received is not None
-        assert status.last_received.text == 'Cease/Administrative Shutdown: "maintenance ✓"'
-        assert status.reason == 'received Cease/Administrative Shutdown: "maintenance ✓"'
+        assert status.last_received.text == 'Cease/Hard Reset: Cease/Administrative Shutdown: "maintenance ✓"'
+        assert status.reason == 'received Cease/Hard Reset: Cease/Administrative Shutdown: "maintenance ✓"'
         assert [change.up for change in b.sessions] == [True, False]
         async with node_a(ns) as a:
             await both_up(a, b)
