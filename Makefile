@@ -6,7 +6,8 @@ export PATH := $(CURDIR)/$(VENV):$(PATH)
 
 CONFORMANCE := docs/conformance-bgp
 
-.PHONY: conformance fuzz bench-fib help demo lab-down test unit lab lint format setup setup-tests venv lock clean
+.PHONY: help demo lab-down test unit lab lint format conformance fuzz bench-bgp bench-cni bench-fib
+.PHONY: setup setup-tests venv lock clean
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
@@ -16,29 +17,35 @@ demo: setup  ## the main job: two racks, four nodes, eight pods, real ToR router
 lab-down: setup  ## remove the lab that `make demo KEEP=1` left up
 	@python -m labs.demo --down
 
-test: setup-tests lint  ## the whole suite: lint, unit, wire, kernel, labs with real routers
+test: setup-tests lint  ## the whole suite: lint, unit, wire, kernel, labs with real routers and runtimes
 	@python -m pytest tests
 
 unit: venv  ## the tests that need no root; seconds
 	@python -m pytest tests/unit tests/wire
 
-lab: setup-tests  ## the tests that build networks: kernel and real routers
+lab: setup-tests  ## the tests that build networks: kernel, real routers, real runtimes
 	@python -m pytest tests/kernel tests/interop tests/runtime
-
-bench-fib: setup  ## routes into the kernel: podroute, BIRD and FRR side by side (QUICK=1: small tables)
-	@python -m benchmarks.fib $(if $(QUICK),--quick)
-
-conformance: setup  ## the BGP conformance suite at podroute, FRR, BIRD and GoBGP, into docs/conformance-bgp.md; minutes
-	@python -m tests.conformance.bgp.compare --page $(CONFORMANCE).md --json $(CONFORMANCE).json
-
-fuzz: venv  ## fuzz everything that reads a peer's octets (SECONDS=60)
-	@python -m tests.wire.fuzz_bgp $(or $(SECONDS),60)
 
 lint: venv  ## ruff, mypy --strict, import contracts
 	@ruff check --quiet . && ruff format --quiet --check . && mypy && lint-imports --no-logo
 
 format: venv  ## apply the house's format
 	@ruff check --quiet --fix .; ruff format --quiet .
+
+conformance: setup-tests  ## raw BGP at podroute, FRR, BIRD and GoBGP, into docs/conformance-bgp.md; minutes
+	@python -m tests.conformance.bgp.compare --page $(CONFORMANCE).md --json $(CONFORMANCE).json
+
+fuzz: venv  ## fuzz everything that reads a peer's octets (SECONDS=60)
+	@python -m tests.wire.fuzz_bgp $(or $(SECONDS),60)
+
+bench-bgp: setup-tests  ## the speaker beside BIRD, FRR and GoBGP on the same input (BENCH=options)
+	@python -m benchmarks.bgp $(BENCH)
+
+bench-cni: setup-tests  ## ADD and DEL beside Debian's ptp and bridge plugins (BENCH=options)
+	@python -m benchmarks.cni $(BENCH)
+
+bench-fib: setup-tests  ## routes into the kernel: podroute, BIRD and FRR side by side (QUICK=1: small tables)
+	@python -m benchmarks.fib $(if $(QUICK),--quick)
 
 setup:  ## install what the demo needs (Debian packages, virtual environment)
 	@sh labs/setup.sh

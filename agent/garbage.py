@@ -15,7 +15,7 @@ _YOUNG, _MIDDLE, _NEVER = 10_000, 10, 1 << 30
 """New objects per collection of the young ones, such collections per one of the middle generation (some ms)."""
 
 LIMIT = 200_000
-"""Objects of the oldest generation that are walked over in one go; some 25 ms."""
+"""Objects of the oldest generation, or entries of its dicts, that are walked over in one go; some 25 ms."""
 
 _INTERVAL = 10.0
 
@@ -49,7 +49,8 @@ class GarbageCollector:
 
     def tidy(self) -> None:
         """Collect the oldest generation, or set it aside where it is too large for that."""
-        if len(gc.get_objects(generation=2)) > LIMIT:
+        old = gc.get_objects(generation=2)
+        if len(old) > LIMIT or sum(len(thing) for thing in old if type(thing) is dict) > LIMIT:
             gc.freeze()
         else:
             gc.collect()

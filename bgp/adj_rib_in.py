@@ -207,8 +207,8 @@ class AdjRibIn:
                     self.drop_stale(marker)
                     return Received(end_of_rib=marker)
                 return Received(faults=(f"End-of-RIB of {NAMES[marker]}, which was not negotiated",))
-        withdrawn = decode_nlri(4, withdrawn_field)
-        reach = decode_nlri(4, nlri_field)
+        withdrawn = decode_nlri(4, withdrawn_field) if withdrawn_field else []
+        reach = decode_nlri(4, nlri_field) if nlri_field else []
         if 4 not in families and (withdrawn or reach):
             return Received(faults=("IPv4 routes, which were not negotiated",))
         if reach:
@@ -216,7 +216,7 @@ class AdjRibIn:
             if path is not None:
                 self._withdraw(4, withdrawn)
                 self._announce(4, reach, path)
-                return Received(announced={4: reach})
+                return Received(None, (), {4: reach})
         elif not raw:
             self._withdraw(4, withdrawn)
             return _NOTHING
@@ -291,7 +291,7 @@ class AdjRibIn:
                     self._multiprotocol[leading[0]] = path
                 self._announce(reach.family, reach.prefixes, path)
                 announced[reach.family] = announced.get(reach.family, []) + reach.prefixes
-        return Received(faults=tuple(faults), announced=announced or None)
+        return Received(None, tuple(faults), announced or None)
 
     def _announce(self, family: Family, prefixes: list[bytes], path: Path) -> None:
         shards = self.tables[family].shards

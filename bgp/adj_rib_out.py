@@ -19,7 +19,7 @@ from bgp.attributes import NO_ADVERTISE, NO_EXPORT, NO_EXPORT_SUBCONFED
 from bgp.messages import BORR, EORR
 from bgp.paths import Path, Peer
 from bgp.policy import Changes, ExportPolicy, Policy, Source, Verdict
-from bgp.table import Table
+from bgp.table import MASK, Table
 from bgp.update import Announcement, announcements, encode_end_of_rib, encode_refresh_marker, fits, room, withdrawals
 from config.prefix import Family
 
@@ -205,22 +205,35 @@ class ExportGroup:
 
     def update(self, best: Mapping[bytes, Path | None]) -> None:
         """Take in changed best paths; None: no longer any."""
-        table, log, own_only, complete = self.table, self._log, self.own_only, self.complete
+        table, shards, log, complete = self.table, self.table.shards, self._log, self.complete
+        constant = self._policy.constant(self.key.family, "learned") is not None
+        last: Path | None = None
+        known: Exported | None = None
+        gained: defaultdict[Peer, int] = defaultdict(int)
         for prefix, path in best.items():
-            new = None if path is None or (own_only and path.peer is not None) else self._export(prefix, path)
-            old = table.get(prefix)
+            if path is None or (self.own_only and path.peer is not None):
+                new = None
+            elif path is last:
+                new = known
+            else:
+                new = self._export(prefix, path)
+                if constant and path.peer is not None:  # what follows from the path alone holds for the next prefix too
+                    last, known = path, new
+            at = hash(prefix) & MASK
+            old = shards[at].get(prefix)
             if new is old:
                 continue
             if new is None:
-                del table[prefix]
+                del table.writable(at)[prefix]
             else:
-                table[prefix] = new
+                table.writable(at)[prefix] = new
                 if new.peer is not None:
-                    self.announced_by[new.peer] += 1
+                    gained[new.peer] += 1
             if old is not None and old.peer is not None:
-                self.announced_by[old.peer] -= 1
+                gained[old.peer] -= 1
             if complete:  # before that, no member has been told anything
                 log.append((prefix, old, new))
+        self.announced_by.update(gained)
         if len(log) > _LOG_LIMIT:
             self._trim()
 

@@ -201,11 +201,8 @@ class Rib:
             return received
         refusals: list[str] = []
         for family, prefixes in received.announced.items():
-            own = self.own[family]
-            if not own.guards:
-                continue
-            refused = rib.refused[family]
-            for prefix in prefixes:
+            own, refused = self.own[family], rib.refused[family]
+            for prefix in own.touched(prefixes) if own.guards else ():
                 violated = own.violated(prefix)
                 if violated is not None and prefix not in refused:
                     refused[prefix] = violated
@@ -400,11 +397,20 @@ class Rib:
         peer = rib.adj_in.peer
         constant = rib.policy.constant(family)
         unchanged = constant is not None and constant.accepted and constant.changes == NO_CHANGES
-        if unchanged and not self.own[family].guards and not rib.refused[family]:
-            exported = not all(g.own_only for g in self._groups.values() if g.key.family == family)
-            return loc.take(prefixes, peer, table, changes, exported=exported)
         gained = 0
-        for prefix in prefixes:
+        singly = prefixes
+        if unchanged:
+            refused = rib.refused[family]
+            singly = self.own[family].touched(prefixes)
+            if refused:
+                singly += [prefix for prefix in prefixes if prefix in refused]
+            others = prefixes
+            if singly:
+                apart = set(singly)
+                others = [prefix for prefix in prefixes if prefix not in apart]
+            exported = not all(g.own_only for g in self._groups.values() if g.key.family == family)
+            gained = loc.take(others, peer, table, changes, exported=exported)
+        for prefix in singly:
             path = self._import(rib, family, prefix, table.get(prefix))
             gained += loc.replace(prefix, peer, path, changes)
         return gained

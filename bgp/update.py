@@ -40,10 +40,10 @@ def split(body: bytes) -> tuple[bytes, bytes, bytes]:
     Raises BgpError 3/1 where their lengths contradict the message's (RFC 7606 section 3 (b)).
     """
     size = len(body)
-    start = 2 + int.from_bytes(body[:2], "big")
+    start = 2 + (body[0] << 8 | body[1]) if size > 1 else 2
     if start + 2 > size:
         raise BgpError(3, 1, reason=f"withdrawn routes length {start - 2} overruns a body of {size} octets")
-    end = start + 2 + int.from_bytes(body[start : start + 2], "big")
+    end = start + 2 + (body[start] << 8 | body[start + 1])
     if end > size:
         raise BgpError(3, 1, reason=f"path attribute length {end - start - 2} overruns a body of {size} octets")
     return body[2:start], body[start + 2 : end], body[end:]
