@@ -71,6 +71,9 @@ class Resolver:
         self._sock = netlink.open_socket()
         self._monitor.subscribe(self._event, self._overrun)
         self._tables, self._nexthops = _read(self._sock, self._protocol)
+        # Who asked before the start was told that nothing can be reached.
+        self._fresh.clear()
+        self._schedule()
 
     async def stop(self) -> None:
         """Let go of the kernel; the answers stay."""
