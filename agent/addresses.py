@@ -18,10 +18,10 @@ class IpamAddresses:
         self._ipam = ipam
 
     async def allocate(
-        self, handle: hooks.Handle, *, addresses: Sequence[str], attributes: Mapping[str, Any]
+        self, handle: hooks.Handle, *, addresses: Sequence[str], pools: Sequence[str], attributes: Mapping[str, Any]
     ) -> Sequence[hooks.Assignment]:
         try:
-            return await self._ipam.allocate(Handle(*handle), addresses=addresses, attributes=attributes)
+            return await self._ipam.allocate(Handle(*handle), addresses=addresses, pools=pools, attributes=attributes)
         except IpamError as error:
             raise hooks.AddressError(str(error), retry=error.retry) from error
 

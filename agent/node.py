@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from agent.addresses import IpamAddresses
+from agent.collector import Collector
 from agent.errors import StartError
 from agent.leftovers import LeftoverSweep
 from agent.notify import notify
@@ -23,6 +24,7 @@ from bgp.settings import PeerSettings
 from bgp.speaker import Speaker
 from bgp.status import SessionChange
 from cni.commands import notes_directory
+from cni.hooks import Assignment
 from cni.podnet import PodNetwork
 from cni.server import CniServer
 from config.check import overlaps_with_subnets
@@ -30,11 +32,13 @@ from config.kernel import POD_METRIC, ROUTE_PROTOCOL
 from config.model import Config
 from config.nexthop import NextHops
 from config.prefix import NAMES, Family, text
+from ipam.ledger import Assignment as Given
 from ipam.records import Block
-from ipam.service import Ipam
+from ipam.service import Ipam, Running
 from routes.fib import Fib
 from routes.messages import AddressEvent, Event
 from routes.monitor import Monitor
+from routes.pods import pod_routes
 from routes.resolver import Resolver
 from routes.sysctl import set_needed
 from routes.table import Result, State
@@ -58,7 +62,12 @@ class Node:
         self._ending = asyncio.Event()
         self._failure: BaseException | None = None
         state = Path(config.state_dir)
-        self.ipam = Ipam(config, on_blocks=self._blocks_changed, addresses=_own_addresses(self._peers.values()))
+        self.ipam = Ipam(
+            config,
+            on_blocks=self._blocks_changed,
+            addresses=_own_addresses(self._peers.values()),
+            running=lambda: (Running(*route) for route in pod_routes(config.routes.table)),
+        )
         self.monitor = Monitor()
         self.resolver = Resolver(self.monitor, on_changed=self._next_hops_changed)
         self.fib = Fib(
@@ -84,7 +93,9 @@ class Node:
         self.cni = CniServer(
             Path(config.cni.socket),
             IpamAddresses(self.ipam),
-            PodHooks(self.fib, uplinks=[peer.address for peer in self._peers.values()], ready=self.ready),
+            PodHooks(
+                self.fib, uplinks=[peer.address for peer in self._peers.values()], ready=self.ready, owns=self._owns
+            ),
             notes=notes_directory(config.state_dir),
             network=PodNetwork(
                 mtu=config.cni.mtu if isinstance(config.cni.mtu, int) else None,
@@ -92,6 +103,8 @@ class Node:
                 metric=POD_METRIC,
             ),
         )
+
+        self._collector = Collector(self.ipam, self.cni.verbs, config.ipam.grace_time)
 
     @property
     def running(self) -> bool:
@@ -132,6 +145,8 @@ class Node:
         stack.push_async_callback(self.cni.stop)  # before its start: it also clears up a start that failed
         await self.cni.start()
         self.fib.expectations_complete()
+        self._collector.start()
+        stack.push_async_callback(self._collector.stop)
         for family, prefix in self.config.advertised:
             self.speaker.originate(family, prefix, owner=CONFIGURATION, source="configured")
         for settings in self._peers.values():
@@ -196,10 +211,19 @@ class Node:
     def _blocks_changed(self, granted: Sequence[Block], released: Sequence[Block]) -> None:
         for block in granted:
             self.fib.add_cover(block.family, block.prefix)
-            self.speaker.originate(block.family, block.prefix, owner=_owner(block), source="block")
+            if self.ipam.advertised(block):
+                self.speaker.originate(block.family, block.prefix, owner=_owner(block), source="block")
+            if self.running:  # lost before and ours again; at the start the CNI side tells of its pods
+                for attachment, one in self.ipam.assigned(block):
+                    self.fib.expect_pod(one.family, one.prefix, attachment.attributes.get("hostInterface", ""))
         for block in released:
             self.speaker.retract(block.family, block.prefix, _owner(block))
             self.fib.remove_cover(block.family, block.prefix)
+            for _, one in self.ipam.assigned(block):  # of a block that was lost: its old containers are cut off
+                self.fib.forget_pod(one.family, one.prefix)
+
+    def _owns(self, assignment: Assignment) -> bool:
+        return isinstance(assignment, Given) and self.ipam.owns(assignment.family, assignment.block)
 
     def _next_hops_changed(self, changed: set[tuple[bytes, str]]) -> None:
         self.fib.next_hops_changed()

@@ -59,9 +59,11 @@ class Addresses(Protocol):
     """
 
     async def allocate(
-        self, handle: Handle, *, addresses: Sequence[str], attributes: Mapping[str, Any]
+        self, handle: Handle, *, addresses: Sequence[str], pools: Sequence[str], attributes: Mapping[str, Any]
     ) -> Sequence[Assignment]:
         """Give a handle its addresses: ``addresses`` where asked for, else one per family that the node has.
+
+        ``pools``: names to choose from; none: any.
 
         For a handle that has addresses already: the same ones, with the new attributes.
         """

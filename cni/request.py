@@ -47,6 +47,8 @@ class Request:
     """CNI_ARGS."""
     mtu: int | None = None
     """None: the agent's setting."""
+    pools: tuple[str, ...] = ()
+    """Names of the pools to choose from; none: any."""
     addresses: tuple[str, ...] = ()
     """Asked for by the runtime: capability ``ips``, ``args.cni.ips`` or ``IP`` in CNI_ARGS."""
     mac: bytes | None = None
@@ -102,6 +104,7 @@ def parse(message: Message) -> Request:
         arguments=arguments,
         mtu=_mtu(config.get("mtu", "auto")),
         addresses=_addresses(runtime.get("ips") or asked.get("ips") or _split(arguments.get("IP", ""))),
+        pools=_pools(config),
         mac=_mac(runtime.get("mac") or asked.get("mac") or arguments.get("MAC", "")),
         dns=_dns(config, runtime),
         previous=previous,
@@ -190,6 +193,13 @@ def _mtu(value: object) -> int | None:
     if not isinstance(value, int) or isinstance(value, bool) or not 68 <= value <= 65535:
         raise CniError(Code.INVALID_CONFIGURATION, f"mtu {value!r}", 'it is "auto" or a number from 68 to 65535')
     return value
+
+
+def _pools(config: Mapping[str, Any]) -> tuple[str, ...]:
+    pools = config.get("pools", [])
+    if not isinstance(pools, list) or not all(isinstance(pool, str) and pool for pool in pools):
+        raise CniError(Code.INVALID_CONFIGURATION, f"pools {pools!r}", "it is a list of names of pools")
+    return tuple(pools)
 
 
 def _split(text: str) -> list[str]:

@@ -103,6 +103,11 @@ class CniServer:
             os.close(self._own_host)
             self._own_host = None
 
+    @property
+    def verbs(self) -> Verbs:
+        """What the agent asks of the CNI side beside the plugin's calls."""
+        return self._verbs
+
     def _in_thread(self, function: Callable[[], T], /) -> Awaitable[T]:
         return asyncio.get_running_loop().run_in_executor(self._pool, function)
 

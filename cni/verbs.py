@@ -88,7 +88,7 @@ class Verbs:
             log.info("addresses of a vanished pod released", extra={"fields": _fields(attachment)})
         for attachment in recovery.keep:
             await self._hooks.pod_added(
-                attachment.handle, attachment.assignments, host_ifname(attachment.handle), restored=True
+                attachment.handle, attachment.assignments, attachment.attributes["hostInterface"], restored=True
             )
         for note in read_notes(notes):
             found = await self._addresses.lookup(note.request.handle)
@@ -96,6 +96,38 @@ class Verbs:
                 await self._detach(note.request.handle)
                 log.info("noted deletion worked off", extra={"fields": {"pod": str(note.request.handle)}})
             note.done()
+
+    async def links(self) -> list[HostLink]:
+        """Return all host ends there are."""
+        return await self._worker(self._links.list)
+
+    async def remove_stray(self, link: HostLink) -> bool:
+        """Remove a host end that no attachment knows; return whether it was one."""
+        known = {attachment.attributes.get("hostInterface") for attachment in await self._addresses.attachments()}
+        if link.name in known or link.name in {host_ifname(handle) for handle in self._locks.held()}:
+            return False
+        await self._remove(link)
+        log.info("stray interface removed", extra={"fields": {"interface": link.name}})
+        return True
+
+    async def detach(self, handle: Handle) -> None:
+        """Remove whatever there is of a handle, as DEL does."""
+        async with self._locks.hold(handle):
+            await self._detach(handle)
+
+    async def remove_gone(self, handle: Handle) -> bool:
+        """Release the addresses of an attachment whose host end is gone; return whether it was so."""
+        async with self._locks.hold(handle):
+            found = await self._addresses.lookup(handle)
+            if found is None:
+                return False
+            name = found.attributes.get("hostInterface")
+            if not name or name in {link.name for link in await self._worker(self._links.list)}:
+                return False
+            await self._hooks.pod_removed(handle, found.assignments, name)
+            await self._addresses.release(handle)
+            log.warning("addresses of a vanished pod released", extra={"fields": _fields(found)})
+            return True
 
     async def _answer(self, request: Request, message: Message, netns: int | None) -> Answer:
         try:
@@ -169,7 +201,7 @@ class Verbs:
         try:
             async with asyncio.timeout(ALLOCATION_LIMIT):
                 assignments = await self._addresses.allocate(
-                    request.handle, addresses=request.addresses, attributes=attributes
+                    request.handle, addresses=request.addresses, pools=request.pools, attributes=attributes
                 )
         except TimeoutError:
             raise AddressError(f"the ledger gave none within {ALLOCATION_LIMIT:.0f} seconds") from None

@@ -87,6 +87,10 @@ def overlaps_with_subnets(config: Config, subnets: Iterable[str]) -> list[Proble
 def _pools(config: Config) -> Iterator[Problem]:
     for name, pool in config.pools.items():
         yield from _block_size(("pools", name, "blockSize"), pool)
+        for index, reservation in enumerate(pool.reservations):
+            if not _within(reservation, pool.cidr):
+                text = f"is {reservation}, must be a part of the pool, {pool.cidr}"
+                yield Problem(("pools", name, "reservations", index), text)
         for reserved, use in _RESERVED.items():
             if _overlap(ip_network(pool.cidr), ip_network(reserved)):
                 text = f"{pool.cidr} overlaps {reserved} ({use}), must be addresses that containers may use"
@@ -242,3 +246,8 @@ def _overlap(one: IPv4Network | IPv6Network, other: IPv4Network | IPv6Network) -
         return False
     first, second = prefix.parse(str(one))[1], prefix.parse(str(other))[1]
     return prefix.contains(first, second) or prefix.contains(second, first)
+
+
+def _within(inner: str, outer: str) -> bool:
+    (family, wire), (of, pool) = prefix.parse(inner), prefix.parse(outer)
+    return family == of and prefix.contains(pool, wire)

@@ -66,6 +66,10 @@ class Pool(Section):
         ge=20, le=128, description="the prefix length of a block: 20 to 32 (IPv4) or 116 to 128 (IPv6)"
     )
     nodes: Labels = Field(default={}, description=_NODES)
+    disabled: bool = Field(default=False, description="true (nothing new is given out of it) or false")
+    manual: bool = Field(default=False, description="true (used only by requests that name it) or false")
+    not_advertised: bool = Field(default=False, description="true (its blocks are not announced) or false")
+    reservations: list[Prefix] = Field(default=[], description='a list of prefixes such as ["10.64.0.0/28"]')
 
     @property
     def family(self) -> Family:
@@ -140,6 +144,17 @@ class Bgp(Section):
         return [parse_listen(text) for text in self.listen]
 
 
+class Ipam(Section):
+    """How a node deals with its blocks. Times in seconds."""
+
+    blocks_per_node: int | None = Field(default=None, ge=1, description="1 or more blocks per family, or left out")
+    lease: int = Field(default=30, ge=3, le=3600, description="3 to 3600 seconds until a silent node counts as dead")
+    idle_after: int = Field(default=600, ge=1, description="seconds until an empty block goes back, 1 or more")
+    grace_time: int = Field(
+        default=60, ge=1, description="seconds until the address of a vanished container is free, 1 or more"
+    )
+
+
 class Routes(Section):
     table: int = Field(default=254, ge=1, le=4294967295, description="a routing table, 1 to 4294967295; main is 254")
     metric: int = Field(default=20, ge=2, le=4294967295, description="2 to 4294967295 (1 is that of covers)")
@@ -174,6 +189,7 @@ class Config(Section):
         description="the URL of a store, or a mapping of url, tls, ca, certificate, key, user and passwordFile",
     )
     pools: dict[Name, Pool] = Field(default={}, description="a mapping of pools by name")
+    ipam: Ipam = Field(default=Ipam(), description="a mapping of blocksPerNode, lease, idleAfter and graceTime")
     advertise: list[Prefix] = Field(default=[], description='a list of prefixes such as ["192.0.2.1/32"]')
     bgp: Bgp = Field(default=Bgp(), description="a mapping of listen, holdTime, connectRetry and maxPaths")
     peers: dict[Name, Peer] = Field(default={}, description="a mapping of peers by name")

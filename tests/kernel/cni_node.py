@@ -48,7 +48,7 @@ class Ledger:
                 self.held[Handle(*handle)] = Attachment(Handle(*handle), given, attributes)
 
     async def allocate(
-        self, handle: Handle, *, addresses: Sequence[str], attributes: Mapping[str, Any]
+        self, handle: Handle, *, addresses: Sequence[str], pools: Sequence[str], attributes: Mapping[str, Any]
     ) -> Sequence[Assignment]:
         if self.hangs:
             await asyncio.Event().wait()
