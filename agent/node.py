@@ -17,6 +17,7 @@ from agent.addresses import IpamAddresses
 from agent.collector import Collector
 from agent.errors import StartError
 from agent.leftovers import LeftoverSweep
+from agent.mesh import Mesh
 from agent.notify import notify
 from agent.peering import peer_settings
 from agent.pods import LIMITED, NOT_READY, PodHooks
@@ -65,7 +66,7 @@ class Node:
         self.ipam = Ipam(
             config,
             on_blocks=self._blocks_changed,
-            addresses=_own_addresses(self._peers.values()),
+            addresses=config.node.addresses or _own_addresses(self._peers.values()),
             running=lambda: (Running(*route) for route in pod_routes(config.routes.table)),
         )
         self.monitor = Monitor()
@@ -89,6 +90,7 @@ class Node:
             hostname=config.node.name,
             on_failure=self._failed,
         )
+        self._mesh = Mesh(config, self.ipam, self.speaker)
         self.sweep = LeftoverSweep(self.speaker, self.fib, self._peers)
         self.cni = CniServer(
             Path(config.cni.socket),
@@ -153,6 +155,8 @@ class Node:
             self.speaker.add_peer(settings)
         await self.speaker.start()
         stack.push_async_callback(self.speaker.stop, notification=None)
+        self._mesh.start()
+        stack.push_async_callback(self._mesh.stop)
         self.sweep.start()
         stack.push_async_callback(self.sweep.stop)
 

@@ -37,6 +37,7 @@ def check(config: Config) -> Iterator[Problem]:
     yield from _peers(config)
     yield from _paths(config)
     yield from _store(config.store)
+    yield from _mesh(config)
 
 
 def warnings(config: Config) -> Iterator[Problem]:
@@ -210,6 +211,26 @@ def _paths(config: Config) -> Iterator[Problem]:
     if config.cni.mtu != "auto" and config.cni.mtu < 1280 and has_ipv6:
         text = f"is {config.cni.mtu}, must be 1280 or more with an IPv6 pool (RFC 8200 section 5)"
         yield Problem(("cni", "mtu"), text)
+
+
+def _mesh(config: Config) -> Iterator[Problem]:
+    if not config.mesh_here():
+        return
+    if not config.node.addresses:
+        yield Problem(("node", "addresses"), "is missing, must be where the other nodes of the mesh reach this one")
+    if not config.bgp.listen:
+        yield Problem(
+            ("bgp", "listen"), "is empty, must be an address: of two nodes of a mesh either may have to listen"
+        )
+    for name, mesh in config.mesh_here().items():
+        if mesh.password_file:
+            try:
+                read_password(mesh.password_file)
+            except ValueError as error:
+                yield Problem(("mesh", name, "passwordFile"), str(error))
+        for direction, policy in (("import", mesh.import_policy), ("export", mesh.export_policy)):
+            if policy:
+                yield from _policy(("mesh", name, direction), policy)
 
 
 def _store(store: Store) -> Iterator[Problem]:
