@@ -4,7 +4,9 @@ VENV := .venv/bin
 export PYTHONDONTWRITEBYTECODE := 1
 export PATH := $(CURDIR)/$(VENV):$(PATH)
 
-.PHONY: help demo lab-down test unit lab lint format setup venv lock clean
+CONFORMANCE := docs/conformance-bgp
+
+.PHONY: conformance fuzz help demo lab-down test unit lab lint format setup setup-tests venv lock clean
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
@@ -14,14 +16,20 @@ demo: setup  ## the main job: two racks, four nodes, eight pods, real ToR router
 lab-down: setup  ## remove the lab that `make demo KEEP=1` left up
 	@python -m labs.demo --down
 
-test: setup lint  ## the whole suite: lint, unit, wire, kernel, labs with real routers
+test: setup-tests lint  ## the whole suite: lint, unit, wire, kernel, labs with real routers
 	@python -m pytest tests
 
 unit: venv  ## the tests that need no root; seconds
 	@python -m pytest tests/unit tests/wire
 
-lab: setup  ## the tests that build networks: kernel and real routers
+lab: setup-tests  ## the tests that build networks: kernel and real routers
 	@python -m pytest tests/kernel tests/interop tests/runtime
+
+conformance: setup  ## the BGP conformance suite at podroute, FRR, BIRD and GoBGP, into docs/conformance-bgp.md; minutes
+	@python -m tests.conformance.bgp.compare --page $(CONFORMANCE).md --json $(CONFORMANCE).json
+
+fuzz: venv  ## fuzz everything that reads a peer's octets (SECONDS=60)
+	@python -m tests.wire.fuzz_bgp $(or $(SECONDS),60)
 
 lint: venv  ## ruff, mypy --strict, import contracts
 	@ruff check --quiet . && ruff format --quiet --check . && mypy && lint-imports --no-logo
@@ -29,8 +37,11 @@ lint: venv  ## ruff, mypy --strict, import contracts
 format: venv  ## apply the house's format
 	@ruff check --quiet --fix .; ruff format --quiet .
 
-setup:  ## install what the machine lacks (Debian packages, virtual environment)
+setup:  ## install what the demo needs (Debian packages, virtual environment)
 	@sh labs/setup.sh
+
+setup-tests:  ## install what the tests need: also the routers and runtimes that podroute is tried with
+	@sh labs/setup.sh --tests
 
 venv:
 	@sh labs/setup.sh --no-packages

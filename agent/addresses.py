@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from cni import hooks
+from config.prefix import Family
 from ipam.errors import IpamError
 from ipam.ledger import Attachment, Handle
 from ipam.service import Ipam
@@ -18,10 +19,24 @@ class IpamAddresses:
         self._ipam = ipam
 
     async def allocate(
-        self, handle: hooks.Handle, *, addresses: Sequence[str], pools: Sequence[str], attributes: Mapping[str, Any]
+        self,
+        handle: hooks.Handle,
+        *,
+        addresses: Sequence[str],
+        attributes: Mapping[str, Any],
+        pools: Sequence[str] = (),
+        families: Collection[Family] | None = None,
     ) -> Sequence[hooks.Assignment]:
+        if pools and families is None:
+            families = {pool.family for pool in self._ipam.pools() if pool.name in pools}
+            if not families:
+                known = ", ".join(pool.name for pool in self._ipam.pools()) or "none"
+                text = f"no pool called {' or '.join(pools)} serves this node; there is {known}"
+                raise hooks.AddressError(text, retry=False)
         try:
-            return await self._ipam.allocate(Handle(*handle), addresses=addresses, pools=pools, attributes=attributes)
+            return await self._ipam.allocate(
+                Handle(*handle), addresses=addresses, attributes=attributes, pools=pools, families=families
+            )
         except IpamError as error:
             raise hooks.AddressError(str(error), retry=error.retry) from error
 

@@ -14,17 +14,20 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from agent.addresses import IpamAddresses
+from agent.advertising import Advertising
 from agent.collector import Collector
 from agent.errors import StartError
 from agent.leftovers import LeftoverSweep
 from agent.mesh import Mesh
 from agent.notify import notify
 from agent.peering import peer_settings
-from agent.pods import LIMITED, NOT_READY, PodHooks
+from agent.pods import PodHooks
 from bgp.settings import PeerSettings
 from bgp.speaker import Speaker
 from bgp.status import SessionChange
+from cni import masquerade
 from cni.commands import notes_directory
+from cni.errors import Code
 from cni.hooks import Assignment
 from cni.podnet import PodNetwork
 from cni.server import CniServer
@@ -59,7 +62,7 @@ class Node:
         self.started_at = time.time()
         self.state = "starting"
         self._peers = {name: peer_settings(config, name, peer) for name, peer in config.peers_here().items()}
-        self._was_advertised = False
+        self._started = asyncio.Event()
         self._ending = asyncio.Event()
         self._failure: BaseException | None = None
         state = Path(config.state_dir)
@@ -92,17 +95,29 @@ class Node:
         )
         self._mesh = Mesh(config, self.ipam, self.speaker)
         self.sweep = LeftoverSweep(self.speaker, self.fib, self._peers)
+        self.advertising = Advertising(
+            self.speaker,
+            self.ipam.blocks,
+            announced=self.ipam.advertised,
+            wait=config.cni.wait_advertised,
+            not_ready_after=config.cni.not_ready_seconds,
+        )
         self.cni = CniServer(
             Path(config.cni.socket),
             IpamAddresses(self.ipam),
             PodHooks(
-                self.fib, uplinks=[peer.address for peer in self._peers.values()], ready=self.ready, owns=self._owns
+                self.fib,
+                self.advertising,
+                uplinks=[peer.address for peer in self._peers.values()],
+                ready=self.ready,
+                owns=self._owns,
             ),
             notes=notes_directory(config.state_dir),
             network=PodNetwork(
                 mtu=config.cni.mtu if isinstance(config.cni.mtu, int) else None,
                 protocol=ROUTE_PROTOCOL,
                 metric=POD_METRIC,
+                forwarding=config.cni.forwarding,
             ),
         )
 
@@ -121,6 +136,7 @@ class Node:
         async with AsyncExitStack() as stack:
             await self._start(stack)
             self.state = "running"
+            self._started.set()
             notify("READY=1")
             log.info("running", extra={"fields": {"node": self.config.node.name, "as": self.config.node.asn}})
             await self._ending.wait()
@@ -137,6 +153,7 @@ class Node:
         stack.callback(self.monitor.stop)
         self._check_pools()
         self._set_sysctls()
+        await self._masquerade()
         await self.resolver.start()
         self.monitor.subscribe(self._kernel_event, lambda: self.speaker.next_hops_changed(()))
         stack.push_async_callback(self.resolver.stop)
@@ -157,8 +174,20 @@ class Node:
         stack.push_async_callback(self.speaker.stop, notification=None)
         self._mesh.start()
         stack.push_async_callback(self._mesh.stop)
+        self.advertising.start()
+        stack.push_async_callback(self.advertising.stop)
         self.sweep.start()
         stack.push_async_callback(self.sweep.stop)
+
+    async def _masquerade(self) -> None:
+        """Set masquerade up or remove it, as configured; where it is off, a node without nft is fine."""
+        pools = self.config.pools.values() if self.config.cni.masquerade else ()
+        try:
+            await asyncio.to_thread(masquerade.apply, [(pool.family, pool.prefix) for pool in pools])
+        except masquerade.MasqueradeError as error:
+            if self.config.cni.masquerade:
+                raise StartError(str(error)) from error
+            log.warning("an earlier run's masquerade may be left", extra={"fields": {"error": str(error)}})
 
     def waiting_for(self) -> list[str]:
         """Return what keeps this node from having converged, one line each; empty: it has.
@@ -171,15 +200,15 @@ class Node:
         waiting = list(self.speaker.converged().waiting_for)
         if not self.fib.idle:
             waiting.append(f"the kernel to take {self.fib.backlog} route changes")
-        if not waiting:
-            self._was_advertised = True
         return waiting
 
     async def wait_converged(self, timeout: float) -> list[str]:  # noqa: ASYNC109
         """Wait up to ``timeout`` seconds until the node has converged; return what it still waits for then."""
         try:
             async with asyncio.timeout(timeout):
-                while self.waiting_for():
+                # What has not started or is ending waits for nothing below, and would be asked without a pause.
+                await self._started.wait()
+                while self.state == "running" and self.waiting_for():
                     await self.speaker.wait_converged()
                     await self.fib.drained()
         except TimeoutError:
@@ -189,12 +218,10 @@ class Node:
     def ready(self) -> tuple[int, str] | None:
         """Return None where containers can be added, else CNI's STATUS code and why."""
         if self.state != "running":
-            return NOT_READY, f"the agent is {self.state}"
+            return Code.NOT_AVAILABLE, f"the agent is {self.state}"
         if not self.ipam.blocks() and (problem := self.ipam.store().problem):
-            return NOT_READY, f"this node has no block of addresses yet: {problem}"
-        if not self._was_advertised and (waiting := self.waiting_for()):
-            return LIMITED, f"this node's blocks are not advertised yet: {'; '.join(waiting)}"
-        return None
+            return Code.NOT_AVAILABLE, f"this node has no block of addresses yet: {problem}"
+        return self.advertising.trouble()
 
     def uplinks(self) -> set[str]:
         """Return the interfaces towards peers."""

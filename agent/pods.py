@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from agent.advertising import Advertising
 from cni.hooks import Assignment, Handle
 from routes.fib import Fib
-
-NOT_READY = 50
-"""CNI 1.1.0 STATUS: the plugin is not available."""
-LIMITED = 51
-"""CNI 1.1.0 STATUS: not available, and existing containers may have limited connectivity."""
 
 
 class PodHooks:
@@ -19,6 +15,7 @@ class PodHooks:
     def __init__(
         self,
         fib: Fib,
+        advertising: Advertising,
         *,
         uplinks: Sequence[str],
         ready: Callable[[], tuple[int, str] | None],
@@ -26,6 +23,7 @@ class PodHooks:
     ) -> None:
         """``owns``: whether an address lies in a block that is this node's; others are cut off."""
         self._fib = fib
+        self._advertising = advertising
         self._owns = owns
         self._uplinks = tuple(uplinks)
         self._ready = ready
@@ -39,6 +37,9 @@ class PodHooks:
     async def pod_removed(self, handle: Handle, assignments: Sequence[Assignment], host_ifname: str) -> None:
         for assignment in assignments:
             self._fib.forget_pod(assignment.family, assignment.prefix)
+
+    async def advertised(self, assignments: Sequence[Assignment]) -> None:
+        await self._advertising.wait(assignments)
 
     def ready(self) -> tuple[int, str] | None:
         return self._ready()

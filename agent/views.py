@@ -15,6 +15,7 @@ from typing import Any
 from agent.node import Node
 from bgp.inspection import Route
 from bgp.status import NotificationRecord, PeerStatus
+from cni import hooks
 from config import prefix
 from config.check import overlaps_with_subnets
 from config.prefix import FAMILIES, NAMES, Family
@@ -100,6 +101,8 @@ async def pods(node: Node) -> list[Json]:
     found = []
     for attachment in await node.ipam.attachments():
         attributes = attachment.attributes
+        if attributes.get("reserved") or node.cni.deletes(hooks.Handle(*attachment.handle)):
+            continue
         arguments = attributes.get("args") or {}
         names = [arguments.get("K8S_POD_NAMESPACE"), arguments.get("K8S_POD_NAME")]
         found.append(

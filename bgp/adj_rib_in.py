@@ -1,6 +1,6 @@
 """Adj-RIB-In: what one peer announces, unfiltered (RFC 4271 section 3.2), and the reading of its UPDATEs into it.
 
-Per family there is one dict from prefix to path. Prefixes that arrive with the same attributes share one path, found
+Per family there is one table from prefix to path. Prefixes that arrive with the same attributes share one path, found
 by the octets of the attribute section, so that a known section is neither parsed nor judged again.
 """
 
@@ -27,6 +27,7 @@ from bgp.attributes import (
 from bgp.messages import BgpError, Negotiated
 from bgp.paths import Hop, Path, Peer
 from bgp.policy import Policy
+from bgp.table import MASK, Queue, Table
 from bgp.update import MpReach, decode_mp_reach, decode_mp_unreach, decode_nlri, end_of_rib, split
 from config.nexthop import NextHop, NextHops
 from config.prefix import FAMILIES, NAMES, Family, address_text
@@ -88,9 +89,9 @@ class AdjRibIn:
     def __init__(self, peer: Peer, settings: RibPeer, local_as: int, hop: NextHopTable, intern: InternNextHops) -> None:
         self.peer = peer
         self.settings = settings
-        self.tables: dict[Family, dict[bytes, Path]] = {4: {}, 6: {}}
-        self.dirty: dict[Family, dict[bytes, Path]] = {4: {}, 6: {}}
-        """Only the keys count: what the peer says now of a prefix is in its table."""
+        self.tables: dict[Family, Table[Path]] = {4: Table(), 6: Table()}
+        self.dirty: dict[Family, Queue] = {4: Queue(), 6: Queue()}
+        """What the peer says of these prefixes by now is in its table."""
         self.end_of_rib: set[Family] = set()
         """Families whose End-of-RIB has arrived on the present session."""
         self._local_as = local_as
@@ -129,17 +130,15 @@ class AdjRibIn:
         self._next_hops.clear()
         self.end_of_rib.clear()
         for family in FAMILIES:
-            gone: dict[bytes, Path] = self.tables[family]
-            self.tables[family] = {}
-            if self.dirty[family]:
-                self.dirty[family].update(gone)
-            else:
-                self.dirty[family] = gone
+            gone = self.tables[family]
+            self.tables[family] = Table()
+            for shard in gone.shards:
+                self.dirty[family].add(shard)
 
     def reconsider(self, family: Family, prefixes: Iterable[bytes]) -> None:
         """Have the decision process look again at those of ``prefixes`` that the peer announces."""
         table = self.tables[family]
-        self.dirty[family].update((p, table[p]) for p in prefixes if p in table)
+        self.dirty[family].add([prefix for prefix in prefixes if prefix in table])
 
     def receive(self, body: bytes) -> Received:
         """Take in the body of an UPDATE.
@@ -246,16 +245,16 @@ class AdjRibIn:
         return Received(faults=tuple(faults), announced=announced or None)
 
     def _announce(self, family: Family, prefixes: list[bytes], path: Path) -> None:
-        fresh = dict.fromkeys(prefixes, path)
-        self.tables[family].update(fresh)
-        self.dirty[family].update(fresh)
+        shards = self.tables[family].shards
+        for prefix in prefixes:
+            shards[hash(prefix) & MASK][prefix] = path
+        self.dirty[family].add(prefixes)
 
     def _withdraw(self, family: Family, prefixes: list[bytes]) -> None:
-        table, dirty = self.tables[family], self.dirty[family]
-        for prefix in prefixes:
-            path = table.pop(prefix, None)
-            if path is not None:
-                dirty[prefix] = path
+        if prefixes:
+            shards = self.tables[family].shards
+            gone = [prefix for prefix in prefixes if shards[hash(prefix) & MASK].pop(prefix, None) is not None]
+            self.dirty[family].add(gone)
 
     def _path(self, attributes: Attributes, next_hop: bytes) -> Path:
         known = self._next_hops.get(next_hop)

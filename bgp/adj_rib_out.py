@@ -7,7 +7,7 @@ are served with the same packed messages. A withdrawal goes out only for what th
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from bgp.attribute_encoding import ExportKind, exported
 from bgp.attributes import NO_ADVERTISE, NO_EXPORT, NO_EXPORT_SUBCONFED
 from bgp.paths import Path, Peer
 from bgp.policy import Changes, ExportPolicy, Policy, Source, Verdict
+from bgp.table import Table
 from bgp.update import Announcement, announcements, encode_end_of_rib, fits, room, withdrawals
 from config.prefix import Family
 
@@ -78,6 +79,46 @@ class _Plan(NamedTuple):
     """Whole messages by the session's own next hop."""
 
 
+class _Whole:
+    """A table that a member is to be told, sorted by route before it is packed; a part at a time, both."""
+
+    def __init__(self, shards: list[dict[bytes, Exported]], *, first: bool) -> None:
+        self.first = first
+        """The member has been told nothing of it yet."""
+        self.begun = False
+        self._shards = shards
+        self._routes: defaultdict[Exported, list[bytes]] = defaultdict(list)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Iterate over the prefixes that are left."""
+        for some in (*self._shards, *self._routes.values()):
+            yield from some
+
+    def sort(self) -> int:
+        """Sort a part; return how many prefixes it were, 0: all is sorted."""
+        self.begun = True
+        count = 0
+        while self._shards and count < _SLICE:
+            shard = self._shards.pop()
+            count += len(shard)
+            for prefix, route in shard.items():
+                self._routes[route].append(prefix)
+        return count
+
+    def take(self) -> list[tuple[Exported, list[bytes]]]:
+        """Remove and return about as many prefixes as are packed in one go; nothing where all is taken."""
+        taken: list[tuple[Exported, list[bytes]]] = []
+        left = _SLICE
+        while self._routes and left > 0:
+            route, prefixes = self._routes.popitem()
+            if len(prefixes) > left:
+                self._routes[route] = prefixes[left:]
+                prefixes = prefixes[:left]
+            taken.append((route, prefixes))
+            left -= len(prefixes)
+        return taken
+
+
 class Member:
     """One peer's place in a group."""
 
@@ -86,6 +127,8 @@ class Member:
         self.next_hop = next_hop
         self.cursor = cursor
         """Number of the first change in the log that the peer has not been told."""
+        self.tables: deque[_Whole] = deque()
+        """What comes first: the table when the member joined, and when it asked for it."""
         self.backlog: dict[bytes, Change] = {}
         """What comes before the log."""
         self.queue: deque[bytes] = deque()
@@ -101,7 +144,7 @@ class ExportGroup:
 
     def __init__(self, key: GroupKey, source: Callable[[bytes], Source]) -> None:
         self.key = key
-        self.table: dict[bytes, Exported] = {}
+        self.table: Table[Exported] = Table()
         self.members: dict[str, Member] = {}
         self.announced_by: Counter[Peer] = Counter()
         """How many routes of the table each peer announced to us."""
@@ -141,11 +184,13 @@ class ExportGroup:
         self.update(stretch)
         if budget is None or len(stretch) < budget:
             self._unseen = None
+            for member in self.members.values():
+                member.tables.append(_Whole(self.table.snapshot(), first=True))
         return len(stretch)
 
     def update(self, best: Mapping[bytes, Path | None]) -> None:
         """Take in changed best paths; None: no longer any."""
-        table, log, own_only = self.table, self._log, self.own_only
+        table, log, own_only, complete = self.table, self._log, self.own_only, self.complete
         for prefix, path in best.items():
             new = None if path is None or (own_only and path.peer is not None) else self._export(prefix, path)
             old = table.get(prefix)
@@ -159,23 +204,26 @@ class ExportGroup:
                     self.announced_by[new.peer] += 1
             if old is not None and old.peer is not None:
                 self.announced_by[old.peer] -= 1
-            log.append((prefix, old, new))
+            if complete:  # before that, no member has been told anything
+                log.append((prefix, old, new))
         if len(log) > _LOG_LIMIT:
             self._trim()
 
     def join(self, peer: Peer, next_hop: bytes, told: Told | None = None) -> None:
         """Add a peer, which is to be told everything. ``told`` is what it has been told on this session already."""
-        member = Member(peer, next_hop, self.end)
+        member = self.members[peer.name] = Member(peer, next_hop, self.end)
+        if told is None:
+            if self.complete:
+                member.tables.append(_Whole(self.table.snapshot(), first=True))
+            return
+        member.queue = told.queue
+        member.end_of_rib_due = told.end_of_rib_due
         initial: dict[Exported, Change] = {}
         backlog = member.backlog
         for prefix, route in self.table.items():
             backlog[prefix] = initial.setdefault(route, (None, route))
-        if told is not None:
-            member.queue = told.queue
-            member.end_of_rib_due = told.end_of_rib_due
-            for prefix, held in told.routes.items():
-                backlog[prefix] = held, self.table.get(prefix)
-        self.members[peer.name] = member
+        for prefix, held in told.routes.items():
+            backlog[prefix] = held, self.table.get(prefix)
 
     def told(self, name: str) -> Told:
         """Return what a peer has been told on its session so far."""
@@ -187,6 +235,10 @@ class ExportGroup:
                 routes.pop(prefix, None)
             else:
                 routes[prefix] = held
+        for table in member.tables:
+            if table.first:
+                for prefix in table:
+                    routes.pop(prefix, None)
         return Told(routes, member.queue, member.end_of_rib_due)
 
     def leave(self, name: str) -> None:
@@ -200,11 +252,9 @@ class ExportGroup:
     def refresh(self, name: str) -> None:
         """Announce everything to a peer once more (RFC 2918 section 4)."""
         member = self.members[name]
-        self._absorb(member)
-        backlog = member.backlog
-        for prefix, route in self.table.items():
-            held = backlog[prefix][0] if prefix in backlog else route
-            backlog[prefix] = held, route
+        if self.complete and (not member.tables or member.tables[-1].begun):
+            self._absorb(member)
+            member.tables.append(_Whole(self.table.snapshot(), first=False))
 
     def advertised(self, name: str) -> int:
         """Return how many prefixes the peer is, or is about to be, told."""
@@ -213,19 +263,24 @@ class ExportGroup:
     def has_outgoing(self, name: str) -> bool:
         member = self.members[name]
         due = member.end_of_rib_due and self.complete
-        return bool(member.queue or member.backlog or member.cursor < self.end or due)
+        return bool(member.queue or member.tables or member.backlog or member.cursor < self.end or due)
 
     def outgoing(self, name: str, max_bytes: int) -> list[bytes]:
-        """Return framed messages for a peer, as many as start within ``max_bytes``; they count as sent."""
+        """Return framed messages for a peer, as many as start within ``max_bytes``; they count as sent.
+
+        May return less, and nothing at all, while there is more: what it visits in one go is bounded too.
+        """
         member = self.members[name]
         taken: list[bytes] = []
-        size = 0
+        size = visited = 0
         while size < max_bytes:
             if member.queue:
                 taken.append(member.queue.popleft())
                 size += len(taken[-1])
-            elif not self._advance(member):
+            elif visited >= _SLICE or not (count := self._advance(member)):
                 break
+            else:
+                visited += count
         return taken
 
     def verdict(self, prefix: bytes, path: Path) -> Verdict:
@@ -276,17 +331,26 @@ class ExportGroup:
             known = self._by_content[content] = Exported(*content)
         return known
 
-    def _advance(self, member: Member) -> bool:
-        """Pack the next stretch of what a member has not been told; False where there is nothing."""
-        if member.backlog:
+    def _advance(self, member: Member) -> int:
+        """Pack the next stretch of what a member has not been told; return its size, 0 where there is nothing."""
+        if member.tables:
+            count = member.tables[0].sort()
+            if not count:
+                routes = member.tables[0].take()
+                others = [(route, some) for route, some in routes if route.peer is not member.peer]
+                member.queue.extend(self._render(self._pack([], others, set()), member.next_hop))
+                if not routes:
+                    member.tables.popleft()
+                count = 1 + sum(len(some) for _, some in routes)
+        elif member.backlog:
             backlog = member.backlog
-            stretch = [
-                (prefix, *change) for prefix, change in (backlog.popitem() for _ in range(min(_SLICE, len(backlog))))
-            ]
+            count = min(_SLICE, len(backlog))
+            stretch = [(prefix, *change) for prefix, change in (backlog.popitem() for _ in range(count))]
             member.queue.extend(self._render(self._plan(stretch, member.peer), member.next_hop))
         elif member.cursor < self.end:
             first = member.cursor
             member.cursor = min(first + _SLICE, self.end)
+            count = member.cursor - first
             plan = self._plans.get((first, member.cursor))
             if plan is None:
                 plan = self._plan(self._stretch(first, member.cursor), None)
@@ -299,9 +363,10 @@ class ExportGroup:
         elif member.end_of_rib_due and self.complete:
             member.end_of_rib_due = False
             member.queue.append(encode_end_of_rib(self.key.family))
+            count = 1
         else:
-            return False
-        return True
+            count = 0
+        return count
 
     def _stretch(self, first: int, last: int) -> list[tuple[bytes, Exported | None, Exported | None]]:
         return self._log[first - self._base : last - self._base]
@@ -329,9 +394,12 @@ class ExportGroup:
                 routes.setdefault(wanted, []).append(prefix)
             elif held is not None:
                 withdrawn.append(prefix)
+        return self._pack(withdrawn, routes.items(), peers)
+
+    def _pack(self, withdrawn: list[bytes], routes: Iterable[tuple[Exported, list[bytes]]], peers: set[Peer]) -> _Plan:
         key = self.key
         announced = []
-        for route, prefixes in routes.items():
+        for route, prefixes in routes:
             size = key.next_hop_size if route.next_hop is None else len(route.next_hop)
             space = room(key.family, size, len(route.before) + len(route.after), key.limit)
             parts = tuple(nlri.chunks(prefixes, space))

@@ -58,6 +58,14 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is not None and not self._finished:
             self._transport.write(data)
 
+    def reading(self, wanted: bool) -> None:
+        """Take octets from the peer, or let them wait in TCP, which slows the peer down."""
+        if self._transport is not None and not self._finished and not self._transport.is_closing():
+            if wanted:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
+
     @property
     def unsent(self) -> int:
         """Octets that TCP has not taken yet."""

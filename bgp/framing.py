@@ -54,14 +54,24 @@ class Framer:
         rest = self._buffer[self._position :] if self._position else self._buffer
         self._buffer = rest + data if rest else bytes(data)
         self._position = 0
-        return self._messages()
+        return self.messages()
+
+    @property
+    def ready(self) -> bool:
+        """There is a whole message that has not been handed out, or a fault to be found."""
+        left = len(self._buffer) - self._position
+        if left < HEADER_SIZE:
+            return False
+        length = int.from_bytes(self._buffer[self._position + 16 : self._position + 18], "big")
+        return left >= length or not HEADER_SIZE <= length <= self.limit
 
     @property
     def pending(self) -> int:
         """Octets received and not handed out."""
         return len(self._buffer) - self._position
 
-    def _messages(self) -> Iterator[tuple[int, bytes]]:
+    def messages(self) -> Iterator[tuple[int, bytes]]:
+        """Return an iterator over the whole messages that are left, as ``feed`` does."""
         while len(self._buffer) - self._position >= HEADER_SIZE:
             start = self._position
             marker, length, kind = _HEADER.unpack_from(self._buffer, start)

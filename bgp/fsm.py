@@ -312,7 +312,8 @@ class Fsm:
 
     def _keepalive(self, now: float) -> None:
         if self.negotiated:
-            self._timers[Timer.KEEPALIVE] = now + self._jitter(self.negotiated.keepalive)
+            # Jitter may not make it more than one a second (section 4.4).
+            self._timers[Timer.KEEPALIVE] = now + max(1.0, self._jitter(self.negotiated.keepalive))
 
     def _back_off(self) -> float:
         """Return the wait before the next attempt: a second after the first failure, then twice as long each time."""

@@ -6,11 +6,12 @@ have the same paths, so that the decision runs once per distinct set of paths an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from weakref import WeakValueDictionary
 
 from bgp.decision import Options, decide
 from bgp.paths import Path, Peer
+from bgp.table import MASK, Table
 from config.nexthop import NextHops
 from config.prefix import Family
 
@@ -37,8 +38,8 @@ class Changes:
     def __init__(self) -> None:
         self.best: dict[bytes, Path | None] = {}
         """Prefixes whose best path changed, for Adj-RIB-Out."""
-        self.fib: dict[bytes, NextHops | None] = {}
-        """Prefixes whose next hops changed; None: no route."""
+        self.fib: list[tuple[bytes, NextHops | None]] = []
+        """Prefixes whose next hops changed, in order; None: no route."""
 
 
 class LocRib:
@@ -47,7 +48,10 @@ class LocRib:
     def __init__(self, family: Family, options: Options, intern: Callable[[NextHops], NextHops]) -> None:
         self.family = family
         self.options = options
-        self.table: dict[bytes, Entry] = {}
+        self.table: Table[Entry] = Table()
+        self.unsettled = 0
+        """How many walks are under way over prefixes whose next hops resolve differently now. Until they are done, what
+        was reported of a prefix cannot be told from its entry, and every change of one is reported."""
         self._intern = intern
         self._selections: WeakValueDictionary[tuple[Path, ...], Selection] = WeakValueDictionary()
 
@@ -56,18 +60,13 @@ class LocRib:
 
         Returns by how much the number of accepted paths from the peer changes: -1, 0 or 1.
         """
-        table = self.table
-        old = table.get(prefix)
+        shard = self.table.shards[hash(prefix) & MASK]
+        old = shard.get(prefix)
         new: Entry | None
         if old is None:
             if path is None:
                 return 0
-            table[prefix] = path
-            if path.eligible:
-                changes.best[prefix] = path
-                if path.next_hops is not None:
-                    changes.fib[prefix] = path.next_hops
-            return 1
+            new, gain = path, 1
         elif isinstance(old, Path):
             if old is path:
                 return 0
@@ -85,15 +84,45 @@ class LocRib:
             if new is old:
                 return gain
         if new is None:
-            del table[prefix]
+            del shard[prefix]
         else:
-            table[prefix] = new
+            shard[prefix] = new
         self._note(prefix, old, new, changes)
         return gain
 
+    def take(
+        self, prefixes: Iterable[bytes], peer: Peer, table: Table[Path], changes: Changes, *, exported: bool
+    ) -> int:
+        """Do ``replace`` for many prefixes with what the ``table`` of a peer says of each.
+
+        ``exported``: somebody wants to know the best path also where it is a learned one. Returns by how much the
+        number of accepted paths from the peer changes.
+        """
+        incoming, shards = table.shards, self.table.shards
+        best, fib, replace = changes.best, changes.fib.append, self.replace
+        gained = 0
+        last: Path | None = None
+        hops: NextHops | None = None
+        for prefix in prefixes:
+            at = hash(prefix) & MASK
+            path = incoming[at].get(prefix)
+            old = shards[at].get(prefix)
+            if old is None and path is not None:  # the bulk of a table's first arrival
+                shards[at][prefix] = path
+                gained += 1
+                if path is not last:
+                    last, hops = path, next_hops(path)
+                if hops is not None:
+                    fib((prefix, hops))
+                    if exported:
+                        best[prefix] = path
+            elif old is not path:
+                gained += replace(prefix, peer, path, changes)
+        return gained
+
     def forget_decisions(self) -> None:
         """Have ``redecide`` run the decision anew for every set of paths: what it depends on has changed."""
-        self._selections.clear()
+        self._selections = WeakValueDictionary()
 
     def redecide(self, prefix: bytes, changes: Changes) -> None:
         """Decide again among the paths of a prefix, and report the outcome whether it differs or not."""
@@ -101,7 +130,7 @@ class LocRib:
         if isinstance(entry, Selection):
             entry = self.table[prefix] = self._select(entry.paths)
         changes.best[prefix] = best(entry)
-        changes.fib[prefix] = next_hops(entry)
+        changes.fib.append((prefix, next_hops(entry)))
 
     def paths(self, prefix: bytes) -> tuple[Path, ...]:
         """Return all accepted paths of a prefix, ineligible ones too."""
@@ -109,12 +138,11 @@ class LocRib:
         return () if entry is None else (entry,) if isinstance(entry, Path) else entry.paths
 
     def _note(self, prefix: bytes, old: Entry | None, new: Entry | None, changes: Changes) -> None:
-        before, after = best(old), best(new)
-        if before is not after:
+        after, wanted = best(new), next_hops(new)
+        if best(old) is not after or self.unsettled:
             changes.best[prefix] = after
-        wanted = next_hops(new)
-        if next_hops(old) != wanted:
-            changes.fib[prefix] = wanted
+        if next_hops(old) != wanted or self.unsettled:
+            changes.fib.append((prefix, wanted))
 
     def _select(self, paths: tuple[Path, ...]) -> Selection:
         paths = tuple(sorted(paths, key=_order))

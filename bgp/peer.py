@@ -10,6 +10,7 @@ import asyncio
 import logging
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 
@@ -58,6 +59,8 @@ class Local:
     """There is work for the RIB, or something to send."""
     notify: Callable[[], None]
     """Something changed that ``converged`` looks at."""
+    readers: deque[Session] = field(default_factory=deque)
+    """Sessions with octets to process; the one whose turn it is comes first."""
     read_buffer: bytearray = field(default_factory=lambda: bytearray(READ_SIZE))
 
 
@@ -290,6 +293,10 @@ class Peer:
     def unanswered(self, session: Session) -> None:
         hint = " (a TCP-MD5 password is set: the peer may have another one)" if self.settings.password else ""
         self._note_failure(f"connect to {self.endpoint.with_port(self.settings.port)}: no answer{hint}")
+
+    def arrived(self, session: Session) -> None:
+        self._local.readers.append(session)
+        self._local.wake()
 
     def writable(self, session: Session) -> None:
         self._local.wake()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from weakref import WeakKeyDictionary
 
 from bgp.adj_rib_in import AdjRibIn, RibPeer
@@ -25,10 +24,13 @@ class PeerRib:
         """Prefixes that are not accepted because they are ours, and which of ours they touch."""
         self.imported: WeakKeyDictionary[Path, dict[Changes, Path]] = WeakKeyDictionary()
         """What import policy made of a path."""
-        self.batches: dict[Family, Iterator[bytes]] = {}
-        """Dirty prefixes that are being worked off."""
 
     @property
     def busy(self) -> bool:
         """The decision process has prefixes of this peer to look at."""
-        return bool(self.batches) or any(self.adj_in.dirty.values())
+        return self.waiting > 0
+
+    @property
+    def waiting(self) -> int:
+        """How many prefixes the decision process has yet to look at."""
+        return sum(queue.waiting for queue in self.adj_in.dirty.values())

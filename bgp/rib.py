@@ -6,12 +6,12 @@ the caller chooses, so that nothing holds an event loop for long.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
 from weakref import WeakValueDictionary
 
 from bgp.adj_rib_in import AdjRibIn, Received, RibPeer, SessionFacts
-from bgp.adj_rib_out import ExportGroup, GroupKey, Told
+from bgp.adj_rib_out import Exported, ExportGroup, GroupKey, Told
 from bgp.attribute_encoding import ExportKind, imported, own_attributes
 from bgp.decision import Options
 from bgp.inspection import Counts, Explanation, Inspection
@@ -21,6 +21,7 @@ from bgp.own_prefixes import OwnPrefixes
 from bgp.paths import Hop, Path, Peer
 from bgp.peer_rib import PeerRib
 from bgp.policy import NO_CHANGES, Source
+from bgp.table import Queue
 from config.nexthop import NextHopResolver, NextHops
 from config.prefix import FAMILIES, Family, text
 
@@ -28,6 +29,12 @@ OnFib = Callable[[Family, list[tuple[bytes, NextHops | None]]], None]
 """Takes prefixes and their next hops, None: no route; learned routes only."""
 
 _INTERNED_LIMIT = 65536
+
+_LIGHT = 8
+"""So many prefixes may be looked at, or let go of, in a walk where one could be decided over."""
+
+_STRETCH = 500
+"""Prefixes decided over in one step of a walk."""
 
 
 class Rib:
@@ -62,7 +69,14 @@ class Rib:
         self._interned: dict[NextHops, NextHops] = {}
         self._groups: dict[GroupKey, ExportGroup] = {}
         self._own_path = Path(None, own_attributes(), None, None)
-        self._recheck: dict[Family, dict[bytes, None]] = {4: {}, 6: {}}
+        self._walks: dict[Family, deque[Iterator[int]]] = {4: deque(), 6: deque()}
+        """Walks over whole tables, each worked off by ``run``: a step does a part, and says how much it was."""
+        self._guard_walk: dict[Family, Iterator[int]] = {}
+        """The walk for what the guard of our own prefixes keeps out, of which one at a time is enough."""
+        self._settling: dict[Family, list[list[tuple[Queue, int]]]] = {4: [], 6: []}
+        """Per finished walk over moved next hops: how far the queues must get until their reports are complete."""
+        self._discarded: list[dict[bytes, Exported]] = []
+        """Tables of groups without members, let go of a part at a time: even that takes long at once."""
         self._changes: dict[Family, Changes] = {f: Changes() for f in FAMILIES}
         self.inspection = Inspection(self.loc, self.own, self.peers)
 
@@ -211,13 +225,11 @@ class Rib:
                 if resolution != hop.resolution:
                     hop.resolution = resolution
                     affected.add(hop)
-        if not affected:
-            return
-        for family in FAMILIES:
-            self.loc[family].forget_decisions()
-            for rib in self.peers.values():
-                table = rib.adj_in.tables[family]
-                self._recheck[family].update((p, None) for p, path in table.items() if path.hop in affected)
+        if affected:
+            for family in FAMILIES:
+                self.loc[family].forget_decisions()
+                self.loc[family].unsettled += 1
+                self._walks[family].append(self._redecide(family, affected))
 
     def run(self, budget: int) -> bool:
         """Decide over up to about ``budget`` prefixes; tell whether more are left.
@@ -229,11 +241,12 @@ class Rib:
         ribs = [*self.peers.values(), *self._leaving]
         first = self._turn % len(ribs) if ribs else 0
         for family in FAMILIES if self._turn % 2 else FAMILIES[::-1]:
-            left -= self._run_recheck(family, left)
+            left -= self._run_walks(family, left)
             for rib in ribs[first:] + ribs[:first]:
                 if left <= 0:
                     break
                 left -= self._run_peer(rib, family, left)
+            self._settle(family)
             changes = self._changes[family]
             self._changes[family] = Changes()
             for group in self._groups.values():
@@ -242,15 +255,23 @@ class Rib:
                         group.update(changes.best)
                     left -= group.work(max(left, 0))
             if changes.fib:
-                self._on_fib(family, list(changes.fib.items()))
+                self._on_fib(family, changes.fib)
+        while self._discarded and left > 0:
+            left -= len(self._discarded.pop()) // _LIGHT
         self._leaving = [rib for rib in self._leaving if rib.busy]
         return self.busy
+
+    @property
+    def waiting(self) -> int:
+        """How many prefixes that peers announced or withdrew have not been decided yet."""
+        return sum(rib.waiting for rib in (*self.peers.values(), *self._leaving))
 
     @property
     def busy(self) -> bool:
         """``run`` has something to do."""
         return (
-            any(self._recheck.values())
+            any(self._walks.values())
+            or bool(self._discarded)
             or any(c.best or c.fib for c in self._changes.values())
             or any(rib.busy for rib in (*self.peers.values(), *self._leaving))
             or not all(group.complete for group in self._groups.values())
@@ -289,7 +310,7 @@ class Rib:
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = ExportGroup(key, self.own[family].source)
-            group.fill(self._best_paths(family, self.own[family] if group.own_only else self.loc[family].table))
+            group.fill(self._best_paths(family, list(self.own[family]) if group.own_only else self.loc[family].table))
         if told is not None:
             group.work(None)  # else what is still to come would be withdrawn first
         group.join(rib.adj_in.peer, next_hop, told)
@@ -301,39 +322,28 @@ class Rib:
             group.leave(rib.settings.name)
             if not group.members:
                 del self._groups[group.key]
+                self._discarded += group.table.shards
 
     def _run_peer(self, rib: PeerRib, family: Family, budget: int) -> int:
         """Work off dirty prefixes of one peer; return how many it were."""
-        done = 0
-        while done < budget:
-            batch = rib.batches.get(family)
-            if batch is None:
-                dirty = rib.adj_in.dirty[family]
-                if not dirty:
-                    break
-                rib.adj_in.dirty[family] = {}
-                batch = rib.batches[family] = iter(dirty)
-            wanted = budget - done
-            stretch = list(islice(batch, wanted))
-            self._decide(rib, family, stretch)
-            done += len(stretch)
-            if len(stretch) < wanted:
-                del rib.batches[family]
-        return done
+        prefixes = rib.adj_in.dirty[family].take(budget)
+        if prefixes:
+            rib.accepted[family] += self._decide(rib, family, prefixes)
+        return len(prefixes)
 
-    def _decide(self, rib: PeerRib, family: Family, prefixes: list[bytes]) -> None:
+    def _decide(self, rib: PeerRib, family: Family, prefixes: list[bytes]) -> int:
         loc, changes, table = self.loc[family], self._changes[family], rib.adj_in.tables[family]
-        peer, own = rib.adj_in.peer, self.own[family]
+        peer = rib.adj_in.peer
         constant = rib.policy.constant(family)
         unchanged = constant is not None and constant.accepted and constant.changes == NO_CHANGES
-        plain = unchanged and not own.guards and not rib.refused[family]
+        if unchanged and not self.own[family].guards and not rib.refused[family]:
+            exported = not all(g.own_only for g in self._groups.values() if g.key.family == family)
+            return loc.take(prefixes, peer, table, changes, exported=exported)
         gained = 0
         for prefix in prefixes:
-            path = table.get(prefix)
-            if not plain:
-                path = self._import(rib, family, prefix, path)
+            path = self._import(rib, family, prefix, table.get(prefix))
             gained += loc.replace(prefix, peer, path, changes)
-        rib.accepted[family] += gained
+        return gained
 
     def _import(self, rib: PeerRib, family: Family, prefix: bytes, path: Path | None) -> Path | None:
         violated = self.own[family].violated(prefix)
@@ -354,23 +364,59 @@ class Rib:
             known[changes] = Path(path.peer, attributes, path.hop, path.next_hops, path.fault)
         return known[changes]
 
-    def _run_recheck(self, family: Family, budget: int) -> int:
-        recheck, loc, changes = self._recheck[family], self.loc[family], self._changes[family]
-        count = min(max(budget, 0), len(recheck))
-        for _ in range(count):
-            loc.redecide(recheck.popitem()[0], changes)
-        return count
+    def _run_walks(self, family: Family, budget: int) -> int:
+        done, walks = 0, self._walks[family]
+        while walks and done < budget:
+            for cost in walks[0]:
+                done += cost
+                if done >= budget:
+                    break
+            else:
+                walks.popleft()
+        return done
+
+    def _redecide(self, family: Family, affected: set[Hop]) -> Iterator[int]:
+        """Decide again over every prefix with a path by one of these next hops."""
+        loc = self.loc[family]
+        for rib in list(self.peers.values()):
+            for shard in list(rib.adj_in.tables[family].shards):
+                prefixes = [prefix for prefix, path in shard.items() if path.hop in affected]
+                yield 1 + len(shard) // _LIGHT
+                for start in range(0, len(prefixes), _STRETCH):
+                    changes = self._changes[family]
+                    for prefix in prefixes[start : start + _STRETCH]:
+                        loc.redecide(prefix, changes)
+                    yield len(prefixes[start : start + _STRETCH])
+        # What was withdrawn meanwhile is in no table, but in the queues.
+        queues = [rib.adj_in.dirty[family] for rib in (*self.peers.values(), *self._leaving)]
+        self._settling[family].append([(queue, queue.added) for queue in queues])
+
+    def _settle(self, family: Family) -> None:
+        for marks in list(self._settling[family]):
+            if all(queue.taken >= added for queue, added in marks):
+                self._settling[family].remove(marks)
+                self.loc[family].unsettled -= 1
 
     def _reconsider_guarded(self, family: Family) -> None:
         """Look again at what the guard refuses, or would refuse now."""
+        walks = self._walks[family]
+        if family in self._guard_walk and self._guard_walk[family] in walks:
+            walks.remove(self._guard_walk[family])
+        self._guard_walk[family] = self._reguard(family)
+        walks.append(self._guard_walk[family])
+
+    def _reguard(self, family: Family) -> Iterator[int]:
         own = self.own[family]
-        for rib in self.peers.values():
-            touched = [p for p in rib.adj_in.tables[family] if own.violated(p) is not None] if own.guards else []
-            rib.adj_in.reconsider(family, [*rib.refused[family], *touched])
+        for rib in list(self.peers.values()):
+            rib.adj_in.reconsider(family, list(rib.refused[family]))
+            for shard in list(rib.adj_in.tables[family].shards):
+                if own.guards:
+                    rib.adj_in.reconsider(family, [prefix for prefix in shard if own.violated(prefix) is not None])
+                yield 1 + len(shard) // _LIGHT
 
     def _best_paths(self, family: Family, prefixes: Iterable[bytes]) -> Iterator[tuple[bytes, Path | None]]:
         table = self.loc[family].table
-        for prefix in list(prefixes):
+        for prefix in prefixes:
             yield prefix, best(table.get(prefix))
 
     def _hop(self, address: bytes, device: str) -> Hop:

@@ -10,12 +10,12 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Protocol
 
 from bgp import codec
-from bgp.connection import Connection
-from bgp.framing import Framer
+from bgp.connection import READ_SIZE, Connection
+from bgp.framing import HEADER_SIZE, Framer
 from bgp.fsm import (
     Change,
     Dial,
@@ -80,6 +80,9 @@ class Owner(Protocol):
     def unanswered(self, session: Session) -> None:
         """An attempt to connect was given up without an answer; the next one has begun."""
 
+    def arrived(self, session: Session) -> None:
+        """Octets of the established session wait for ``read``."""
+
     def writable(self, session: Session) -> None:
         """The connection takes more data again."""
 
@@ -96,6 +99,10 @@ class Session:
         self._owner = owner
         self._connection: Connection | None = None
         self._framer = Framer()
+        self._unread = False
+        """Octets wait, and the owner knows."""
+        self._more = False
+        """The last stretch of messages ended with the budget for it."""
         self._timer: asyncio.TimerHandle | None = None
         self._dialler: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -127,12 +134,20 @@ class Session:
 
     def write_updates(self, messages: list[bytes]) -> None:
         """Send framed messages of the established session."""
-        if self._connection is None:
+        if self._connection is None or not messages:
             return
         self._connection.write(b"".join(messages))
         self.messages_out += len(messages)
         self.fsm.update_sent(self._loop.time())
         self._note_progress()
+
+    def read(self, budget: int) -> bool:
+        """Process messages of up to about ``budget`` octets of those that have arrived; True: there are more."""
+        self._process(self._framer.messages(), budget)
+        self._unread = self._more
+        if self._connection is not None and self._framer.pending < READ_SIZE:
+            self._connection.reading(True)
+        return self._unread
 
     async def closed(self) -> None:
         """Wait until no connection and no attempt at one is left."""
@@ -183,6 +198,7 @@ class Session:
             self._dialler.cancel()
             self._dialler = None
         connection, self._connection = self._connection, None
+        self._framer, self._unread = Framer(), False
         if connection is not None:
             connection.finish()
             self._start(connection.finished())
@@ -205,6 +221,8 @@ class Session:
     def _tick(self) -> None:
         self._timer = None
         attempt = self._dialler
+        if self._unread:  # what has arrived counts, though we have not come to it
+            self.read(READ_SIZE)
         self._carry_out(self.fsm.tick(self._loop.time()))
         if attempt is not None and self._dialler not in (None, attempt):
             self._owner.unanswered(self)
@@ -230,11 +248,16 @@ class Session:
         )
         await connection.open()
         self._connection, self._framer, self._dialler = connection, Framer(), None
+        self._unread = False
         self.messages_in = self.messages_out = 0
         self.handle(event)
 
     def _failed(self, reason: str) -> None:
         self._dialler = None
+        if self._unread:
+            self.read(2 * READ_SIZE)
+            if self._connection is None:
+                return
         if self.state is State.OPEN_SENT:
             reason += " without an OPEN"
         self.handle(Event.TcpConnectionFails, reason=reason)
@@ -247,9 +270,21 @@ class Session:
     # Messages.
 
     def _octets(self, data: bytes) -> None:
+        messages = self._framer.feed(data)
+        if self.state is not State.ESTABLISHED:
+            self._process(messages, READ_SIZE)
+        if self._connection is not None and self.state is State.ESTABLISHED and self._framer.pending:
+            if self._framer.pending >= READ_SIZE:
+                self._connection.reading(False)
+            if not self._unread:
+                self._unread = True
+                self._owner.arrived(self)
+
+    def _process(self, messages: Iterator[tuple[int, bytes]], budget: int) -> None:
         connection, updates = self._connection, 0
+        self._more = False
         try:
-            for kind, body in self._framer.feed(data):
+            for kind, body in messages:
                 self.messages_in += 1
                 if kind == MessageType.UPDATE and self.state is State.ESTABLISHED:
                     self._owner.update(self, body)
@@ -258,6 +293,10 @@ class Session:
                     self._message(kind, body)
                 if self._connection is not connection:
                     return
+                budget -= len(body) + HEADER_SIZE
+                if budget <= 0:
+                    self._more = self._framer.ready
+                    break
         except BgpError as error:
             self._fault(error)
         except Exception:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -33,6 +33,10 @@ class Assignment(Protocol):
     def prefix(self) -> bytes:
         """The host prefix, as wire bytes (``config.prefix``)."""
 
+    @property
+    def block(self) -> bytes:
+        """The block of the node's that it lies in, wire bytes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
@@ -41,7 +45,14 @@ class Attachment:
     handle: Handle
     assignments: Sequence[Assignment]
     attributes: Mapping[str, Any]
-    """As given to ``allocate``: ``netns``, ``hostInterface``, ``mac``, ``args``, ``createdAt`` (ISO 8601, UTC)."""
+    """As given to ``allocate``: ``netns``, ``hostInterface``, ``mac``, ``args``, ``createdAt`` (ISO 8601, UTC); for
+    addresses that another plugin wired ``plugin`` in place of ``hostInterface`` and ``mac``; ``reserved`` for those
+    that no pod may have."""
+
+
+def host_ifname_of(attachment: Attachment) -> str:
+    """Return the pod's host end; empty where podroute gave addresses only, and another plugin wired them."""
+    return str(attachment.attributes.get("hostInterface", ""))
 
 
 class AddressError(Exception):
@@ -59,13 +70,19 @@ class Addresses(Protocol):
     """
 
     async def allocate(
-        self, handle: Handle, *, addresses: Sequence[str], pools: Sequence[str], attributes: Mapping[str, Any]
+        self,
+        handle: Handle,
+        *,
+        addresses: Sequence[str],
+        attributes: Mapping[str, Any],
+        pools: Sequence[str] = (),
+        families: Collection[Family] | None = None,
     ) -> Sequence[Assignment]:
-        """Give a handle its addresses: ``addresses`` where asked for, else one per family that the node has.
+        """Give a handle its addresses: ``addresses``, and one of each family that is not among them.
 
-        ``pools``: names to choose from; none: any.
-
-        For a handle that has addresses already: the same ones, with the new attributes.
+        ``pools``: names to choose from; without any, all that serve the node. ``families``: None stands for those that
+        the pools have; with none at all there are just ``addresses``. For a handle that has addresses
+        already: the same ones, with the new attributes.
         """
 
     async def release(self, handle: Handle) -> Sequence[Assignment]:
@@ -87,6 +104,9 @@ class Hooks(Protocol):
 
     async def pod_removed(self, handle: Handle, assignments: Sequence[Assignment], host_ifname: str) -> None:
         """The pod's host routes are about to go."""
+
+    async def advertised(self, assignments: Sequence[Assignment]) -> None:
+        """Return once the blocks of a new pod's addresses are advertised, or have had their time."""
 
     def ready(self) -> tuple[int, str] | None:
         """Return None where ADD would succeed, else what STATUS answers: 50 or 51, and why."""

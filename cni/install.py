@@ -18,6 +18,23 @@ NETWORK: Final = "podroute"
 _STAMP = "podroute.io/written"
 _MARK = '# Written by "podroute cni install"; changes are lost at the next one.\n'
 _ELF = b"\x7fELF"
+_SOURCE_LINE = "#: "
+_STUB = """\
+import marshal, sys
+if sys.hexversion == {0}:
+    code = marshal.loads({1})
+else:
+    with open(__file__) as file:
+        lines = [line[len("{source}"):] for line in file if line.startswith("{source}")]
+    code = compile("".join(lines), __file__, "exec", optimize=2)
+exec(code)
+"""
+_COMPILE = """\
+import marshal, sys
+code = compile(sys.stdin.read(), "podroute", "exec", optimize=2, dont_inherit=True)
+print(sys.hexversion)
+print(marshal.dumps(code))
+"""
 _SHEBANG_LIMIT = 127
 """Octets of an interpreter line that every supported kernel takes (fs/binfmt_script.c before Linux 5.1)."""
 
@@ -101,7 +118,12 @@ def uninstall(settings: InstallSettings, *, force: bool = False) -> list[str]:
 
 
 def render_plugin(settings: InstallSettings, interpreter: str) -> bytes:
-    """Return the executable: ``cni/plugin.py`` with an interpreter line and this node's paths."""
+    """Return the executable: ``cni/plugin.py`` with an interpreter line and this node's paths.
+
+    Compiling it at every call would take a tenth of its time, so it carries its code compiled, for the very version of
+    the interpreter that is there now, and its source as comments, for people and for a later version. Raises
+    InstallError.
+    """
     shebang = f"#!{interpreter} -IS\n"
     if len(os.fsencode(shebang)) > _SHEBANG_LIMIT or any(blank in interpreter for blank in " \t\n"):
         raise InstallError(f"{interpreter}: an interpreter line holds no blanks and at most {_SHEBANG_LIMIT} octets")
@@ -109,7 +131,22 @@ def render_plugin(settings: InstallSettings, interpreter: str) -> bytes:
     for name, path in (("SOCKET", settings.socket), ("NOTES", settings.notes)):
         (line,) = (line for line in source.splitlines() if line.startswith(f"{name} = "))
         source = source.replace(line, f"{name} = {str(path)!r}")
-    return (shebang + _MARK + source).encode()
+    return (
+        shebang + _MARK + _STUB.format(*_compiled(source, interpreter), source=_SOURCE_LINE) + _quoted(source)
+    ).encode()
+
+
+def _compiled(source: str, interpreter: str) -> tuple[str, str]:
+    """Return version and code as an interpreter sees them, in Python's notation."""
+    run = subprocess.run([interpreter, "-ISc", _COMPILE], input=source.encode(), capture_output=True, timeout=30)
+    if run.returncode:
+        raise InstallError(f"{interpreter} cannot compile the plugin: {run.stderr.decode(errors='replace')}")
+    version, _, code = run.stdout.decode().partition("\n")
+    return version, code.strip()
+
+
+def _quoted(source: str) -> str:
+    return "".join(f"{_SOURCE_LINE}{line}\n" for line in source.splitlines())
 
 
 def render_conflist(settings: InstallSettings) -> bytes:

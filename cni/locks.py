@@ -31,9 +31,5 @@ class KeyedLocks(Generic[K]):
             else:
                 self._locks[key] = (lock, users - 1)
 
-    def held(self) -> list[K]:
-        """Return the keys that somebody holds or wants."""
-        return list(self._locks)
-
     def __len__(self) -> int:
         return len(self._locks)

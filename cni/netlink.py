@@ -22,6 +22,7 @@ NEWLINK, DELLINK, GETLINK, SETLINK = 16, 17, 18, 19
 NEWADDR, GETADDR = 20, 22
 NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
 NEWNEIGH, GETNEIGH = 28, 30
+NEWRULE, DELRULE = 32, 33
 
 REQUEST, ACK = 0x1, 0x4
 REPLACE, EXCL, CREATE = 0x100, 0x200, 0x400
@@ -38,13 +39,15 @@ RTN_UNICAST = 1
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_LINKINFO = 1, 3, 4, 5, 18
 IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 20, 26, 27, 28, 29
+IFLA_LINK_NETNSID, IFLA_TARGET_NETNSID = 37, 46
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFLA_INET_CONF, IFLA_INET6_ADDR_GEN_MODE = 1, 8
 IPV4_FORWARDING, IPV4_RP_FILTER = 1, 8
 SKIP_STATISTICS = 8
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
-NDA_DST, NDA_LLADDR = 1, 2
+NDA_DST, NDA_LLADDR, NDA_IFINDEX = 1, 2, 8
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_TABLE = 1, 4, 5, 6, 15
+FRA_SRC, FRA_TABLE, FR_ACT_TO_TABLE = 2, 15, 1
 
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
@@ -54,7 +57,7 @@ _NEIGHBOUR = struct.Struct("=BxxxiHBB")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _ERROR = struct.Struct("=i")
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT_CHECK = 270, 10, 11, 12
+SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT_CHECK = 270, 10, 11, 12
 _ACK_TLVS = 0x200
 _NLMSGERR_ATTR_MSG = 1
 
@@ -88,7 +91,7 @@ class Netlink:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
         self._sequence = 0
         for option in (_CAP_ACK, _EXT_ACK, *((_STRICT_CHECK,) if strict else ())):
-            self._socket.setsockopt(_SOL_NETLINK, option, 1)
+            self._socket.setsockopt(SOL_NETLINK, option, 1)
 
     def __enter__(self) -> Netlink:
         return self
@@ -102,6 +105,8 @@ class Netlink:
         The kernel works them off in order and goes on behind a failing one. Raises NetlinkError for the first that
         failed with an errno not in ``tolerate``.
         """
+        if not messages:
+            return []
         first = self._sequence + 1
         datagram = bytearray()
         for message in messages:
@@ -205,6 +210,8 @@ class Link:
     """Index of a veth's other end, in the namespace where that one is."""
     group: int
     alias: str
+    namespace: int
+    """Id of the namespace where the other end is; -1 where it is here."""
 
     @property
     def up(self) -> bool:
@@ -224,6 +231,7 @@ def decode_link(body: bytes) -> Link:
         peer=to_number(found.get(IFLA_LINK)),
         group=to_number(found.get(IFLA_GROUP)),
         alias=to_name(found.get(IFLA_IFALIAS)),
+        namespace=to_number(found[IFLA_LINK_NETNSID]) if IFLA_LINK_NETNSID in found else -1,
     )
 
 
@@ -257,9 +265,9 @@ def decode_route(body: bytes) -> KernelRoute:
     return KernelRoute(destination, length, to_number(found.get(RTA_OIF)), found.get(RTA_GATEWAY, b""), protocol)
 
 
-def link_header(index: int = 0, *, up: bool = False) -> bytes:
-    """Return the fixed part of a link message; ``up`` brings the link up, else its flags stay as they are."""
-    return _LINK.pack(0, 0, index, IFF_UP if up else 0, IFF_UP if up else 0)
+def link_header(index: int = 0, *, up: bool = False, down: bool = False) -> bytes:
+    """Return the fixed part of a link message; ``up`` or ``down`` brings the link there, else its flags stay."""
+    return _LINK.pack(0, 0, index, IFF_UP if up else 0, IFF_UP if up or down else 0)
 
 
 def get_link(link: str) -> Message:
@@ -270,6 +278,19 @@ def get_link(link: str) -> Message:
 def get_link_by_index(index: int) -> Message:
     body = link_header(index) + attribute(IFLA_EXT_MASK, number(SKIP_STATISTICS))
     return Message(GETLINK, 0, body, f"look up interface {index}")
+
+
+def get_link_elsewhere(index: int, namespace: int) -> Message:
+    """Look up a link of another namespace, by this one's id of it (IFLA_LINK_NETNSID)."""
+    body = link_header(index) + attribute(IFLA_TARGET_NETNSID, number(namespace))
+    return Message(
+        GETLINK, 0, body + attribute(IFLA_EXT_MASK, number(SKIP_STATISTICS)), f"look up pod interface {index}"
+    )
+
+
+def delete_group(group: int) -> Message:
+    """Delete all links of an interface group, for little more than the price of one."""
+    return Message(DELLINK, 0, link_header() + attribute(IFLA_GROUP, number(group)), f"delete interface group {group}")
 
 
 def delete_link(link: str) -> Message:
@@ -306,6 +327,12 @@ def set_neighbour(family: Family, address: bytes, mac: bytes, index: int) -> Mes
     return Message(NEWNEIGH, CREATE | REPLACE, body, f"set neighbour {show(address)}")
 
 
+def list_neighbours(family: Family, index: int) -> Message:
+    """List an interface's neighbour entries, on a strict socket."""
+    body = _NEIGHBOUR.pack(AF[family], 0, 0, 0, 0) + attribute(NDA_IFINDEX, number(index))
+    return Message(GETNEIGH, DUMP, body, "list neighbours")
+
+
 def get_neighbour(family: Family, address: bytes, index: int) -> Message:
     body = _NEIGHBOUR.pack(AF[family], index, 0, 0, 0) + attribute(NDA_DST, address)
     return Message(GETNEIGH, 0, body, f"look up neighbour {show(address)}")
@@ -320,11 +347,13 @@ def add_route(
     protocol: int = PROTO_BOOT,
     metric: int = 0,
     replace: bool = False,
+    table: int = TABLE_MAIN,
 ) -> Message:
-    """A route of the main table to one address, or the default where ``destination`` is empty."""
+    """A route to one address, or the default where ``destination`` is empty."""
     length = BITS[family] if destination else 0
     scope = SCOPE_LINK if family == 4 and not gateway else SCOPE_UNIVERSE
-    body = _ROUTE.pack(AF[family], length, 0, 0, TABLE_MAIN, protocol, scope, RTN_UNICAST, 0)
+    body = _ROUTE.pack(AF[family], length, 0, 0, 0, protocol, scope, RTN_UNICAST, 0)
+    body += attribute(RTA_TABLE, number(table))
     if destination:
         body += attribute(RTA_DST, destination)
     if gateway:
@@ -343,10 +372,18 @@ def find_route(family: Family, destination: bytes, *, entry: bool) -> Message:
     return Message(GETROUTE, 0, body, f"look up the route to {show(destination)}")
 
 
-def list_routes(family: Family) -> Message:
-    """List the main table, on a strict socket; for a pod's namespace, a host's may be huge."""
-    body = _ROUTE.pack(AF[family], 0, 0, 0, TABLE_MAIN, 0, 0, 0, 0)
+def list_routes(family: Family, *, table: int = TABLE_MAIN) -> Message:
+    """List a table, all with 0, on a strict socket; for a pod's namespace, a host's may be huge."""
+    body = _ROUTE.pack(AF[family], 0, 0, 0, 0, 0, 0, 0, 0) + attribute(RTA_TABLE, number(table))
     return Message(GETROUTE, DUMP, body, "list routes")
+
+
+def change_rule(family: Family, source: bytes, table: int, *, add: bool) -> Message:
+    """Have what comes from an address looked up in a table of its own, or no longer."""
+    body = _ROUTE.pack(AF[family], 0, BITS[family], 0, 0, 0, 0, FR_ACT_TO_TABLE, 0)
+    body += attribute(FRA_SRC, source) + attribute(FRA_TABLE, number(table))
+    verb, flags = (NEWRULE, CREATE | EXCL) if add else (DELRULE, 0)
+    return Message(verb, flags, body, f"{'add' if add else 'delete'} rule for {show(source)}")
 
 
 def show(address: bytes) -> str:

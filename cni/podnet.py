@@ -5,7 +5,8 @@ neighbour entries on both sides stand in for ARP and neighbour discovery, so the
 and the host needs no proxy. The functions here block and are called in worker threads.
 
 A crash may come between any two steps. What is left is told by two marks on the host's end: the kernel sets the
-interface group as it makes the pair, and the last message of all sets the alias. Group without alias: unfinished.
+interface group as it makes the pair, and the last message of all sets the alias. Group without alias: unfinished. A pod
+that is cut off loses the alias and changes the group, so that all of those can be deleted in one go.
 """
 
 from __future__ import annotations
@@ -20,22 +21,21 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Final
 
-from cni import netlink
+from cni import inside, netlink
 from cni.errors import CniError, Code
-from cni.hooks import Handle
+from cni.hooks import Assignment, Handle
+from cni.inside import HOST_MAC
+from cni.links import index_of, set_link
 from cni.namespaces import entered, set_sysctl
 from cni.netlink import Message, Netlink, NetlinkError, attribute, number
-from config.prefix import Family
+from config.kernel import POD_METRIC, ROUTE_PROTOCOL
+from config.prefix import FAMILIES, Family
 
-HOST_MAC: Final = bytes.fromhex("027072686f73")
-"""Of every host end: links of two stations share no segment, and a pod's entry for its gateway never goes stale."""
-GATEWAYS: Final[dict[Family, bytes]] = {
-    4: socket.inet_aton("169.254.1.1"),
-    6: socket.inet_pton(socket.AF_INET6, "fe80::1"),
-}
 DEFAULT_MTU: Final = 1500
 _MOST_MTU = 65535
 """A veth's; the loopback's is larger."""
+CUT_OFF: Final = ROUTE_PROTOCOL << 20 | 0xC07
+"""Interface group of host ends that wait for their deletion; a number that nobody else comes upon."""
 _SPARE_INDEX = 1 << 20
 _HOST_IFNAME = re.compile(r"pr[0-9a-f]{13}")
 
@@ -46,21 +46,23 @@ class PodNetwork:
 
     mtu: int | None = None
     """None: the smallest of the uplinks'."""
-    protocol: int = 201
+    protocol: int = ROUTE_PROTOCOL
     """rtnetlink protocol of host routes; also the interface group of host ends."""
-    metric: Mapping[Family, int] = field(default_factory=lambda: {4: 0, 6: 1024})
-    """Of host routes; these are what the kernel gives a route that states none."""
+    metric: Mapping[Family, int] = field(default_factory=lambda: POD_METRIC)
+    """Of host routes."""
+    forwarding: bool = False
+    """Whether pods forward what is not for them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One pod's wiring."""
+    """One pod's wiring; its addresses may become known after its link is made."""
 
     handle: Handle
-    addresses: tuple[tuple[Family, bytes], ...]
-    """Packed."""
     mac: bytes
     mtu: int
+    addresses: tuple[tuple[Family, bytes], ...] = ()
+    """Packed."""
 
     @property
     def host_ifname(self) -> str:
@@ -72,13 +74,27 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class Wired:
+    """A pod's link, ready."""
+
+    index: int
+    """Of the host end."""
+    default: frozenset[Family]
+    """Families whose default route in the pod leads through it."""
+
+
+@dataclass(frozen=True, slots=True)
 class HostLink:
     """A host end, as found."""
 
     name: str
     index: int
     complete: bool
-    """All of the pod's wiring was done."""
+    """All of the pod's wiring was done, and it has not been cut off."""
+    peer: int
+    """Index of the pod's end."""
+    namespace: int
+    """This namespace's id of the pod's."""
 
 
 def host_ifname(handle: Handle) -> str:
@@ -89,6 +105,11 @@ def host_ifname(handle: Handle) -> str:
 def pod_mac(handle: Handle) -> bytes:
     """Return a locally administered unicast address."""
     return b"\x0a" + _digest(handle)[7:12]
+
+
+def packed(assignments: Sequence[Assignment]) -> tuple[tuple[Family, bytes], ...]:
+    """Return assignments as ``Plan.addresses`` has them."""
+    return tuple((a.family, socket.inet_pton(netlink.AF[a.family], a.address)) for a in assignments)
 
 
 def _digest(handle: Handle) -> bytes:
@@ -102,29 +123,51 @@ class PodLinks:
         self.host = host
         self.settings = settings
 
-    def wire(self, pod: int, plan: Plan) -> None:
-        """Wire a pod whose namespace is ``pod``; on failure nothing is left. Raises CniError.
+    def make(self, pod: int, plan: Plan) -> int:
+        """Make a pod's link, both ends down, and return the host end's index. Raises CniError and OSError.
 
         The namespace must have been checked (``namespaces.check_pod``).
         """
         with self._host() as host:
-            outer = self._make_pair(host, pod, plan)
-            try:
-                with entered(pod, self.host), Netlink() as inside:
-                    inner = _index(inside, plan.handle.ifname)
-                    if inner == outer:
-                        outer = self._make_again(host, pod, plan, inner)
-                        inner = _index(inside, plan.handle.ifname)
-                    _configure_pod(inside, inner, plan)
-                self._configure_host(host, outer, plan)
-            except BaseException as fault:
-                _remove(host, plan.host_ifname)
-                if isinstance(fault, OSError):
-                    raise CniError(Code.IO_FAILURE, "the pod's network cannot be set up", str(fault)) from fault
-                raise
+            return self._make_pair(host, pod, plan)
+
+    def configure(self, pod: int, plan: Plan, outer: int) -> Wired:
+        """Give a link that ``make`` made its addresses and routes. Raises CniError and OSError; unwire it then."""
+        with self._host() as host:
+            with entered(pod, self.host), Netlink(strict=True) as pods:
+                inner = index_of(pods, plan.handle.ifname)
+                if inner == outer:
+                    outer = self._make_again(host, pod, plan, inner)
+                    inner = index_of(pods, plan.handle.ifname)
+                main = inside.configure(
+                    pods, inner, plan.handle.ifname, plan.addresses, forwarding=self.settings.forwarding
+                )
+            self._configure_host(host, outer, plan)
+        return Wired(outer, main)
+
+    def forget(self, pod: int, link: HostLink, addresses: Sequence[tuple[Family, bytes]]) -> None:
+        """Take away what a link that is cut off leaves in its pod, if the pod lives. Raises CniError and OSError."""
+        with entered(pod, self.host), Netlink() as pods:
+            inside.forget(pods, link.peer, addresses)
+
+    def cut(self, handle: Handle) -> HostLink | None:
+        """Take a pod's host end down, and with it its routes, and queue it for ``delete_cut``; None: there is none."""
+        with self._host() as host:
+            found = self._find(host, handle)
+            if found:
+                marks = attribute(netlink.IFLA_IFALIAS, b"") + attribute(netlink.IFLA_GROUP, number(CUT_OFF))
+                body = netlink.link_header(found.index, down=True) + marks
+                gone = [errno.ENODEV]
+                host.transact([Message(netlink.SETLINK, 0, body, f"cut {found.name} off")], tolerate=gone)
+        return found
+
+    def delete_cut(self) -> None:
+        """Delete all links that were cut off, and with them addresses, routes and neighbours. Raises OSError."""
+        with self._host() as host:
+            host.transact([netlink.delete_group(CUT_OFF)], tolerate=[errno.ENODEV])
 
     def unwire(self, handle: Handle) -> bool:
-        """Remove a handle's link, and with it address, routes and neighbours; return whether there was one."""
+        """Remove a handle's link, finished or not, at once; return whether there was one."""
         with self._host() as host:
             return _remove(host, host_ifname(handle))
 
@@ -135,8 +178,7 @@ class PodLinks:
 
     def find(self, handle: Handle) -> HostLink | None:
         with self._host() as host:
-            body = host.one(netlink.get_link(host_ifname(handle)))
-        return None if body is None else _host_link(netlink.decode_link(body))
+            return self._find(host, handle)
 
     def list(self) -> list[HostLink]:
         """Return all host ends, finished or not. Another's interface never looks like one: name, kind and group."""
@@ -146,16 +188,52 @@ class PodLinks:
         return [
             _host_link(link)
             for link in links
-            if link.group == self.settings.protocol and _HOST_IFNAME.fullmatch(link.name)
+            if link.group in (self.settings.protocol, CUT_OFF) and _HOST_IFNAME.fullmatch(link.name)
         ]
 
     def mtu(self, uplinks: Sequence[str]) -> int:
         """Return the MTU for a new pod: as set, else the smallest on the way to ``uplinks``, else 1500."""
         if self.settings.mtu:
             return self.settings.mtu
+        if not uplinks:
+            return DEFAULT_MTU
         with self._host() as host:
             found = [_uplink_mtu(host, uplink) for uplink in uplinks]
         return min((mtu for mtu in found if 0 < mtu <= _MOST_MTU), default=DEFAULT_MTU)
+
+    def mac(self, index: int) -> bytes:
+        """Return the MAC address that a pod has now, by its host end; empty where there is none."""
+        with self._host() as host:
+            return self._mac(host, index)
+
+    def follow(self, index: int, pod: int, handle: Handle, families: Sequence[Family]) -> bytes:
+        """Have neighbour entries on both sides fit the MAC address that a pod has now, and return it.
+
+        The host's entries have the old one, and those of the pod went with it. Empty, and nothing done, where the
+        namespace is not that of the pod behind this host end. Raises OSError.
+        """
+        with entered(self.host, self.host), Netlink(strict=True) as host:
+            mac = self._mac(host, index)
+            with entered(pod, self.host), Netlink() as pods:
+                body = pods.one(netlink.get_link(handle.ifname))
+                inner = netlink.decode_link(body) if body else None
+                if not mac or inner is None or inner.peer != index or inner.mac != mac:
+                    return b""
+                inside.set_gateways(pods, inner.index, families)
+            _set_neighbours(host, index, mac)
+            return mac
+
+    def _mac(self, host: Netlink, index: int) -> bytes:
+        body = host.one(netlink.get_link_by_index(index))
+        outer = netlink.decode_link(body) if body else None
+        if outer is None or outer.group != self.settings.protocol or outer.namespace < 0:
+            return b""
+        body = host.one(netlink.get_link_elsewhere(outer.peer, outer.namespace))
+        return netlink.decode_link(body).mac if body else b""
+
+    def _find(self, host: Netlink, handle: Handle) -> HostLink | None:
+        body = host.one(netlink.get_link(host_ifname(handle)))
+        return None if body is None else _host_link(netlink.decode_link(body))
 
     @contextmanager
     def _host(self) -> Iterator[Netlink]:
@@ -178,13 +256,13 @@ class PodLinks:
                 text = f"the namespace has an interface {plan.handle.ifname} already"
                 raise CniError(Code.ALREADY_ADDED, text) from None
             raise CniError(Code.IO_FAILURE, "the pod's interface cannot be made", str(error)) from error
-        return _index(host, plan.host_ifname)
+        return index_of(host, plan.host_ifname)
 
     def _make_again(self, host: Netlink, pod: int, plan: Plan, inner: int) -> int:
         """Make the pair again with unlike indexes: with like ones the kernel delays the carrier by up to a second."""
         _remove(host, plan.host_ifname)
         host.transact([_new_pair(plan, pod, self.settings.protocol, index=_SPARE_INDEX + inner)])
-        return _index(host, plan.host_ifname)
+        return index_of(host, plan.host_ifname)
 
     def _configure_host(self, host: Netlink, index: int, plan: Plan) -> None:
         name = plan.host_ifname
@@ -196,15 +274,15 @@ class PodLinks:
             set_sysctl(f"ipv6/conf/{name}/forwarding", 1)
         host.transact(
             [
-                _set_link(index, _host_settings(ipv6=ipv6), f"configure {name}"),
-                _set_link(index, b"", f"bring {name} up", up=True),
+                set_link(index, _host_settings(ipv6=ipv6), f"configure {name}"),
+                set_link(index, b"", f"bring {name} up", up=True),
                 *(netlink.set_neighbour(family, address, plan.mac, index) for family, address in plan.addresses),
             ]
         )
         for family, address in plan.addresses:
             self._add_host_route(host, family, address, index)
         alias = f"podroute {plan.handle}".encode(errors="surrogateescape")[:255]
-        host.transact([_set_link(index, attribute(netlink.IFLA_IFALIAS, alias), f"mark {name} as complete")])
+        host.transact([set_link(index, attribute(netlink.IFLA_IFALIAS, alias), f"mark {name} as complete")])
 
     def _add_host_route(self, host: Netlink, family: Family, address: bytes, index: int) -> None:
         """Add the route to a pod. One of ours that is in the way is stale: the ledger gave the address to this pod."""
@@ -244,24 +322,6 @@ def _new_pair(plan: Plan, pod: int, group: int, *, index: int = 0) -> Message:
     return Message(netlink.NEWLINK, netlink.CREATE | netlink.EXCL, body, f"make {plan.host_ifname}")
 
 
-def _configure_pod(inside: Netlink, index: int, plan: Plan) -> None:
-    if 6 in plan.families:
-        set_sysctl(f"ipv6/conf/{plan.handle.ifname}/disable_ipv6", 0)
-    messages = [_set_link(index, b"", f"bring {plan.handle.ifname} up", up=True)]
-    messages += [netlink.add_address(family, address, index) for family, address in plan.addresses]
-    for family in plan.families:
-        gateway = GATEWAYS[family]
-        messages.append(netlink.set_neighbour(family, gateway, HOST_MAC, index))
-        if family == 4:  # an IPv6 gateway is on the link by being link-local
-            messages.append(netlink.add_route(4, gateway, index))
-        messages.append(netlink.add_route(family, b"", index, gateway=gateway))
-    inside.transact(messages)
-
-
-def _set_link(index: int, body: bytes, step: str, *, up: bool = False) -> Message:
-    return Message(netlink.SETLINK, 0, netlink.link_header(index, up=up) + body, step)
-
-
 def _host_settings(*, ipv6: bool) -> bytes:
     """Settings of a host end that netlink can make.
 
@@ -275,13 +335,6 @@ def _host_settings(*, ipv6: bool) -> bytes:
     return attribute(netlink.IFLA_AF_SPEC, families)
 
 
-def _index(kernel: Netlink, link: str) -> int:
-    body = kernel.one(netlink.get_link(link))
-    if body is None:
-        raise CniError(Code.IO_FAILURE, f"interface {link} went away while it was being set up")
-    return netlink.decode_link(body).index
-
-
 def _remove(host: Netlink, link: str) -> bool:
     try:
         host.transact([netlink.delete_link(link)])
@@ -293,7 +346,18 @@ def _remove(host: Netlink, link: str) -> bool:
 
 
 def _host_link(link: netlink.Link) -> HostLink:
-    return HostLink(link.name, link.index, bool(link.alias))
+    return HostLink(link.name, link.index, bool(link.alias), link.peer, link.namespace)
+
+
+def _set_neighbours(host: Netlink, index: int, mac: bytes) -> None:
+    stale = []
+    for family in FAMILIES:
+        (replies,) = host.transact([netlink.list_neighbours(family, index)])
+        for reply in replies:
+            device, address, known, state = netlink.decode_neighbour(reply.body)
+            if device == index and state & netlink.NUD_PERMANENT and known != mac:
+                stale.append(netlink.set_neighbour(family, address, mac, index))
+    host.transact(stale)
 
 
 def _uplink_mtu(host: Netlink, uplink: str) -> int:

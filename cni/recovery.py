@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from cni.hooks import Attachment
+from cni.hooks import Attachment, host_ifname_of
 from cni.podnet import HostLink
 
 
@@ -28,7 +28,7 @@ def reconcile(attachments: Iterable[Attachment], kernel: Iterable[HostLink]) -> 
     links = {link.name: link for link in kernel}
     recovery = Recovery([], [], [])
     for attachment in attachments:
-        name = attachment.attributes.get("hostInterface")
+        name = host_ifname_of(attachment)
         if not name:
             continue
         link = links.get(name)

@@ -15,6 +15,8 @@ from cni.wire import Message
 
 VERSIONS: Final = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 LATEST: Final = "1.1.0"
+PLUGIN: Final = "podroute"
+"""``type`` in configurations."""
 
 _SINCE = {
     "ADD": "0.3.1",
@@ -47,8 +49,6 @@ class Request:
     """CNI_ARGS."""
     mtu: int | None = None
     """None: the agent's setting."""
-    pools: tuple[str, ...] = ()
-    """Names of the pools to choose from; none: any."""
     addresses: tuple[str, ...] = ()
     """Asked for by the runtime: capability ``ips``, ``args.cni.ips`` or ``IP`` in CNI_ARGS."""
     mac: bytes | None = None
@@ -56,6 +56,12 @@ class Request:
     dns: Mapping[str, Any] = field(default_factory=dict)
     previous: Mapping[str, Any] | None = None
     """prevResult."""
+    plugin: str = PLUGIN
+    """``type`` of the configuration."""
+    delegated: bool = False
+    """Another main plugin asks for addresses only: ``ipam.type`` is podroute, ``type`` is not."""
+    pools: tuple[str, ...] = ()
+    """``ipam.pools``: names of pools to take addresses from."""
     valid: frozenset[tuple[str, str]] = frozenset()
     """GC: (container id, interface name) of the attachments to keep."""
 
@@ -92,6 +98,8 @@ def parse(message: Message) -> Request:
     network = _network(config)
     runtime = _object(config, "runtimeConfig")
     asked = _object(_object(config, "args"), "cni")
+    ipam = _object(config, "ipam")
+    plugin = str(config.get("type", ""))
     previous = config.get("prevResult")
     if previous is not None and not isinstance(previous, dict):
         raise CniError(Code.INVALID_CONFIGURATION, "prevResult is not an object")
@@ -104,10 +112,12 @@ def parse(message: Message) -> Request:
         arguments=arguments,
         mtu=_mtu(config.get("mtu", "auto")),
         addresses=_addresses(runtime.get("ips") or asked.get("ips") or _split(arguments.get("IP", ""))),
-        pools=_pools(config),
         mac=_mac(runtime.get("mac") or asked.get("mac") or arguments.get("MAC", "")),
         dns=_dns(config, runtime),
         previous=previous,
+        plugin=plugin,
+        delegated=ipam.get("type") == PLUGIN and plugin != PLUGIN,
+        pools=_pools(ipam.get("pools")),
         valid=_attachments(config) if verb == "GC" else frozenset(),
     )
 
@@ -195,15 +205,16 @@ def _mtu(value: object) -> int | None:
     return value
 
 
-def _pools(config: Mapping[str, Any]) -> tuple[str, ...]:
-    pools = config.get("pools", [])
-    if not isinstance(pools, list) or not all(isinstance(pool, str) and pool for pool in pools):
-        raise CniError(Code.INVALID_CONFIGURATION, f"pools {pools!r}", "it is a list of names of pools")
-    return tuple(pools)
-
-
 def _split(text: str) -> list[str]:
     return [part for part in text.split(",") if part]
+
+
+def _pools(value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
+        raise CniError(Code.INVALID_CONFIGURATION, f"`ipam.pools` {value!r}", "a list of pools' names is wanted")
+    return tuple(value)
 
 
 def _addresses(value: object) -> tuple[str, ...]:

@@ -27,14 +27,15 @@ class Ip:
     address: str
     """With prefix length, ``10.64.0.5/32``."""
     gateway: str
-    interface: int
-    """Index into the result's interfaces."""
+    interface: int | None
+    """Index into the result's interfaces; None where another plugin makes them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
     destination: str
     gateway: str
+    """Empty: the address's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +58,19 @@ def encode_result(result: Result, version: str) -> bytes:
         interfaces.append(entry)
     ips: list[dict[str, Any]] = []
     for ip in result.ips:
-        entry = {"address": ip.address, "gateway": ip.gateway, "interface": ip.interface}
+        entry = {"address": ip.address}
+        if ip.gateway:
+            entry["gateway"] = ip.gateway
+        if ip.interface is not None:
+            entry["interface"] = ip.interface
         if version < "1.0.0":
             entry["version"] = str(ip.family)
         ips.append(entry)
-    return _json(
-        {
-            "cniVersion": version,
-            "interfaces": interfaces,
-            "ips": ips,
-            "routes": [{"dst": route.destination, "gw": route.gateway} for route in result.routes],
-            "dns": dict(result.dns),
-        }
-    )
+    routes = [{"dst": r.destination, "gw": r.gateway} if r.gateway else {"dst": r.destination} for r in result.routes]
+    shown: dict[str, Any] = {"cniVersion": version}
+    if interfaces:
+        shown["interfaces"] = interfaces
+    return _json({**shown, "ips": ips, "routes": routes, "dns": dict(result.dns)})
 
 
 def encode_error(error: CniError, version: str) -> bytes:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cni.errors import CniError, Code
-from cni.hooks import Addresses, Hooks
+from cni.hooks import Addresses, Handle, Hooks
 from cni.namespaces import open_own
 from cni.notes import make_directory
 from cni.podnet import PodLinks, PodNetwork
@@ -98,6 +98,7 @@ class CniServer:
             _, late = await asyncio.wait(self._calls, timeout=STOP_TIME)
             for call in late:
                 call.cancel()
+        await self._verbs.stop()
         self._pool.shutdown(wait=True)
         if self._own_host is not None:
             os.close(self._own_host)
@@ -107,6 +108,14 @@ class CniServer:
     def verbs(self) -> Verbs:
         """What the agent asks of the CNI side beside the plugin's calls."""
         return self._verbs
+
+    def deletes(self, handle: Handle) -> bool:
+        """Tell whether a pod's deletion was answered for and is still under way."""
+        return self._verbs.deletes(handle)
+
+    async def settled(self) -> None:
+        """Return when no deletion that was answered for is still under way."""
+        await self._verbs.settled()
 
     def _in_thread(self, function: Callable[[], T], /) -> Awaitable[T]:
         return asyncio.get_running_loop().run_in_executor(self._pool, function)

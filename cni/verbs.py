@@ -1,7 +1,8 @@
 """The verbs of CNI 1.1.0 (section 2), as the agent carries them out.
 
-ADD goes ledger, link, answer; DEL goes link, ledger: an address is in the ledger as long as a link may carry it.
-Calls for one handle follow each other; those for different handles run side by side.
+ADD makes link and ledger entry side by side, then gives the one the addresses of the other; DEL goes link, ledger
+(``cni/removal.py``): an address is in the ledger as long as a link may carry it. Calls for one handle follow each
+other; those for different handles run side by side.
 """
 
 from __future__ import annotations
@@ -9,25 +10,32 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 from cni import verify
+from cni.delegate import Delegate, missing_addresses
 from cni.errors import CniError, Code
+from cni.follower import Follower, open_events
 from cni.hooks import AddressError, Addresses, Assignment, Attachment, Handle, Hooks
+from cni.inside import GATEWAYS, HOST_MAC
 from cni.locks import KeyedLocks
 from cni.namespaces import check_pod
-from cni.netlink import AF, show
+from cni.netlink import show
 from cni.notes import read_notes
-from cni.podnet import GATEWAYS, HOST_MAC, HostLink, Plan, PodLinks, host_ifname, pod_mac
+from cni.podnet import HostLink, Plan, PodLinks, Wired, host_ifname, packed, pod_mac
 from cni.recovery import reconcile
+from cni.removal import Remover
 from cni.request import Request, parse, version_of
 from cni.result import Interface, Ip, Result, Route, encode_error, encode_result, encode_versions
 from cni.wire import Answer, Message
-from config.prefix import BITS, Family
+from cni.workers import Worker
+from config.prefix import BITS
 
 log = logging.getLogger("podroute.cni")
 T = TypeVar("T")
@@ -35,12 +43,6 @@ T = TypeVar("T")
 ALLOCATION_LIMIT = 45.0
 """Seconds to wait for an address; below the plugin's own patience."""
 _DEFAULT = {4: "0.0.0.0/0", 6: "::/0"}
-
-
-class Worker(Protocol):
-    """Runs a blocking function in a thread."""
-
-    def __call__(self, function: Callable[[], T], /) -> Awaitable[T]: ...
 
 
 Deliver = Callable[[Answer], Awaitable[bool]]
@@ -54,6 +56,11 @@ class Verbs:
         self._links = links
         self._worker = worker
         self._locks: KeyedLocks[Handle] = KeyedLocks()
+        self._follower = Follower(addresses, links, worker)
+        self._remover = Remover(addresses, hooks, links, worker, lambda link: self._follower.forget(link.index))
+        self._delegate = Delegate(addresses)
+        self._adding: set[str] = set()
+        """Host ends that may be there before the ledger knows of them."""
 
     async def call(self, message: Message, netns: int | None, deliver: Deliver) -> None:
         """Carry a call out and deliver its answer. ``netns``: descriptor of CNI_NETNS; the caller keeps and closes it.
@@ -74,10 +81,24 @@ class Verbs:
             if not await deliver(answer) and request.verb == "ADD" and not answer.status:
                 # Killed while it waited: the runtime counts this as failed, and may never ask for the deletion.
                 log.warning("plugin went away, pod undone", extra={"fields": {"pod": str(request.handle)}})
-                await self._detach(request.handle)
+                await self._remover.remove(request.handle)
+
+    def deletes(self, handle: Handle) -> bool:
+        """Tell whether a pod's deletion was answered for and is still under way."""
+        return handle in self._remover
+
+    async def settled(self) -> None:
+        """Return when no deletion that was answered for is still under way."""
+        await self._remover.drained()
+
+    async def stop(self) -> None:
+        """Finish the deletions that are under way; no call may be."""
+        await self.settled()
+        await self._follower.stop()
 
     async def recover(self, notes: Path) -> None:
         """Put right what a crash left, work noted deletions off, and tell the agent of the pods that run."""
+        self._follower.start(await self._worker(lambda: open_events(self._links.host)))
         links = await self._worker(self._links.list)
         recovery = reconcile(await self._addresses.attachments(), links)
         for link in recovery.remove:
@@ -86,6 +107,9 @@ class Verbs:
         for attachment in recovery.release:
             await self._addresses.release(attachment.handle)
             log.info("addresses of a vanished pod released", extra={"fields": _fields(attachment)})
+        indexes = {link.name: link.index for link in links}
+        wired = [a for a in recovery.keep if a.attributes["hostInterface"] == host_ifname(a.handle)]
+        await self._follower.restore([(indexes[host_ifname(a.handle)], a.handle, _mac(a)) for a in wired])
         for attachment in recovery.keep:
             await self._hooks.pod_added(
                 attachment.handle, attachment.assignments, attachment.attributes["hostInterface"], restored=True
@@ -93,7 +117,7 @@ class Verbs:
         for note in read_notes(notes):
             found = await self._addresses.lookup(note.request.handle)
             if found is None or _created(found) <= note.at:
-                await self._detach(note.request.handle)
+                await self._remover.remove(note.request.handle)
                 log.info("noted deletion worked off", extra={"fields": {"pod": str(note.request.handle)}})
             note.done()
 
@@ -104,7 +128,7 @@ class Verbs:
     async def remove_stray(self, link: HostLink) -> bool:
         """Remove a host end that no attachment knows; return whether it was one."""
         known = {attachment.attributes.get("hostInterface") for attachment in await self._addresses.attachments()}
-        if link.name in known or link.name in {host_ifname(handle) for handle in self._locks.held()}:
+        if link.name in known or link.name in self._adding:
             return False
         await self._remove(link)
         log.info("stray interface removed", extra={"fields": {"interface": link.name}})
@@ -113,7 +137,7 @@ class Verbs:
     async def detach(self, handle: Handle) -> None:
         """Remove whatever there is of a handle, as DEL does."""
         async with self._locks.hold(handle):
-            await self._detach(handle)
+            await self._remover.remove(handle)
 
     async def remove_gone(self, handle: Handle) -> bool:
         """Release the addresses of an attachment whose host end is gone; return whether it was so."""
@@ -124,8 +148,7 @@ class Verbs:
             name = found.attributes.get("hostInterface")
             if not name or name in {link.name for link in await self._worker(self._links.list)}:
                 return False
-            await self._hooks.pod_removed(handle, found.assignments, name)
-            await self._addresses.release(handle)
+            await self._remover.remove(handle)
             log.warning("addresses of a vanished pod released", extra={"fields": _fields(found)})
             return True
 
@@ -142,12 +165,18 @@ class Verbs:
 
     async def _carry_out(self, request: Request, message: Message, netns: int | None) -> bytes:
         match request.verb:
+            case "ADD" if request.delegated:
+                result = await self._delegate.add(request)
+                await self._hooks.advertised(await self._assigned(request.handle))
+                return encode_result(result, request.version)
             case "ADD":
                 return await self._add(request, self._namespace(request, message, netns))
+            case "CHECK" if request.delegated:
+                await self._delegate.check(request)
             case "CHECK":
                 await self._check(request, self._namespace(request, message, netns))
             case "DEL":
-                await self._detach(request.handle)
+                await self._remover.cut(request.handle, self._living(netns))
             case "GC":
                 await self._collect(request)
             case "STATUS":
@@ -164,6 +193,14 @@ class Verbs:
         check_pod(netns, self._links.host, request.netns)
         return netns
 
+    def _living(self, netns: int | None) -> int | None:
+        """Return the descriptor of a pod's namespace where it is one."""
+        if netns is not None:
+            with suppress(CniError):
+                check_pod(netns, self._links.host, "")
+                return netns
+        return None
+
     async def _add(self, request: Request, netns: int) -> bytes:
         handle = request.handle
         if request.previous is not None:
@@ -172,23 +209,60 @@ class Verbs:
                 "podroute makes the container's interface and cannot follow another plugin",
                 "put it first in `plugins`",
             )
+        await self._remover.finished(handle)
         if await self._addresses.lookup(handle):
             link = await self._worker(lambda: self._links.find(handle))
             if link and link.complete:
                 raise CniError(
                     Code.ALREADY_ADDED, f"{handle.container_id} has {handle.ifname} in {handle.network} already"
                 )
-            await self._detach(handle)  # an ADD that was cut short
-        mac = request.mac or pod_mac(handle)
+            await self._remover.remove(handle)  # an ADD that was cut short
+        name = host_ifname(handle)
+        self._adding.add(name)
         try:
-            assignments = await self._allocate(request, mac)
-            mtu = await self._wire(request, netns, assignments, mac)
-            await self._hooks.pod_added(handle, assignments, host_ifname(handle), restored=False)
+            result = await self._wire(request, netns)
         except Exception:
-            await self._detach(handle)
+            await self._remover.remove(handle)
             raise
+        finally:
+            self._adding.discard(name)
+        return encode_result(result, request.version)
+
+    async def _wire(self, request: Request, netns: int) -> Result:
+        """Make link and addresses side by side, then put them together. On failure something of them may be left."""
+        handle, mac = request.handle, request.mac or pod_mac(request.handle)
+        uplinks = self._hooks.uplinks()
+        steps = Steps()
+
+        def make() -> tuple[Plan, int]:
+            plan = Plan(handle, mac, request.mtu or self._links.mtu(uplinks))
+            return plan, self._links.make(netns, plan)
+
+        linked, allocated = await asyncio.gather(
+            steps.timed("link", self._worker(make)),
+            steps.timed("ledger", self._allocate(request, mac)),
+            return_exceptions=True,
+        )
+        for outcome in (linked, allocated):
+            if isinstance(outcome, BaseException):
+                raise outcome
+        assert not isinstance(linked, BaseException)
+        assert not isinstance(allocated, BaseException)
+        (plan, index), assignments = linked, allocated
+        plan = replace(plan, addresses=packed(assignments))
+        wired = await steps.timed("addresses and routes", self._worker(lambda: self._configure(netns, plan, index)))
+        self._follower.know(wired.index, handle, mac)
+        await steps.timed("agent", self._hooks.pod_added(handle, assignments, plan.host_ifname, restored=False))
+        await steps.timed("advertised", self._hooks.advertised(assignments))
         log.info("pod added", extra={"fields": _fields(Attachment(handle, assignments, {}))})
-        return encode_result(_result(request, assignments, mac, mtu), request.version)
+        log.debug("ADD took", extra={"fields": steps.fields})
+        return _result(request, plan, assignments, wired)
+
+    def _configure(self, netns: int, plan: Plan, index: int) -> Wired:
+        try:
+            return self._links.configure(netns, plan, index)
+        except OSError as error:
+            raise CniError(Code.IO_FAILURE, "the pod's network cannot be set up", str(error)) from error
 
     async def _allocate(self, request: Request, mac: bytes) -> Sequence[Assignment]:
         attributes = {
@@ -198,48 +272,44 @@ class Verbs:
             "args": dict(request.arguments),
             "createdAt": datetime.now(UTC).isoformat(),
         }
+
+        async def allocate() -> Sequence[Assignment]:
+            return await self._addresses.allocate(
+                request.handle, addresses=request.addresses, attributes=attributes, pools=request.pools
+            )
+
         try:
             async with asyncio.timeout(ALLOCATION_LIMIT):
-                assignments = await self._addresses.allocate(
-                    request.handle, addresses=request.addresses, pools=request.pools, attributes=attributes
-                )
+                try:
+                    assignments = await allocate()
+                except AddressError:
+                    if not len(self._remover):
+                        raise
+                    # What was deleted just now has been answered for, and its addresses come free in a moment.
+                    await self._remover.drained()
+                    assignments = await allocate()
         except TimeoutError:
             raise AddressError(f"the ledger gave none within {ALLOCATION_LIMIT:.0f} seconds") from None
         if not assignments:
             raise AddressError("the node has no block of addresses", retry=False)
         return assignments
 
-    async def _wire(self, request: Request, netns: int, assignments: Sequence[Assignment], mac: bytes) -> int:
-        uplinks = self._hooks.uplinks()
-
-        def wire() -> int:
-            mtu = request.mtu or self._links.mtu(uplinks)
-            self._links.wire(netns, Plan(request.handle, _packed(assignments), mac, mtu))
-            return mtu
-
-        return await self._worker(wire)
-
-    async def _detach(self, handle: Handle) -> None:
-        """Remove whatever there is of a handle; nothing is fine too."""
+    async def _assigned(self, handle: Handle) -> Sequence[Assignment]:
         attachment = await self._addresses.lookup(handle)
-        if attachment:
-            await self._hooks.pod_removed(handle, attachment.assignments, host_ifname(handle))
-        removed = await self._worker(lambda: self._links.unwire(handle))
-        if attachment:
-            await self._addresses.release(handle)
-        if attachment or removed:
-            fields = _fields(attachment or Attachment(handle, (), {}))
-            log.info("pod removed", extra={"fields": fields})
+        return attachment.assignments if attachment else ()
 
     async def _check(self, request: Request, netns: int) -> None:
         handle = request.handle
         if request.previous is None:
             raise CniError(Code.INVALID_CONFIGURATION, "CHECK needs `prevResult` in the configuration")
-        attachment = await self._addresses.lookup(handle)
+        attachment = None if handle in self._remover else await self._addresses.lookup(handle)
         if attachment is None:
             raise CniError(Code.CHECK_FAILED, f"podroute knows nothing of {handle}")
-        addresses = _packed(attachment.assignments)
-        found = _previous_faults(request.previous, attachment)
+        addresses = packed(attachment.assignments)
+
+        if link := await self._worker(lambda: self._links.find(handle)):
+            await self._follower.check(link.index, netns)
+        found = missing_addresses(request.previous, attachment.assignments)
         found += await self._worker(lambda: verify.faults(self._links, netns, handle, addresses))
         if found:
             raise CniError(Code.CHECK_FAILED, f"{handle}: {found[0]}", "; ".join(found[1:]))
@@ -250,20 +320,25 @@ class Verbs:
         The links are read first: whatever is among them was in the ledger before, so what the ledger does not know
         afterwards is nobody's.
         """
+        adding = set(self._adding)
         links = await self._worker(self._links.list)
         attachments = await self._addresses.attachments()
-        known = {host_ifname(attachment.handle) for attachment in attachments}
+        known = {host_ifname(attachment.handle) for attachment in attachments} | adding
         failed: list[str] = []
+        going: list[Handle] = []
         for attachment in attachments:
             handle = attachment.handle
             if handle.network != request.network or (handle.container_id, handle.ifname) in request.valid:
                 continue
             try:
                 async with self._locks.hold(handle):
-                    await self._detach(handle)
+                    await self._remover.cut(handle)
+                going.append(handle)
             except Exception as error:
                 log.exception("GC failed", extra={"fields": {"pod": str(handle)}})
                 failed.append(f"{handle}: {error}")
+        for handle in going:
+            await self._remover.finished(handle)
         for link in links:
             if link.name not in known:
                 log.info("leftover interface removed", extra={"fields": {"interface": link.name}})
@@ -275,36 +350,39 @@ class Verbs:
         await self._worker(lambda: self._links.remove(link))
 
 
-def _packed(assignments: Sequence[Assignment]) -> tuple[tuple[Family, bytes], ...]:
-    return tuple((a.family, socket.inet_pton(AF[a.family], a.address)) for a in assignments)
+class Steps:
+    """How long the steps of a call took."""
+
+    def __init__(self) -> None:
+        self.fields: dict[str, float] = {}
+        """Milliseconds, as the log shows them."""
+
+    async def timed(self, name: str, work: Awaitable[T]) -> T:
+        start = time.perf_counter()
+        try:
+            return await work
+        finally:
+            self.fields[f"{name}_ms"] = round((time.perf_counter() - start) * 1e3, 3)
 
 
-def _result(request: Request, assignments: Sequence[Assignment], mac: bytes, mtu: int) -> Result:
-    families: list[Family] = sorted({assignment.family for assignment in assignments})
+def _result(request: Request, plan: Plan, assignments: Sequence[Assignment], wired: Wired) -> Result:
     return Result(
         interfaces=(
-            Interface(host_ifname(request.handle), HOST_MAC.hex(":"), mtu),
-            Interface(request.handle.ifname, mac.hex(":"), mtu, request.netns),
+            Interface(plan.host_ifname, HOST_MAC.hex(":"), plan.mtu),
+            Interface(plan.handle.ifname, plan.mac.hex(":"), plan.mtu, request.netns),
         ),
         ips=[Ip(a.family, f"{a.address}/{BITS[a.family]}", show(GATEWAYS[a.family]), 1) for a in assignments],
-        routes=[Route(_DEFAULT[family], show(GATEWAYS[family])) for family in families],
+        routes=[Route(_DEFAULT[family], show(GATEWAYS[family])) for family in sorted(wired.default)],
         dns=request.dns,
     )
 
 
-def _previous_faults(previous: Mapping[str, Any], attachment: Attachment) -> list[str]:
-    """Return which of the ledger's addresses the runtime does not know of."""
-    ips = previous.get("ips")
-    shown = {str(ip.get("address")) for ip in ips if isinstance(ip, dict)} if isinstance(ips, list) else set()
-    return [
-        f"prevResult lacks the address {assignment.address}"
-        for assignment in attachment.assignments
-        if f"{assignment.address}/{BITS[assignment.family]}" not in shown
-    ]
-
-
 def _created(attachment: Attachment) -> datetime:
     return datetime.fromisoformat(str(attachment.attributes["createdAt"]))
+
+
+def _mac(attachment: Attachment) -> bytes:
+    return bytes.fromhex(str(attachment.attributes.get("mac", "")).replace(":", ""))
 
 
 def _fields(attachment: Attachment) -> dict[str, str]:

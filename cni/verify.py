@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 from cni import netlink
 from cni.hooks import Handle
+from cni.inside import GATEWAYS
 from cni.namespaces import entered
 from cni.netlink import Link, Netlink
-from cni.podnet import GATEWAYS, PodLinks, host_ifname
+from cni.podnet import PodLinks, host_ifname
 from config.prefix import BITS, Family
 
 
@@ -79,7 +80,7 @@ def _pod_faults(
         if (inner.index, address) not in held:
             found.append(f"the pod's interface {inner.name} does not have the address {netlink.show(address)}")
     for family in sorted({family for family, _ in addresses}):
-        (replies,) = inside.transact([netlink.list_routes(family)])
+        (replies,) = inside.transact([netlink.list_routes(family, table=0)])
         routes = [netlink.decode_route(reply.body) for reply in replies]
         gateway = GATEWAYS[family]
         if not any(r.length == 0 and r.gateway == gateway and r.device == inner.index for r in routes):

@@ -15,8 +15,9 @@ COVER_METRIC = 1
 """Metric of the ``unreachable`` routes over own blocks: below that of learned routes, so that nobody's announcement of
 our own block wins over it."""
 
-POD_METRIC: dict[Family, int] = {4: 0, 6: 1024}
-"""Metric of host routes to pods: what the kernel gives a route that states none."""
+POD_METRIC: dict[Family, int] = {4: 0, 6: 1}
+"""Metric of host routes to pods: the lowest that the family has, below that of learned routes, so that nobody's
+announcement of a pod's own address wins over it. (An IPv6 route that states 0 gets 1024.)"""
 
 NEXT_HOP_IDS = range(ROUTE_PROTOCOL << 20, (ROUTE_PROTOCOL + 1) << 20)
 """Ids of our next-hop objects; ids that others took inside are skipped."""

@@ -26,6 +26,7 @@ from config.values import (
     Mtu,
     Name,
     NodeName,
+    Patience,
     PeerAddress,
     Prefix,
     RouterId,
@@ -183,8 +184,24 @@ class Routes(Section):
 class Cni(Section):
     socket: SocketPath = Field(default="/run/podroute/cni.sock", description="the path of a Unix socket")
     mtu: Mtu = Field(default="auto", description="auto or 576 to 65535 octets")
+    forwarding: bool = Field(default=False, description="true (containers forward what is not for them) or false")
+    masquerade: bool = Field(
+        default=False, description="true (what leaves the pools gets the node's address) or false (no NAT)"
+    )
+    wait_advertised: float = Field(
+        default=2.0, ge=0, le=30, description="0 to 30 seconds that ADD waits until a new block is advertised"
+    )
+    not_ready_after: Patience = Field(
+        default="never",
+        description="never, or 0 to 86400 seconds without advertisement after which STATUS says 51",
+    )
     bin_dir: AbsolutePath = Field(default="/opt/cni/bin", description="an absolute path")
     conf_dir: AbsolutePath = Field(default="/etc/cni/net.d", description="an absolute path")
+
+    @property
+    def not_ready_seconds(self) -> int | None:
+        """``notReadyAfter`` in seconds, None for never."""
+        return None if self.not_ready_after == "never" else self.not_ready_after
 
 
 class Api(Section):
@@ -215,7 +232,7 @@ class Config(Section):
     peers: dict[Name, Peer] = Field(default={}, description="a mapping of peers by name")
     mesh: dict[Name, Mesh] = Field(default={}, description="a mapping of selections of nodes to peer with, by name")
     routes: Routes = Field(default=Routes(), description="a mapping of table and metric")
-    cni: Cni = Field(default=Cni(), description="a mapping of socket, mtu, binDir and confDir")
+    cni: Cni = Field(default=Cni(), description="a mapping of socket, mtu, binDir, confDir and so on")
     api: Api = Field(default=Api(), description="a mapping with socket")
     log: Log = Field(default=Log(), description="a mapping of level and format")
 

@@ -176,6 +176,12 @@ def _socket(value: Any) -> str:
     return path
 
 
+def _patience(value: Any) -> Any:
+    if value == "never" or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 86400):
+        return value
+    raise wrong(value, "never, or 0 to 86400 seconds without advertisement after which STATUS says 51")
+
+
 def _mtu(value: Any) -> Any:
     number = isinstance(value, int) and not isinstance(value, bool) and 576 <= value <= 65535
     if value != "auto" and not number:
@@ -216,3 +222,4 @@ Community = Annotated[str, BeforeValidator(_community)]
 AbsolutePath = Annotated[str, BeforeValidator(_path)]
 SocketPath = Annotated[str, BeforeValidator(_socket)]
 Mtu = Annotated[int | Literal["auto"], BeforeValidator(_mtu)]
+Patience = Annotated[int | Literal["never"], BeforeValidator(_patience)]

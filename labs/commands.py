@@ -1,4 +1,4 @@
-"""The command line of labs: ``podroute lab up|down|ps|exec``."""
+"""The command line of labs: ``podroute lab up|down|ps|exec``, and what labs.looking adds."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from labs import looking
 from labs.errors import LabError
 from labs.processes import sharing
 from labs.runner import Lab, load, resolve
@@ -160,9 +161,15 @@ def _name(pid: int) -> str:
 @click.pass_context
 def execute(ctx: click.Context, name: str, node: str, command: tuple[str, ...]) -> None:
     """Run a command in a node of a lab, without a shell, on this terminal; the exit status is the command's."""
+    if command[0] == "--" and len(command) > 1:
+        command = command[1:]
     environment = {known: os.environ[known] for known in ("TERM", "COLUMNS", "LINES") if known in os.environ}
     child = Lab.find(name).node(node).popen(*command, env=environment, stdin=None, stdout=None, stderr=None)
     # The terminal sends Ctrl-C to the command too; what it does about it is its own affair.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     status = child.wait()
     ctx.exit(status if status >= 0 else 128 - status)
+
+
+for _command in (looking.logs, looking.graph, looking.pcap, looking.impair, looking.save_lab):
+    lab.add_command(_command)

@@ -246,7 +246,7 @@ async def _delete(show: Show, nodes: list[Node], pods: list[Pod]) -> None:
     addresses = {pod.node.name: [a for p in pods if p.node is pod.node for a in p.addresses] for pod in pods}
     await asyncio.gather(*(pod.stop() for pod in pods))
     for node in nodes:
-        blocks, left = await asyncio.gather(_ask(node, "blocks"), _ask(node, "pods"))
+        blocks, left = await asyncio.gather(_freed(node), _ask(node, "pods"))
         used = sum(block["used"] for block in blocks)
         routes = "".join([(await node.run("ip", family, "-o", "route")).stdout for family in ("-4", "-6")])
         present = [address for address in addresses[node.name] if f"{address} " in routes]
@@ -255,6 +255,16 @@ async def _delete(show: Show, nodes: list[Node], pods: list[Pod]) -> None:
             not used and not left and not present and set(links) == {"lo", "eth1"},
             f"{node.name}: {used} addresses used, {len(left)} pods, {len(present)} pod routes; links {' '.join(links)}",
         )
+
+
+async def _freed(node: Node) -> Any:
+    """Return the node's blocks once nothing is used; addresses come free a moment after DEL was answered."""
+    for _ in range(20):
+        blocks = await _ask(node, "blocks")
+        if not any(block["used"] for block in blocks):
+            break
+        await asyncio.sleep(0.1)
+    return blocks
 
 
 def _look_around(show: Show, name: str, pods: list[Pod]) -> None:

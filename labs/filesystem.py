@@ -18,7 +18,9 @@ from labs import kernel
 from labs.errors import LabError
 
 PRIVATE = (
+    "/etc/bird",
     "/etc/frr",
+    "/etc/gobgp",
     "/etc/podroute",
     "/etc/cni/net.d",
     "/opt/cni/bin",
@@ -27,7 +29,7 @@ PRIVATE = (
     "/var/log/frr",
 )
 """Directories that are empty in every new node, whatever the host has there."""
-RUN = ("/run/frr", "/run/lock", "/run/netns", "/run/podroute")
+RUN = ("/run/bird", "/run/frr", "/run/lock", "/run/netns", "/run/podroute")
 """Directories that every node has in its own /run."""
 OVERLAID = frozenset({"etc", "opt", "var"})
 

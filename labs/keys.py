@@ -10,7 +10,8 @@ from typing import NamedTuple
 from labs.checks import Checker
 from labs.source import Value
 
-KINDS = frozenset({"linux"})
+LINUX, BRIDGE = "linux", "bridge"
+KINDS = frozenset({LINUX, BRIDGE})
 LINK_WORDS = frozenset({"host", "macvlan", "mgmt-net"})
 """Names that turn a brief link into another type; containerlab gives them this meaning."""
 
@@ -19,8 +20,8 @@ TOP_REFUSED = frozenset({"mgmt", "settings", "debug"})
 TOPOLOGY = frozenset({"defaults", "kinds", "groups", "nodes", "links"})
 
 COMMANDS = ("entrypoint", "cmd")
-SCALARS = ("kind", "image", "group", "network-mode", *COMMANDS)
-LISTS = ("exec", "binds")
+SCALARS = ("kind", "image", "group", "network-mode", "startup-delay", *COMMANDS)
+LISTS = ("exec", "binds", "env-files")
 MAPS = ("env", "sysctls", "labels")
 NODE = frozenset({*SCALARS, *LISTS, *MAPS})
 NODE_REFUSED = frozenset(
@@ -39,7 +40,6 @@ NODE_REFUSED = frozenset(
         "devices",
         "dns",
         "enforce-startup-config",
-        "env-files",
         "extras",
         "healthcheck",
         "hostname",
@@ -58,7 +58,6 @@ NODE_REFUSED = frozenset(
         "shm-size",
         "stages",
         "startup-config",
-        "startup-delay",
         "suppress-startup-config",
         "tmpfs",
         "type",

@@ -11,7 +11,7 @@ from pathlib import Path
 from labs.processes import marked
 from labs.state import ROOT
 
-_DIRECTORIES = (ROOT, Path("/run/netns"), Path("/run/podroute"), Path("/var/lib/podroute"), Path("/run/frr"))
+_DIRECTORIES = (Path("/run/netns"), Path("/run/podroute"), Path("/var/lib/podroute"), Path("/run/frr"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,8 @@ class Host:
         with open("/proc/self/mountinfo") as mounts:
             things |= {f"mount {line.split()[4]}" for line in mounts}
         things |= {f"process {process.pid} of a lab" for process in marked(lab)}
-        for directory in _DIRECTORIES:
+        # Other labs may come and go meanwhile.
+        for directory in (ROOT / lab, *_DIRECTORIES):
             for path, _, files in os.walk(directory):
                 things |= {f"file {path}/{file}" for file in files}
         return cls(frozenset(things))

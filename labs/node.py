@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from labs.agents import AgentApi
 from labs.errors import CommandError, LabError
 from labs.namespaces import Namespaces, Stream
 from labs.processes import LAB, NODE, Process, await_end
@@ -86,6 +87,11 @@ class Node:
     def netns(self) -> str:
         """Path of the node's network namespace, usable from here."""
         return self.namespaces.path("net")
+
+    @property
+    def agent(self) -> AgentApi:
+        """The API of the agent in this node."""
+        return AgentApi(self.name, self.root)
 
     @property
     def log(self) -> Path:

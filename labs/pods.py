@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
 
+from labs import libcni
 from labs.errors import CommandError, LabError
 from labs.node import Node, Ping
 from labs.waiting import off_loop
@@ -43,38 +45,38 @@ class Pod:
                 return address
         raise LabError(f"pod {self.name} on {self.node.name} has no IPv{family} address: {self.result}")
 
+    @property
+    def network(self) -> libcni.Network:
+        """The node's network, as a runtime there reads it."""
+        conflist = json.loads((self.node.root / CONFLIST).read_text())
+        return libcni.Network(conflist, self._execute, path=BIN_DIR, cache=self.node.root / libcni.CACHE)
+
+    @property
+    def attachment(self) -> libcni.Attachment:
+        return libcni.Attachment(f"{self.node.name}-{self.name}", self.netns)
+
     async def start(self) -> None:
-        """Make the namespace, and ADD it to the node's network."""
+        """Make the namespace, and ADD it to the node's network. Raises LabError."""
         await self.node.run("ip", "netns", "add", self.name)
         await self.node.run("ip", "-n", self.name, "link", "set", "lo", "up")
-        self.result = await self.call("ADD")
+        try:
+            self.result = await self.network.add(self.attachment)
+        except libcni.PluginError as error:
+            raise LabError(f"pod {self.name} on {self.node.name}: {error}") from None
 
     async def stop(self) -> None:
-        """DEL, then remove the namespace."""
-        await self.call("DEL")
+        """DEL, then remove the namespace. Raises LabError."""
+        try:
+            await self.network.delete(self.attachment)
+        except libcni.PluginError as error:
+            raise LabError(f"pod {self.name} on {self.node.name}: {error}") from None
         await self.node.run("ip", "netns", "del", self.name)
 
-    async def call(self, verb: str, **environment: str) -> dict[str, Any]:
-        """Execute the plugin for this pod, and return its result ({} where it prints none). Raises LabError."""
-        conflist = json.loads((self.node.root / CONFLIST).read_text())
-        config = {**conflist["plugins"][0], "name": conflist["name"], "cniVersion": conflist["cniVersion"]}
-        if verb in ("DEL", "CHECK") and self.result:
-            config["prevResult"] = self.result
-        call = {
-            "CNI_COMMAND": verb,
-            "CNI_CONTAINERID": f"{self.node.name}-{self.name}",
-            "CNI_NETNS": self.netns,
-            "CNI_IFNAME": "eth0",
-            "CNI_PATH": BIN_DIR,
-            **environment,
-        }
+    async def _execute(self, plugin: str, environment: Mapping[str, str], stdin: bytes) -> libcni.Outcome:
         done = await self.node.run(
-            f"{BIN_DIR}/{config['type']}", env=call, input=json.dumps(config), check=False, timeout=60
+            f"{BIN_DIR}/{plugin}", env=environment, input=stdin.decode(), check=False, timeout=60
         )
-        answer: dict[str, Any] = json.loads(done.stdout) if done.stdout.strip() else {}
-        if done.returncode:
-            raise LabError(f"{verb} of pod {self.name} on {self.node.name}: {answer or done.stderr}")
-        return answer
+        return libcni.Outcome(done.returncode, done.stdout.encode(), done.stderr)
 
     async def run(self, *argv: str, check: bool = True) -> str:
         """Run a command in the pod and return its output."""

@@ -11,26 +11,26 @@ from __future__ import annotations
 import asyncio
 import inspect
 import shutil
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from labs import cables, frr, topology
+from labs import bridges, cables, frr, images, keys, topology
 from labs.errors import CommandError, LabError
 from labs.filesystem import Mount
 from labs.namespaces import Namespaces
 from labs.node import Node, search_path
 from labs.processes import Process
+from labs.saving import fresh_folder, save
 from labs.state import ROOT, Record, names
 from labs.teardown import check_root, take_down
 from labs.topology import Topology
 from labs.waiting import off_loop, together
 
 TOPOLOGIES = Path(__file__).parent / "topologies"
-FRR_IMAGE = "*frr*"
 Progress = Callable[[str], None]
 T = TypeVar("T")
 
@@ -195,6 +195,11 @@ class Lab:
         self.nodes = {name: self.nodes[name] for name in plan.nodes}
         self._progress(f"{len(plan.links)} links")
         await off_loop(lambda: cables.connect(plan.links, {name: node.namespaces for name, node in self.nodes.items()}))
+        await together(
+            bridges.build(self.node(node.name), interfaces(plan, node.name))
+            for node in plan.nodes.values()
+            if node.kind == keys.BRIDGE
+        )
         await together(self._start_node(node) for node in plan.nodes.values())
         await together(self._exec(node) for node in plan.nodes.values())
         self._check_commands()
@@ -206,23 +211,27 @@ class Lab:
         logs = directory / "frr"
         logs.mkdir(parents=True)
         (plan.directory / node.name).mkdir(exist_ok=True)
-        mounts = [Mount(logs, "/var/log/frr", place=node.place)] if fnmatch(node.image, FRR_IMAGE) else []
+        mounts = [Mount(logs, "/var/log/frr", place=node.place)] if images.is_frr(node.image) else []
         mounts += [Mount(bind.source, bind.target, bind.read_only, bind.place) for bind in node.binds]
         namespaces = await off_loop(
             lambda: Namespaces.create(self.name, node.name, mounts=mounts, sysctls=node.sysctls, place=node.place)
         )
+        own = node.command or images.command(node.image)
         env = {**node.env, **{f"CLAB_LABEL_{_variable(key)}": value for key, value in node.labels.items()}}
-        env["CLAB_INTFS"] = str(sum(node.name in (link.a.node, link.z.node) for link in plan.links))
+        env["CLAB_INTFS"] = str(len(interfaces(plan, node.name)))
         self.nodes[node.name] = Node(
-            self.name, node.name, namespaces, directory=directory, command=node.command, env=env, image=node.image
+            self.name, node.name, namespaces, directory=directory, command=own, env=env, image=node.image
         )
 
     async def _start_node(self, plan: topology.Node) -> None:
         node = self.node(plan.name)
+        if plan.startup_delay:
+            self._progress(f"{node.name}: starts in {plan.startup_delay} s")
+            await asyncio.sleep(plan.startup_delay)
         if node.command:
             await off_loop(node.start)
             self._progress(f"{node.name}: {' '.join(node.command)}")
-        elif fnmatch(plan.image, FRR_IMAGE):
+        elif images.is_frr(plan.image):
             daemons = await frr.start(node)
             self._progress(f"{node.name}: FRR with {', '.join(daemons)}")
 
@@ -285,15 +294,36 @@ async def lab(
     name: str | None = None,
     progress: Progress | None = None,
     root: Path = ROOT,
+    save_to: Path | None = None,
 ) -> AsyncIterator[Lab]:
-    """Build a lab, and take it down at the end whatever happens. Raises LabError where it came up with problems."""
+    """Build a lab, and take it down at the end whatever happens. Raises LabError where it came up with problems.
+
+    When the body fails, everything about the lab is first saved into a fresh folder in ``save_to`` (the directory for
+    temporary files by default); its path is printed and noted on the exception.
+    """
     net = await Lab.up(source, name=name, progress=progress, root=root)
     try:
         if net.problems:
             raise LabError("\n".join(net.problems))
         yield net
+    except Exception as error:
+        await _save_failed(net, error, save_to)
+        raise
     finally:
         await asyncio.shield(net.down())
+
+
+async def _save_failed(net: Lab, error: Exception, save_to: Path | None) -> None:
+    """Save a lab that failed; what goes wrong in that must not hide the failure itself."""
+    try:
+        async with asyncio.timeout(60):
+            folder = await save(net, fresh_folder(net.name, save_to))
+    except (LabError, OSError) as problem:
+        told = f"lab {net.name} could not be saved: {problem}"
+    else:
+        told = f"lab {net.name} is saved in {folder}"
+    error.add_note(told)
+    print(told, file=sys.stderr)
 
 
 def _check_host(plan: Topology) -> None:
@@ -308,10 +338,15 @@ def _check_host(plan: Topology) -> None:
             path = node.env.get("PATH", search_path())
             if "/" not in node.command[0] and not shutil.which(node.command[0], path=path):
                 faults.append(f"{node.place}.cmd: no program `{node.command[0]}` in {path}")
-        elif fnmatch(node.image, FRR_IMAGE) and (lacking := frr.missing()):
+        elif lacking := images.missing(node.image):
             faults.append(f"{node.place}.image: {lacking}")
     if faults:
         raise LabError("\n".join(_unique(faults)))
+
+
+def interfaces(plan: Topology, node: str) -> list[str]:
+    """Return the names of a node's link ends."""
+    return [end.interface for link in plan.links for end in (link.a, link.z) if end.node == node]
 
 
 def _unique(lines: Iterable[str]) -> list[str]:

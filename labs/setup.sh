@@ -1,15 +1,21 @@
 #!/bin/sh
 # Make a Debian 12 machine ready for podroute: Debian packages (no unit left running or enabled), and a virtual
 # environment under .venv whose packages are pinned and checked by hash. What is there already is skipped.
-#   setup.sh                all of it (packages need root)
+#   setup.sh                what the demo needs (packages need root)
+#   setup.sh --tests        and what the tests compare with
 #   setup.sh --no-packages  only the virtual environment
 #   setup.sh --lock         resolve setup.cfg anew into requirements.lock
 set -eu
 cd "$(dirname "$0")/.."
 
-PACKAGES="frr bird2 iproute2 iputils-ping nftables ethtool tcpdump procps etcd-server etcd-client openssl python3 python3-venv"
-# Daemons that start when their package is installed; podroute starts its own, inside network namespaces.
-UNITS="frr.service bird.service etcd.service"
+PACKAGES="frr iproute2 iputils-ping nftables ethtool tcpdump procps python3 python3-venv"
+# What only the tests and benchmarks compare with and run on.
+TEST_PACKAGES="bird2 gobgpd etcd-server etcd-client openssl iperf3 containernetworking-plugins containerd runc podman \
+busybox-static"
+# Daemons that start when their package is installed; podroute starts its own, inside network namespaces. PACKAGE:UNIT
+UNITS="frr:frr.service bird2:bird.service gobgpd:gobgpd.service etcd-server:etcd.service iperf3:iperf3.service \
+containerd:containerd.service podman:podman.socket podman:podman.service \
+podman:podman-restart.service podman:podman-auto-update.service podman:podman-auto-update.timer"
 PYTHON=/usr/bin/python3
 
 step() { printf '  %s\n' "$*"; }
@@ -39,7 +45,7 @@ install_packages() {
     rm -f "$log"
     for unit in $UNITS; do
         # A unit of a package that was here before is the owner's business.
-        case " $missing " in *" ${unit%.service}"*) systemctl disable --quiet "$unit" 2>/dev/null || true ;; esac
+        case " $missing " in *" ${unit%%:*} "*) systemctl disable --quiet "${unit#*:}" 2>/dev/null || true ;; esac
     done
 }
 
@@ -75,7 +81,8 @@ write_lock() {
 
 case "${1:-}" in
     "") install_packages; install_venv ;;
+    --tests) PACKAGES="$PACKAGES $TEST_PACKAGES"; install_packages; install_venv ;;
     --no-packages) install_venv ;;
     --lock) write_lock ;;
-    *) fail "unknown option $1: one of --no-packages, --lock" ;;
+    *) fail "unknown option $1: one of --tests, --no-packages, --lock" ;;
 esac

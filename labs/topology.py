@@ -9,19 +9,24 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from labs import keys
 from labs.checks import Checker, UnusableError
+from labs.envfiles import EnvFileError, read_env
 from labs.errors import TopologyError
+from labs.keys import BRIDGE
 from labs.source import Value, read
 
 DEFAULT_MTU = 9500
 """containerlab's MTU of links that state none."""
 MAC_PREFIX = "aa:c1:ab"
 """containerlab's prefix of made-up MAC addresses."""
+LONGEST_BRIDGE = 15
+"""Characters of an interface's name."""
+KINDS_HERE = "`linux` and `bridge` can"
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]*")
 
 
@@ -55,6 +60,8 @@ class Node:
     sysctls: Mapping[str, str]
     labels: Mapping[str, str]
     place: str
+    startup_delay: int = 0
+    """Seconds to wait before its command or daemons start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +142,9 @@ class _Builder:
         groups = self._definitions("topology.groups", body.get("groups"))
         for kind in kinds:
             if kind not in keys.KINDS:
-                self.check.fault(f"topology.kinds.{kind}", f"kind `{kind}` cannot be built here", "only `linux` can")
+                self.check.fault(
+                    f"topology.kinds.{kind}", f"kind `{kind}` cannot be built here", "`linux` and `bridge` can"
+                )
         given = self.check.map("topology.nodes", body.get("nodes"))
         if not given:
             self.check.fault("topology.nodes", "no nodes", "name at least one")
@@ -180,10 +189,13 @@ class _Builder:
         if not kind:
             self.check.fault(f"{place}.kind", "missing here, in its group and in topology.defaults", "write `linux`")
         elif kind not in keys.KINDS and kind not in kinds:
-            self.check.fault(f"{place}.kind", f"kind `{kind}` cannot be built here", "only `linux` can")
+            self.check.fault(f"{place}.kind", f"kind `{kind}` cannot be built here", KINDS_HERE)
         merged = keys.merge(levels)
         image = merged.first("image")
-        if not image:
+        if kind == BRIDGE and len(name) > LONGEST_BRIDGE:
+            right = f"a bridge is an interface: at most {LONGEST_BRIDGE} characters"
+            self.check.fault(place, f"`{name}` is not a bridge's name", right)
+        if not image and kind != BRIDGE:
             right = "`frrouting/frr:v8.4.4` runs this host's FRR, `localhost/podroute:dev` this podroute"
             self.check.fault(f"{place}.image", "missing here, in its group, its kind and topology.defaults", right)
         binds = {}
@@ -191,7 +203,7 @@ class _Builder:
             with self.check.collecting():
                 bind = self._bind(given.place, self._magic(given.text, name))
                 binds[bind.target] = bind
-        env = dict(merged.maps.get("env", {}))
+        env = {**self._env_files(merged.lists.get("env-files", ())), **merged.maps.get("env", {})}
         if env.pop("__IMPORT_ENVS", "").lower() == "true":
             env = {**self.environ, **env}
         words = {key: self.check.words(merged.place(key) or place, merged.first(key) or "") for key in keys.COMMANDS}
@@ -209,7 +221,20 @@ class _Builder:
             sysctls=merged.maps.get("sysctls", {}),
             labels=merged.maps.get("labels", {}),
             place=f"{self.check.file}:{place}",
+            startup_delay=self.check.integer(
+                merged.place("startup-delay") or place, merged.first("startup-delay"), 0, 3600, 0
+            ),
         )
+
+    def _env_files(self, files: Iterable[keys.Given]) -> dict[str, str]:
+        """Return the variables of all files; those of later files win, and `env` wins over all."""
+        env: dict[str, str] = {}
+        for given in files:
+            try:
+                env |= read_env(self.path.absolute().parent / Path(given.text).expanduser())
+            except EnvFileError as error:
+                self.check.fault(given.place, str(error), "write lines of `NAME=value`")
+        return env
 
     def _magic(self, text: str, node: str) -> str:
         for word, value in (

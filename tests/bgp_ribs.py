@@ -135,8 +135,8 @@ def settle(*nodes: Node) -> None:
             for name in [*node.rib.peers]:
                 if name not in by_name:
                     continue
+                active |= node.rib.has_outgoing(name)
                 for message in node.rib.outgoing(name, 1 << 20):
-                    active = True
                     node.messages.setdefault(name, []).append(message)
                     framer = framers.setdefault((node.name, name), Framer(65535))
                     for _, body in framer.feed(message):

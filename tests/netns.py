@@ -39,10 +39,7 @@ class Netns:
 
     def run(self, *argv: str, check: bool = True) -> str:
         """Run a command inside and return its output; a failure shows what it printed."""
-        done = subprocess.run(self.command(*argv), capture_output=True, text=True)
-        if check and done.returncode:
-            raise AssertionError(f"{' '.join(argv)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
-        return done.stdout
+        return output(*self.command(*argv), check=check)
 
     @contextmanager
     def entered(self) -> Iterator[None]:
@@ -70,6 +67,14 @@ def link(a: Netns, a_name: str, b: Netns, b_name: str) -> None:
     a.run("ip", "link", "add", a_name, "type", "veth", "peer", "name", b_name, "netns", b.path)
     a.run("ip", "link", "set", a_name, "up")
     b.run("ip", "link", "set", b_name, "up")
+
+
+def output(*argv: str, check: bool = True) -> str:
+    """Run a command and return its output; a failure shows what it printed."""
+    done = subprocess.run(argv, capture_output=True, text=True)
+    if check and done.returncode:
+        raise AssertionError(f"{' '.join(argv)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout
 
 
 def in_thread(function: Callable[[], T]) -> T:

@@ -410,8 +410,10 @@ async def test_a_failing_exec_or_command_is_a_problem(path: Path) -> None:
     finally:
         await net.down()
     with pytest.raises(LabError, match="no good"):
-        async with lab(plan):
+        async with lab(plan, save_to=path.parent / "saved"):
             pass
+    (folder,) = (path.parent / "saved").iterdir()
+    assert "no good" in (folder / "problems.txt").read_text()
 
 
 async def test_a_cancelled_start_leaves_nothing(path: Path, name: str) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from cni import netlink, podnet
+from cni import inside, netlink, podnet
 from cni.podnet import PodNetwork
 from cni.server import CniServer
 from tests.kernel.cni_node import Hooks, Ledger
@@ -56,7 +56,7 @@ async def main(directory: Path, host: int, steps: int) -> None:
     )
     await server.start()
     fuse = Fuse(steps)
-    for owner, name in ((netlink.Netlink, "transact"), (podnet, "set_sysctl")):
+    for owner, name in ((netlink.Netlink, "transact"), (podnet, "set_sysctl"), (inside, "set_sysctl")):
         setattr(owner, name, fuse.before(getattr(owner, name)))
     for name in ("allocate", "release"):
         setattr(ledger, name, fuse.before_coroutine(getattr(ledger, name)))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from cni.install import InstallSettings, install
 from cni.podnet import PodNetwork
 from cni.server import CniServer
 from config import prefix
-from config.prefix import Family
+from config.prefix import BITS, Family
 from tests.netns import Netns
 
 INTERPRETER = "/usr/bin/python3"
@@ -30,6 +31,10 @@ class Given:
     @property
     def prefix(self) -> bytes:
         return prefix.of_address(self.address)[1]
+
+    @property
+    def block(self) -> bytes:
+        return prefix.make(self.family, int(ip_address(self.address)), BITS[self.family] - 8)
 
 
 class Ledger:
@@ -48,12 +53,23 @@ class Ledger:
                 self.held[Handle(*handle)] = Attachment(Handle(*handle), given, attributes)
 
     async def allocate(
-        self, handle: Handle, *, addresses: Sequence[str], pools: Sequence[str], attributes: Mapping[str, Any]
+        self,
+        handle: Handle,
+        *,
+        addresses: Sequence[str],
+        attributes: Mapping[str, Any],
+        pools: Sequence[str] = (),
+        families: Collection[Family] | None = None,
     ) -> Sequence[Assignment]:
         if self.hangs:
             await asyncio.Event().wait()
         if handle not in self.held:
             given = [Given(*prefix.of_address(a)[:1], a) for a in addresses] or self._free()
+            if families is not None:
+                given = [one for one in given if one.family in families or one.address in addresses]
+            for held in self.held.values():
+                if taken := {g.address for g in given} & {a.address for a in held.assignments}:
+                    raise AddressError(f"{min(taken)} is in use by {held.handle}", retry=False)
             self.held[handle] = Attachment(handle, given, attributes)
         self.held[handle] = Attachment(handle, self.held[handle].assignments, attributes)
         self._save()
@@ -105,6 +121,9 @@ class Hooks:
 
     async def pod_removed(self, handle: Handle, assignments: Sequence[Assignment], host_ifname: str) -> None:
         self.pods.pop(handle, None)
+
+    async def advertised(self, assignments: Sequence[Assignment]) -> None:
+        pass
 
     def ready(self) -> tuple[int, str] | None:
         return self.trouble
@@ -204,6 +223,16 @@ class Node:
 
     async def delete(self, container: str, pod: Netns | None = None, **more: Any) -> Outcome:
         return await self.call("DEL", container, pod.path if pod else "", **more)
+
+    async def settled(self) -> None:
+        """Wait for deletions that were answered for and are still under way."""
+        if self.server:
+            await self.server.settled()
+
+    async def remains(self) -> list[str]:
+        """Return what pods have left once deletions are through."""
+        await self.settled()
+        return self.traces()
 
     def traces(self) -> list[str]:
         """Return what pods have left in the host's kernel and in the ledger."""

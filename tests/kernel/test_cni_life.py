@@ -57,7 +57,7 @@ class TestAdd:
         assert refused.json["code"] == 101
         assert "eth0" in refused.json["msg"]
         assert "eth0" in pod.run("ip", "link")
-        assert node.traces() == []
+        assert await node.remains() == []
 
     async def test_one_cut_short_is_done_anew(self, node: Node, netns: MakeNetns) -> None:
         """Addresses in the ledger, and a host end without the mark of a finished one."""
@@ -75,9 +75,9 @@ class TestAdd:
         added = await node.add("c1", netns())
         assert pings(node.host, *added.addresses)
 
-    @pytest.mark.parametrize("where", [("-4", "10.64.0.1/32"), ("-6", "fd00:64::1/128")])
-    async def test_a_foreign_route_does_not(self, node: Node, netns: MakeNetns, where: tuple[str, str]) -> None:
-        node.host.run("ip", where[0], "route", "add", where[1], "dev", "uplink")
+    @pytest.mark.parametrize("where", [("-4", "10.64.0.1/32", "0"), ("-6", "fd00:64::1/128", "1")])
+    async def test_a_foreign_route_does_not(self, node: Node, netns: MakeNetns, where: tuple[str, str, str]) -> None:
+        node.host.run("ip", where[0], "route", "add", where[1], "dev", "uplink", "metric", where[2])
         before = node.traces()
         refused = await node.add("c1", netns())
         assert refused.json["code"] == 103
@@ -103,14 +103,14 @@ class TestAdd:
         assert refused.json["details"] == "disk full"
         assert (await node.delete("c1")).json["code"] == code
         node.ledger.trouble = None
-        assert node.traces() == []
+        assert await node.remains() == []
 
     async def test_a_ledger_that_hangs(self, node: Node, netns: MakeNetns, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(verbs, "ALLOCATION_LIMIT", 0.01)
         node.ledger.hangs = True
         refused = await node.add("c1", netns())
         assert refused.json["code"] == 11
-        assert node.traces() == []
+        assert await node.remains() == []
 
     async def test_an_agent_that_fails_afterwards(self, node: Node, netns: MakeNetns) -> None:
         async def pod_added(*arguments: object, **named: object) -> None:
@@ -121,13 +121,13 @@ class TestAdd:
         refused = await node.add("c1", pod)
         assert refused.json["code"] == 999
         assert "a fault of ours" in refused.json["details"]
-        assert node.traces() == []
+        assert await node.remains() == []
         assert "eth0" not in pod.run("ip", "link")
 
     async def test_behind_another_plugin_is_refused(self, node: Node, netns: MakeNetns) -> None:
         refused = await node.add("c1", netns(), prevResult={"cniVersion": "1.1.0", "interfaces": []})
         assert refused.json["code"] == 7
-        assert node.traces() == []
+        assert await node.remains() == []
 
     async def test_undone_when_the_plugin_was_killed_waiting(self, node: Node, netns: MakeNetns) -> None:
         """The runtime counts it as failed."""
@@ -155,7 +155,7 @@ class TestAdd:
         await process.wait()
         release.set()
         await node.stop()
-        assert node.traces() == []
+        assert await node.remains() == []
 
 
 class TestDelete:
@@ -175,12 +175,12 @@ class TestDelete:
         await node.add("c1", pod)
         pod.close()
         assert (await node.call("DEL", "c1", path)).status == 0
-        assert node.traces() == []
+        assert await node.remains() == []
 
     async def test_a_namespace_that_is_none(self, node: Node, netns: MakeNetns) -> None:
         await node.add("c1", netns())
         assert (await node.call("DEL", "c1", "/dev/null")).status == 0
-        assert node.traces() == []
+        assert await node.remains() == []
 
     async def test_a_late_one_spares_the_newer_container(self, node: Node, netns: MakeNetns) -> None:
         """A runtime restarts a container in the same namespace; the old one's DEL comes last."""
@@ -204,7 +204,7 @@ class TestDelete:
         )
         assert {outcome.json["code"] for outcome in outcomes if outcome.status} <= {101}
         await node.delete("c1", pod)
-        assert node.traces() == []
+        assert await node.remains() == []
 
 
 DAMAGES = {
@@ -222,7 +222,6 @@ DAMAGES = {
         "is gone",
     ),
     "pod's end renamed": ("pod", "ip link set eth0 down; ip link set eth0 name eth9", "eth0 is gone"),
-    "pod's MAC": ("pod", "ip link set eth0 address 02:00:00:00:00:01", "the host's neighbour entry"),
     "host's end down": ("host", "ip link set {host} down", "is down"),
     "host's IPv4 route": ("host", "ip route del 10.64.0.1", "route to 10.64.0.1 is gone"),
     "host's IPv6 route": ("host", "ip -6 route del fd00:64::1", "route to fd00:64::1 is gone"),
@@ -241,6 +240,7 @@ DAMAGES = {
 CHANGES = {
     "nothing": "true",
     "MTU": "ip link set eth0 mtu 1300",
+    "MAC": "ip link set eth0 address 02:00:00:00:00:01",
     "another address": "ip address add 203.0.113.1/32 dev eth0",
     "another route": "ip route add 203.0.113.0/24 via 169.254.1.1",
     "queueing": "ip link set eth0 txqueuelen 50",
@@ -304,7 +304,7 @@ class TestCollect:
     async def test_an_empty_list_removes_all(self, node: Node, netns: MakeNetns) -> None:
         await node.add("c1", netns())
         assert (await self.collect(node, None)).status == 0
-        assert node.traces() == []
+        assert await node.remains() == []
 
     async def test_without_a_list_nothing_is_removed(self, node: Node, netns: MakeNetns) -> None:
         await node.add("c1", netns())
@@ -316,7 +316,7 @@ class TestCollect:
         await node.ledger.release(C1)
         node.hooks.pods.clear()
         assert (await self.collect(node, [])).status == 0
-        assert node.traces() == []
+        assert await node.remains() == []
 
     async def test_foreign_interfaces_stay(self, node: Node, netns: MakeNetns) -> None:
         node.host.run("ip", "link", "add", "pr0123456789abc", "type", "veth", "peer", "name", "prx")

@@ -120,7 +120,7 @@ async def test_delete_leaves_nothing(node: Node, netns: MakeNetns) -> None:
     pod = netns()
     await node.add("c1", pod)
     assert (await node.delete("c1", pod)).status == 0
-    assert node.traces() == []
+    assert await node.remains() == []
     assert "eth0" not in pod.run("ip", "link")
 
 
@@ -133,7 +133,7 @@ async def test_single_stack(tmp_path: Path, netns: MakeNetns, families: tuple[in
     assert len(added.addresses) == 1
     assert pings(node.host, *added.addresses)
     assert (await node.delete("c1")).status == 0
-    assert node.traces() == []
+    assert await node.remains() == []
     await node.stop()
 
 
@@ -182,14 +182,28 @@ async def test_addresses_and_mac_asked_for(node: Node, netns: MakeNetns) -> None
 
 
 async def test_two_interfaces_in_one_pod(node: Node, netns: MakeNetns) -> None:
-    """The first one's default routes are in the second one's way: that one is refused, the first one kept."""
+    """Default routes lead through the first; answers leave where the question came in."""
     pod = netns()
     first = await node.add("c1", pod)
     second = await node.add("c1", pod, ifname="eth1")
-    assert second.json["code"] == 5
-    assert "add route 169.254.1.1" in second.json["details"]
+    assert second.json["routes"] == []
+    assert pings(node.host, *first.addresses, *second.addresses)
+    assert pings(pod, "192.0.2.1", "2001:db8::1")
+    for family in ("-4", "-6"):
+        assert pod.run("ip", family, "route", "show", "default").count("dev eth0") == 1
+        assert "eth1" not in pod.run("ip", family, "route", "show", "default")
+    for ifname, added in (("eth0", first), ("eth1", second)):
+        checked = await node.call("CHECK", "c1", pod.path, ifname=ifname, prevResult=added.json)
+        assert checked == (0, b"", "")
+    assert (await node.delete("c1", pod, ifname="eth1")).status == 0
+    await node.settled()
     assert pings(node.host, *first.addresses)
-    assert len(node.ledger.held) == 1
+    assert [pod.run("ip", family, "rule").count("lookup 167") for family in ("-4", "-6")] == [0, 0], "a rule is left"
+    again = await node.add("c1", pod, ifname="eth1")
+    assert pings(node.host, *again.addresses)
+    assert (await node.delete("c1", ifname="eth1")).status == 0
+    assert (await node.delete("c1", pod)).status == 0
+    assert await node.remains() == []
 
 
 async def test_fifty_at_once(node: Node, netns: MakeNetns) -> None:
@@ -201,7 +215,7 @@ async def test_fifty_at_once(node: Node, netns: MakeNetns) -> None:
     assert pings(node.host, *added[25].addresses)
     deleted = await asyncio.gather(*(node.delete(name, pod) for name, pod in pods.items()))
     assert {outcome.status for outcome in deleted} == {0}
-    assert node.traces() == []
+    assert await node.remains() == []
 
 
 async def test_an_address_given_anew_leads_to_the_new_pod(node: Node, netns: MakeNetns) -> None:
@@ -247,8 +261,33 @@ async def test_no_descriptor_is_leaked(node: Node, netns: MakeNetns) -> None:
     pod = netns()
     await node.add("warm", pod)
     await node.delete("warm")
+    await node.settled()
     with open_descriptors():
         for _ in range(3):
             assert (await node.add("c1", pod)).status == 0
             assert (await node.add("c1", pod)).status == 1
             assert (await node.delete("c1", pod)).status == 0
+        await node.settled()
+
+
+async def test_a_changed_mac_is_followed(node: Node, netns: MakeNetns) -> None:
+    """The plugin tuning changes it; the host's entries are permanent, and the pod's own go with the change."""
+    pod = netns()
+    added = await node.add("c1", pod)
+    name = host_ifname(Handle("podroute", "c1", "eth0"))
+    pod.run("ip", "link", "set", "eth0", "address", "02:00:00:00:00:01")
+    async with asyncio.timeout(10):
+        while node.host.run("ip", "neigh", "show", "dev", name).count("02:00:00:00:00:01 PERMANENT") < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert pings(node.host, *added.addresses)
+    assert pings(pod, "192.0.2.1", "2001:db8::1")
+
+
+async def test_a_mac_that_changed_while_the_agent_was_away_is_followed(node: Node, netns: MakeNetns) -> None:
+    pod = netns()
+    added = await node.add("c1", pod)
+    await node.stop()
+    pod.run("ip", "link", "set", "eth0", "address", "02:00:00:00:00:01")
+    await node.start()
+    assert pings(node.host, *added.addresses)
+    assert pings(pod, "192.0.2.1", "2001:db8::1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import os
 import socket
@@ -17,7 +18,7 @@ import pytest_asyncio
 from cni import plugin, server
 from cni.server import CniServer, ServerError
 from cni.wire import HEADER
-from tests.kernel.cni_node import Ledger, Node, open_descriptors, pings
+from tests.kernel.cni_node import INTERPRETER, Ledger, Node, open_descriptors, pings
 from tests.netns import Netns
 
 pytestmark = pytest.mark.root
@@ -50,7 +51,7 @@ class TestRefused:
         refused = await node.call("ADD", "c1", path)
         assert refused.json["code"] == 8
         assert text in refused.stdout.decode()
-        assert node.traces() == []
+        assert await node.remains() == []
 
     @pytest.mark.parametrize(
         ("verb", "env", "stdin", "code"),
@@ -68,7 +69,7 @@ class TestRefused:
     async def test_bad_input(self, node: Node, verb: str, env: dict[str, str], stdin: bytes | None, code: int) -> None:
         outcome = await node.call(verb, "c1", "/proc/self/ns/net", env=env, stdin=stdin)
         assert (outcome.status, outcome.json["code"]) == (1, code)
-        assert node.traces() == []
+        assert await node.remains() == []
 
     async def test_a_caller_that_is_not_root(self, netns: MakeNetns) -> None:
         """The socket's mode keeps it out; and so do its credentials, should somebody loosen the mode."""
@@ -280,8 +281,10 @@ class TestAgentAway:
 
     async def test_an_agent_that_hangs(self, node: Node, netns: MakeNetns) -> None:
         await node.stop()
-        source = node.installed.binary.read_text()
-        node.installed.binary.write_text(source.replace("PATIENCE = 60.0", "PATIENCE = 0.1"))
+        source = inspect.getsource(plugin).replace("PATIENCE = 60.0", "PATIENCE = 0.1")
+        source = source.replace(plugin.SOCKET, str(node.installed.socket))
+        source = source.replace(plugin.NOTES, str(node.installed.notes))
+        node.installed.binary.write_text(f"#!{INTERPRETER} -IS\n{source}")
         with socket.socket(socket.AF_UNIX) as deaf:
             deaf.bind(str(node.installed.socket))
             deaf.listen(8)

@@ -331,7 +331,7 @@ async def test_pods(netns: Maker, state: Path) -> None:
     ns.run("ip", "link", "set", "pod0", "up")
     pod.run("ip", "link", "set", "eth0", "up")
     ns.run("ip", "route", "add", "10.64.0.5/32", "dev", "pod0", "scope", "link", "proto", "201")
-    ns.run("ip", "-6", "route", "add", "fd64::5/128", "dev", "pod0", "proto", "201")
+    ns.run("ip", "-6", "route", "add", "fd64::5/128", "dev", "pod0", "proto", "201", "metric", "1")
     async with running(ns, state) as node, witness(ns) as seen:
         node.fib.expect_pod(4, wire("10.64.0.5/32"), "pod0")
         node.fib.expect_pod(6, wire("fd64::5/128"), "pod0")
@@ -339,7 +339,7 @@ async def test_pods(netns: Maker, state: Path) -> None:
         await node.drained()
         assert seen.deletions() == []
         assert set(routes(ns, 4)) == {"10.64.0.5/32 metric 0"}
-        assert set(routes(ns, 6)) == {"fd64::5/128 metric 1024"}
+        assert set(routes(ns, 6)) == {"fd64::5/128 metric 1"}
         assert node.fib.counters["requests"] == 0  # taken over as they were
         ns.run("ip", "route", "del", "10.64.0.5/32")
         await seen.route("10.64.0.5/32", gone=True)

@@ -68,6 +68,11 @@ def test_keepalives_are_jittered_between_three_quarters_and_the_whole_of_a_third
     assert established(random=random).next_deadline() == interval
 
 
+def test_keepalives_are_never_more_frequent_than_one_a_second() -> None:
+    """Section 4.4, with the shortest hold time there is and the strongest jitter."""
+    assert established(hold_time=3, random=0.0).next_deadline() == 1.0
+
+
 def test_an_update_counts_as_keepalive_both_ways() -> None:
     fsm = established()
     fsm.update_sent(2.0)

@@ -39,8 +39,8 @@ def test_the_plugin_names_an_interpreter_and_the_agents_paths(settings: InstallS
     install(settings)
     lines = settings.binary.read_text().splitlines()
     assert lines[0] == f"#!{choose_interpreter()} -IS"
-    assert f"SOCKET = {str(settings.socket)!r}" in lines
-    assert f"NOTES = {str(settings.notes)!r}" in lines
+    assert f"#: SOCKET = {str(settings.socket)!r}" in lines
+    assert f"#: NOTES = {str(settings.notes)!r}" in lines
     compile(settings.binary.read_text(), "plugin", "exec")
 
 

@@ -54,7 +54,7 @@ def attachment(container: str, *, wired: bool = True) -> Attachment:
 
 
 def host_link(container: str, index: int, *, complete: bool = True) -> HostLink:
-    return HostLink(host_ifname(Handle("podroute", container, "eth0")), index, complete)
+    return HostLink(host_ifname(Handle("podroute", container, "eth0")), index, complete, 2, 0)
 
 
 def test_recovery() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import threading
@@ -77,6 +78,15 @@ def test_what_it_says_and_imports_with_an_agent(settings: InstallSettings) -> No
     (descriptor,) = agent.descriptors
     assert os.fstat(descriptor).st_ino == os.stat("/proc/self/ns/net").st_ino
     os.close(descriptor)
+
+
+def test_works_with_an_interpreter_that_was_upgraded_since(settings: InstallSettings) -> None:
+    """Compiled code is good for one version; the source is there for the others."""
+    text = settings.binary.read_text()
+    settings.binary.write_text(re.sub(r"sys\.hexversion == \d+:\n    code = .*\n", "False:\n    pass\n", text))
+    assert "marshal.loads" not in settings.binary.read_text()
+    assert json.loads(run(settings, "VERSION", stdin=b"").stdout)["cniVersion"] == "1.1.0"
+    assert b"podroute CNI plugin" in run(settings, "").stderr
 
 
 def imported(lines: bytes) -> set[str]:

@@ -75,11 +75,11 @@ def link(text: str) -> str:
         ),
         (
             document("a: {kind: nokia_srlinux, image: alpine}"),
-            ["topology.nodes.a.kind: kind `nokia_srlinux` cannot be built here, only `linux` can"],
+            ["topology.nodes.a.kind: kind `nokia_srlinux` cannot be built here, `linux` and `bridge` can"],
         ),
         (
-            document(more="  kinds: {bridge: {}}"),
-            ["topology.kinds.bridge: kind `bridge` cannot be built here, only `linux` can"],
+            document(more="  kinds: {ovs-bridge: {}}"),
+            ["topology.kinds.ovs-bridge: kind `ovs-bridge` cannot be built here, `linux` and `bridge` can"],
         ),
         (
             document("a: {image: alpine}"),
@@ -403,5 +403,25 @@ def test_shipped_topologies_are_containerlabs(name: str) -> None:
 
 
 def test_an_unknown_name_lists_the_shipped_ones() -> None:
-    with pytest.raises(LabError, match="no shipped topology of that name: one-tor, two-racks"):
+    with pytest.raises(LabError, match=r"no shipped topology of that name: .*one-tor, .*two-racks"):
         load("three-racks")
+
+
+def test_bridges_have_no_image_and_delays_are_seconds(read: Loader, faults: Callable[..., list[str]]) -> None:
+    plan = read(document("a: {kind: bridge}\n    b: {kind: linux, image: alpine, startup-delay: 3}"))
+    assert (plan.nodes["a"].kind, plan.nodes["b"].startup_delay) == ("bridge", 3)
+    (told,) = faults(document("a-name-that-is-too-long: {kind: bridge}"))
+    assert "an interface: at most 15 characters" in told
+    (told,) = faults(document("a: {kind: linux, image: alpine, startup-delay: soon}"))
+    assert told == "topology.nodes.a.startup-delay: `soon` is not usable, a whole number from 0 to 3600 is"
+
+
+def test_variables_from_files(read: Loader, faults: Callable[..., list[str]], tmp_path: Path) -> None:
+    (tmp_path / "common.env").write_text("# all\nA=1\nB = 'two words'\n\nC=file\n")
+    (tmp_path / "wrong.env").write_text("A=1\nexport B\n")
+    levels = "  defaults: {env-files: [common.env], env: {C: given}}"
+    assert read(document(f"a: {NODE}", levels)).nodes["a"].env == {"A": "1", "B": "two words", "C": "given"}
+    (told,) = faults(document(f"a: {NODE}", levels.replace("common", "wrong")))
+    assert told.endswith("wrong.env: line 2: `export B` is not a variable, write lines of `NAME=value`")
+    (told,) = faults(document(f"a: {NODE}", levels.replace("common", "absent")))
+    assert "absent.env: No such file or directory" in told

@@ -19,6 +19,7 @@ from bgp.attributes import AS_PATH, COMMUNITIES, LARGE_COMMUNITIES, Attributes, 
 from bgp.framing import Framer
 from bgp.inspection import communities_text, large_communities_text
 from bgp.messages import BgpError
+from bgp.table import Table
 from config.prefix import FAMILIES, Family, make
 from tests import corpora
 from tests.bgp_ribs import Node, add_peer, session
@@ -74,7 +75,7 @@ class Ours:
         """Return what is announced after an UPDATE that finds ``before``, None where it resets the session."""
         good = pack_attribute(0x40, 1, b"\0") + pack_attribute(0x40, 2, b"")
         for family in FAMILIES:
-            self.adj_in.tables[family].clear()
+            self.adj_in.tables[family] = Table()
         native = good + pack_attribute(0x40, 3, bytes((192, 0, 2, 2)))
         self.node.rib.receive("peer", pack("!HH", 0, len(native)) + native + b"".join(sorted(before[4])))
         if before[6]:

@@ -1,0 +1,67 @@
+"""The garbage collector on a leash: it never walks over a full routing table, which would hold the event loop.
+
+What the tables hold is freed by reference counts; only objects in cycles need a collection, and they are few. So the
+oldest generation is left out of automatic collections. At times it is collected while it is small, and once it has
+grown, set aside for good (``gc.freeze``): a cycle that became garbage just before that is lost, nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+
+_YOUNG, _MIDDLE, _NEVER = 10_000, 10, 1 << 30
+"""New objects per collection of the young ones, such collections per one of the middle generation (some ms)."""
+
+LIMIT = 200_000
+"""Objects of the oldest generation that are walked over in one go; some 25 ms."""
+
+_INTERVAL = 10.0
+
+
+class GarbageCollector:
+    """``longest`` and ``seconds`` are what collections have taken since ``start``, at most and together."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self.seconds = 0.0
+        self._began = 0.0
+        self._before = gc.get_threshold()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Set aside what exists by now, modules above all, and take over in the running event loop."""
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(_YOUNG, _MIDDLE, _NEVER)
+        gc.callbacks.append(self._measure)
+        self._timer = asyncio.get_running_loop().call_later(_INTERVAL, self._again)
+
+    def stop(self) -> None:
+        """Leave it to the interpreter again."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            gc.callbacks.remove(self._measure)
+            gc.set_threshold(*self._before)
+            gc.unfreeze()
+
+    def tidy(self) -> None:
+        """Collect the oldest generation, or set it aside where it is too large for that."""
+        if len(gc.get_objects(generation=2)) > LIMIT:
+            gc.freeze()
+        else:
+            gc.collect()
+
+    def _again(self) -> None:
+        self.tidy()
+        self._timer = asyncio.get_running_loop().call_later(_INTERVAL, self._again)
+
+    def _measure(self, phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            self._began = time.perf_counter()
+        else:
+            took = time.perf_counter() - self._began
+            self.seconds += took
+            self.longest = max(self.longest, took)

@@ -1,0 +1,115 @@
+"""Tables of prefixes that never stop the event loop: many small dicts instead of one large one.
+
+A dict is rebuilt as a whole when it grows, which takes a quarter of a second at a million entries. Here a prefix is
+kept in one of ``SHARDS`` dicts, chosen by its hash, so that each rebuild is short, and a walk over everything can be
+made a shard at a time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterator
+from itertools import islice
+from typing import Generic, TypeVar, overload
+
+SHARDS = 64
+MASK = SHARDS - 1
+"""``shards[hash(prefix) & MASK]`` is where a prefix belongs; loops over many prefixes say it themselves."""
+
+V = TypeVar("V")
+D = TypeVar("D")
+
+
+class Table(Generic[V]):
+    """A mapping from prefix to value. Iterating goes shard by shard, over each as it was when its turn came."""
+
+    __slots__ = ("_shared", "shards")
+
+    def __init__(self) -> None:
+        self.shards: list[dict[bytes, V]] = [{} for _ in range(SHARDS)]
+        self._shared: set[int] = set()
+
+    def __len__(self) -> int:
+        return sum(map(len, self.shards))
+
+    def __contains__(self, prefix: object) -> bool:
+        return prefix in self.shards[hash(prefix) & MASK]
+
+    def __iter__(self) -> Iterator[bytes]:
+        for shard in self.shards:
+            yield from list(shard)
+
+    def items(self) -> Iterator[tuple[bytes, V]]:
+        for shard in self.shards:
+            yield from list(shard.items())
+
+    def values(self) -> Iterator[V]:
+        for shard in self.shards:
+            yield from list(shard.values())
+
+    def __getitem__(self, prefix: bytes) -> V:
+        return self.shards[hash(prefix) & MASK][prefix]
+
+    @overload
+    def get(self, prefix: bytes) -> V | None: ...
+    @overload
+    def get(self, prefix: bytes, default: D) -> V | D: ...
+    def get(self, prefix: bytes, default: D | None = None) -> V | D | None:
+        return self.shards[hash(prefix) & MASK].get(prefix, default)
+
+    def __setitem__(self, prefix: bytes, value: V) -> None:
+        self.writable(hash(prefix) & MASK)[prefix] = value
+
+    def __delitem__(self, prefix: bytes) -> None:
+        del self.writable(hash(prefix) & MASK)[prefix]
+
+    def pop(self, prefix: bytes) -> V | None:
+        """Remove a prefix; return what it had, None where it is not in the table."""
+        return self.writable(hash(prefix) & MASK).pop(prefix, None)
+
+    def snapshot(self) -> list[dict[bytes, V]]:
+        """Return the shards as they are now. Nobody may change them: the table copies one before it writes to it."""
+        self._shared = set(range(SHARDS))
+        return list(self.shards)
+
+    def writable(self, index: int) -> dict[bytes, V]:
+        """Return a shard to write to. Who never takes a snapshot may write to ``shards`` at once."""
+        if index in self._shared:
+            self._shared.discard(index)
+            self.shards[index] = dict(self.shards[index])
+        return self.shards[index]
+
+
+class Queue:
+    """Prefixes that wait for the decision process, in order of arrival; one that changes twice may stand here twice.
+
+    What arrives together is kept as it came, so that adding costs the same for one prefix and for a thousand.
+    """
+
+    __slots__ = ("_current", "_stretches", "added", "taken")
+
+    def __init__(self) -> None:
+        self.added = 0
+        self.taken = 0
+        """How many have been added, and taken, since the beginning."""
+        self._stretches: deque[Collection[bytes]] = deque()
+        self._current: Iterator[bytes] = iter(())
+
+    @property
+    def waiting(self) -> int:
+        return self.added - self.taken
+
+    def add(self, prefixes: Collection[bytes]) -> None:
+        """Add prefixes. The collection must not change afterwards."""
+        if prefixes:
+            self.added += len(prefixes)
+            self._stretches.append(prefixes)
+
+    def take(self, limit: int) -> list[bytes]:
+        """Remove and return up to ``limit`` prefixes."""
+        taken = list(islice(self._current, limit))
+        while len(taken) < limit and self._stretches:
+            self._current = iter(self._stretches.popleft())
+            taken += islice(self._current, limit - len(taken))
+        self.taken += len(taken)
+        return taken

@@ -1,0 +1,170 @@
+"""Follows the MAC addresses of pods, for the host's neighbour entries are permanent.
+
+The plugin ``tuning`` changes them right after ADD, and nobody tells. The kernel does: a socket that listens to all
+namespaces hears of every link whose namespace this one has an id of, which holds for each pod's. It takes
+CAP_NET_BROADCAST; without it the entries follow at CHECK and at the agent's start only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import logging
+import os
+import socket
+import struct
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final, NamedTuple
+
+from cni import netlink
+from cni.errors import CniError
+from cni.hooks import Addresses, Handle
+from cni.namespaces import check_pod, entered
+from cni.podnet import PodLinks
+from cni.workers import Worker
+
+log = logging.getLogger("podroute.cni")
+
+_GROUP_LINK = 1
+_LISTEN_ALL_NSID = 8
+_HEADER = struct.Struct("=IHHII")
+_ATTACH_FILTER = 26
+_LOAD_HALF, _LOAD_WORD, _JUMP_EQUAL, _RETURN = 0x28, 0x20, 0x15, 0x06
+# Of RTM_NEWLINK only those that no change of flags caused; BPF reads numbers big-endian.
+_FILTER: Final = (
+    (_LOAD_HALF, 0, 0, 4),
+    (_JUMP_EQUAL, 0, 3, socket.htons(netlink.NEWLINK)),
+    (_LOAD_WORD, 0, 0, _HEADER.size + 12),
+    (_JUMP_EQUAL, 0, 1, 0),
+    (_RETURN, 0, 0, 0xFFFF),
+    (_RETURN, 0, 0, 0),
+)
+_EVENTS = 64
+"""Read before the event loop gets its turn again."""
+
+
+class _Pod(NamedTuple):
+    handle: Handle
+    mac: bytes
+    """That its neighbour entries have."""
+
+
+class Follower:
+    def __init__(self, addresses: Addresses, links: PodLinks, worker: Worker) -> None:
+        self._addresses = addresses
+        self._links = links
+        self._worker = worker
+        self._pods: dict[int, _Pod] = {}
+        """By the index of the host end."""
+        self._socket: socket.socket | None = None
+        self._jobs: set[asyncio.Task[None]] = set()
+
+    def start(self, sock: socket.socket) -> None:
+        """Follow what ``sock`` of ``open_events`` hears; it is closed by ``stop``."""
+        self._socket = sock
+        asyncio.get_running_loop().add_reader(sock, self._readable)
+
+    async def stop(self) -> None:
+        if self._socket:
+            asyncio.get_running_loop().remove_reader(self._socket)
+            self._socket.close()
+            self._socket = None
+        if self._jobs:
+            await asyncio.wait(self._jobs)
+
+    def know(self, index: int, handle: Handle, mac: bytes) -> None:
+        """Follow a pod, whose MAC address is the one that its neighbour entries have."""
+        self._pods[index] = _Pod(handle, mac)
+
+    def forget(self, index: int) -> None:
+        self._pods.pop(index, None)
+
+    async def restore(self, pods: Sequence[tuple[int, Handle, bytes]]) -> None:
+        """Follow pods of an earlier run, given the MAC addresses that they had then."""
+        macs = await self._worker(lambda: [self._links.mac(index) for index, _, _ in pods])
+        for (index, handle, mac), now in zip(pods, macs, strict=True):
+            self.know(index, handle, mac)
+            if now not in (mac, b""):
+                await self._look(index)
+
+    async def check(self, index: int, netns: int) -> None:
+        """Make sure of one pod, whose namespace is at hand; the kernel's word may still be on its way."""
+        now = await self._worker(lambda: self._links.mac(index))
+        pod = self._pods.get(index)
+        if pod and now not in (pod.mac, b""):
+            await self._follow(index, pod, lambda: os.dup(netns))
+
+    def _readable(self) -> None:
+        assert self._socket
+        for _ in range(_EVENTS):
+            try:
+                data, ancillary, _, _ = self._socket.recvmsg(65536, 64)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                log.warning("events of pods' interfaces were lost: all are looked up")
+                everything = [(index, pod.handle, pod.mac) for index, pod in self._pods.items()]
+                self._begin(self.restore(everything))
+                return
+            if any(kind == _LISTEN_ALL_NSID for _, kind, _ in ancillary):  # else it is the host's own
+                link = netlink.decode_link(data[_HEADER.size :])
+                pod = self._pods.get(link.peer)
+                if pod and pod.mac != link.mac:
+                    self._begin(self._look(link.peer))
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        job = asyncio.get_running_loop().create_task(work)
+        self._jobs.add(job)
+        job.add_done_callback(self._jobs.discard)
+
+    async def _look(self, index: int) -> None:
+        """Follow a pod by the path of its namespace, which the agent sees unless it lives in a container without."""
+        pod = self._pods.get(index)
+        found = await self._addresses.lookup(pod.handle) if pod else None
+        if pod and found:
+            path = str(found.attributes.get("netns", ""))
+            await self._follow(index, pod, lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+
+    async def _follow(self, index: int, pod: _Pod, open_pod: Callable[[], int]) -> None:
+        found = await self._addresses.lookup(pod.handle)
+        families = sorted({assignment.family for assignment in found.assignments}) if found else []
+
+        def follow() -> bytes:
+            namespace = open_pod()
+            try:
+                check_pod(namespace, self._links.host, "")
+                return self._links.follow(index, namespace, pod.handle, families)
+            finally:
+                os.close(namespace)
+
+        fields = {"pod": str(pod.handle)}
+        try:
+            mac = await self._worker(follow)
+        except (OSError, CniError) as error:
+            fields["error"] = str(error)
+            log.warning("a pod has a new MAC address and cannot be entered", extra={"fields": fields})
+            return
+        if mac and index in self._pods and self._pods[index].mac != mac:
+            self._pods[index] = _Pod(pod.handle, mac)
+            log.info("pod's MAC address followed", extra={"fields": {**fields, "mac": mac.hex(":")}})
+
+
+def open_events(host: int) -> socket.socket:
+    """Return a socket that hears of links in all namespaces known in ``host``; blocks, for worker threads."""
+    program = b"".join(struct.pack("=HBBI", *instruction) for instruction in _FILTER)
+    memory = ctypes.create_string_buffer(program)
+    with entered(host, host):
+        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
+    try:
+        filter_ = struct.pack("@HL", len(_FILTER), ctypes.addressof(memory))
+        sock.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, filter_)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        sock.setsockopt(netlink.SOL_NETLINK, _LISTEN_ALL_NSID, 1)
+        sock.bind((0, 1 << (_GROUP_LINK - 1)))
+    except BaseException:
+        sock.close()
+        raise
+    return sock

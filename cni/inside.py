@@ -1,0 +1,78 @@
+"""What a pod finds inside: its addresses, and a default route per family via a gateway that nobody holds.
+
+A further interface of the same pod cannot have the default routes too. It gets a table of its own, which a rule gives
+to what comes from its addresses: so answers leave where the question came in, and the host lets them pass.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Sequence
+from typing import Final
+
+from cni import netlink
+from cni.links import set_link
+from cni.namespaces import set_sysctl
+from cni.netlink import Message, Netlink
+from config.prefix import Family
+
+HOST_MAC: Final = bytes.fromhex("027072686f73")
+"""Of every host end: links of two stations share no segment, and a pod's entry for its gateway never goes stale."""
+GATEWAYS: Final[dict[Family, bytes]] = {
+    4: socket.inet_aton("169.254.1.1"),
+    6: socket.inet_pton(socket.AF_INET6, "fe80::1"),
+}
+_TABLES = 1 << 24
+"""Where further interfaces' tables begin: far from what people number."""
+
+
+def configure(
+    inside: Netlink, index: int, name: str, addresses: Sequence[tuple[Family, bytes]], *, forwarding: bool
+) -> frozenset[Family]:
+    """Set up the pod's end; ``inside`` is strict, and the calling thread in its namespace.
+
+    Returns the families whose default route leads through this interface; of the others another one has it.
+    """
+    families: list[Family] = sorted({family for family, _ in addresses})
+    if 6 in families:
+        set_sysctl(f"ipv6/conf/{name}/disable_ipv6", 0)
+    if 4 in families:
+        set_sysctl("ipv4/ip_forward", int(forwarding))
+    if 6 in families or os.path.isdir("/proc/sys/net/ipv6"):
+        set_sysctl("ipv6/conf/all/forwarding", int(forwarding))
+    main = frozenset(family for family in families if not _has_default(inside, family))
+    messages = [set_link(index, b"", f"bring {name} up", up=True)]
+    messages += [netlink.add_address(family, address, index) for family, address in addresses]
+    for family in families:
+        messages.append(netlink.set_neighbour(family, GATEWAYS[family], HOST_MAC, index))
+        messages += _routes(family, index, netlink.TABLE_MAIN if family in main else _TABLES + index)
+    for family, address in addresses:
+        if family not in main:
+            messages.append(netlink.change_rule(family, address, _TABLES + index, add=True))
+    inside.transact(messages)
+    return main
+
+
+def set_gateways(inside: Netlink, index: int, families: Sequence[Family]) -> None:
+    """Set the gateways' neighbour entries again; a change of the interface's MAC address takes them away."""
+    inside.transact([netlink.set_neighbour(family, GATEWAYS[family], HOST_MAC, index) for family in families])
+
+
+def forget(inside: Netlink, index: int, addresses: Sequence[tuple[Family, bytes]]) -> None:
+    """Take away what outlives the interface: the rules of a further one."""
+    rules = [netlink.change_rule(family, address, _TABLES + index, add=False) for family, address in addresses]
+    inside.transact(rules, tolerate=[errno.ENOENT, errno.ESRCH, errno.EAFNOSUPPORT])
+
+
+def _has_default(inside: Netlink, family: Family) -> bool:
+    (replies,) = inside.transact([netlink.list_routes(family)], tolerate=[errno.ENOENT])
+    return any(netlink.decode_route(reply.body).length == 0 for reply in replies)
+
+
+def _routes(family: Family, index: int, table: int) -> list[Message]:
+    gateway = GATEWAYS[family]
+    # An IPv6 gateway is on the link by being link-local.
+    on_link = [netlink.add_route(4, gateway, index, table=table)] if family == 4 else []
+    return [*on_link, netlink.add_route(family, b"", index, gateway=gateway, table=table)]

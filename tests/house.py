@@ -1,0 +1,137 @@
+"""A router of a test in namespaces of its own.
+
+It has a mount and a process namespace beside its network namespace: its files are where it expects them, other routers
+and the host do not see them, and all of it goes when the test ends or is killed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tests.netns import Netns
+
+PATIENCE = 20.0
+"""Seconds that a daemon may take to start or to end."""
+
+_HOUSE = """set -e
+for directory in $1; do
+    mkdir -p $directory
+    mount -t tmpfs -o mode=755,uid=$(id -u $0),gid=$(id -g $0) house $directory
+done
+echo mounted
+read -r answer
+while :; do sleep 3600; done
+"""
+
+
+class House:
+    """Runs commands in a mount and a process namespace inside ``ns``.
+
+    ``directories`` are empty and private, owned by ``user``; ``files`` go into them by path.
+    """
+
+    def __init__(self, ns: Netns, directories: Sequence[str], files: Mapping[str, str], *, user: str = "root") -> None:
+        argv = ["unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        self._house = subprocess.Popen(
+            ns.command(*argv, "sh", "-c", _HOUSE, user, " ".join(directories)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=die_with_us,
+        )
+        assert self._house.stdout is not None
+        if self._house.stdout.readline() != "mounted\n":
+            raise AssertionError("no namespaces for a router")
+        pid = self._house.pid
+        self._inside = int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+        for path, text in files.items():
+            self.run("sh", "-c", 'cat > "$0"', path, stdin=text)
+
+    def run(self, *argv: str, stdin: str = "") -> str:
+        """Run a command inside and return its output. Raises AssertionError with what it printed."""
+        # nsenter forks for the process namespace; the child's exit status is its own
+        enter = ["nsenter", "--mount", "--pid", "--net", "--target", str(self._inside), *argv]
+        done = subprocess.run(enter, input=stdin, capture_output=True, text=True, timeout=PATIENCE)
+        if done.returncode:
+            raise AssertionError(f"{' '.join(argv)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def begin(self, *argv: str) -> None:
+        """Start a command inside that stays."""
+        self.run("sh", "-c", f"{' '.join(argv)} >/dev/null 2>&1 &")
+
+    def until(self, test: str, what: str) -> None:
+        """Wait until a shell command succeeds inside. Raises AssertionError."""
+        script = f"for i in $(seq {int(PATIENCE / 0.02)}); do {test} && exit 0; sleep 0.02; done; exit 1"
+        try:
+            self.run("sh", "-c", script)
+        except (AssertionError, subprocess.TimeoutExpired):
+            raise AssertionError(f"{what} did not happen") from None
+
+    def end(self, pid: str, how: signal.Signals = signal.SIGTERM) -> None:
+        """End a process inside and wait until it is gone."""
+        self.run("kill", f"-{int(how)}", pid)
+        self.until(f"! kill -0 {pid} 2>/dev/null", f"end of process {pid}")
+
+    def close(self) -> None:
+        self._house.kill()
+        self._house.wait()
+        for stream in (self._house.stdin, self._house.stdout):
+            assert stream is not None
+            stream.close()
+
+
+class Bird:
+    """BIRD 2, configured with ``config``; it has protocol ``device`` already."""
+
+    def __init__(self, ns: Netns, config: str) -> None:
+        config = f'log "/run/bird/log" all;\nprotocol device {{ scan time 1; }}\n{config}\n'
+        self.house = House(ns, ("/etc/bird", "/run/bird"), {"/etc/bird/bird.conf": config})
+        self.house.run("bird", "-p", "-c", "/etc/bird/bird.conf")
+        self.house.run("bird", "-c", "/etc/bird/bird.conf", "-s", "/run/bird/bird.ctl", "-P", "/run/bird/pid")
+        self.house.until("birdc -s /run/bird/bird.ctl show status >/dev/null", "start of BIRD")
+
+    def birdc(self, command: str) -> str:
+        return self.house.run("birdc", "-r", "-s", "/run/bird/bird.ctl", *command.split())
+
+    def command(self, command: str) -> str:
+        """Run a command that changes something."""
+        return self.house.run("birdc", "-s", "/run/bird/bird.ctl", *command.split())
+
+    def configure(self, config: str) -> None:
+        """Replace the configuration."""
+        config = f'log "/run/bird/log" all;\nprotocol device {{ scan time 1; }}\n{config}\n'
+        self.house.run("sh", "-c", "cat > /etc/bird/bird.conf", stdin=config)
+        self.command("configure")
+
+    def close(self) -> None:
+        self.house.close()
+
+
+class Gobgp:
+    """GoBGP, configured with ``config`` in TOML. It installs no routes."""
+
+    def __init__(self, ns: Netns, config: str) -> None:
+        self.house = House(ns, ("/etc/gobgp",), {"/etc/gobgp/gobgp.toml": config})
+        self.house.begin("gobgpd", "-f", "/etc/gobgp/gobgp.toml", "--pprof-disable", "--api-hosts", "127.0.0.1:50051")
+        self.house.until("gobgp global >/dev/null 2>&1", "start of GoBGP")
+
+    def gobgp(self, command: str) -> str:
+        return self.house.run("gobgp", *command.split())
+
+    def show(self, command: str) -> object:
+        """Return what ``gobgp COMMAND -j`` says."""
+        return json.loads(self.gobgp(f"{command} -j"))
+
+    def close(self) -> None:
+        self.house.close()
+
+
+def die_with_us() -> None:
+    """Have the kernel kill a child process when its parent dies; for ``preexec_fn``."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

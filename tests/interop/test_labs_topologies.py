@@ -1,0 +1,74 @@
+"""Every shipped topology comes up, converges, and carries packets from pod to pod."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Iterator
+from itertools import permutations
+
+import pytest
+
+from labs.fabric import converge, podroute_nodes
+from labs.leftovers import Host
+from labs.pods import Pod, start_pods
+from labs.runner import TOPOLOGIES, lab, load
+from labs.teardown import take_down
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(not shutil.which("vtysh"), reason="needs FRR: install the package frr"),
+]
+
+NAME = f"topology-{os.getpid()}"
+NEEDS = {"mixed": "bird", "gobgp-reflector": "gobgpd"}
+SHIPPED = sorted(path.name.removesuffix(".clab.yml") for path in TOPOLOGIES.glob("*.clab.yml"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    before = Host.look(NAME)
+    yield
+    take_down(NAME)
+    assert Host.look(NAME).beyond(before) == []
+
+
+@pytest.mark.parametrize("topology", SHIPPED)
+async def test_it_converges_and_pods_reach_each_other(topology: str) -> None:
+    if (program := NEEDS.get(topology)) and not shutil.which(program):
+        pytest.skip(f"needs {program}")
+    async with lab(topology, name=NAME) as net:
+        nodes = podroute_nodes(net)
+        await converge(net)
+        await asyncio.gather(*(node.run("podroute", "cni", "install") for node in nodes))
+        pods = await start_pods(nodes, 1)
+        pairs = list(permutations(pods, 2))
+        lost = [pair for pair, held in zip(pairs, await asyncio.gather(*map(reach, pairs)), strict=True) if not held]
+        assert not lost, [f"{a.node.name} to {b.node.name}" for a, b in lost]
+
+
+async def reach(pair: tuple[Pod, Pod]) -> bool:
+    source, target = pair
+    return all([await source.ping(address) for address in target.addresses])
+
+
+@pytest.mark.parametrize("topology", ["dual-tor", "mixed"])
+async def test_two_tors_are_two_ways(topology: str) -> None:
+    if (program := NEEDS.get(topology)) and not shutil.which(program):
+        pytest.skip(f"needs {program}")
+    async with lab(topology, name=NAME) as net:
+        await converge(net)
+        block = (await net.node("n2").agent.blocks())[0]
+
+        async def both() -> bool:
+            (route,) = await net.node("n1").agent.routes(prefix=block)
+            used = sorted(path["nextHop"] for path in route["paths"] if path["used"])
+            return used == ["10.1.1.1", "10.2.1.1"] and len(route["installed"]) == 2
+
+        await net.wait_for("two next hops to the block of n2", both)
+
+
+def test_images_and_commands_of_routers_are_this_hosts() -> None:
+    plan = load("mixed")
+    assert plan.nodes["tor2"].command[0] == "bird"
