@@ -20,7 +20,7 @@ from typing import cast, get_args
 
 from aiohttp import web
 
-from agent import views
+from agent import ipam_api, views
 from agent.errors import StartError
 from agent.node import Node
 from agent.reload import RestartNeededError
@@ -29,6 +29,7 @@ from bgp.status import SpeakerError
 from config import prefix
 from config.prefix import BY_NAME, FAMILIES, Family
 from config.problems import ConfigError
+from ipam.errors import IpamError
 
 LONGEST_WAIT = 3600.0
 """Seconds that /v1/converged may be asked to wait."""
@@ -53,6 +54,7 @@ class ApiServer:
                 web.get("/v1/converged", _converged),
                 web.post("/v1/stop", _stop),
                 web.post("/v1/reload", _reload),
+                *ipam_api.routes(node),
             ]
         )
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
@@ -111,6 +113,8 @@ async def _errors_as_json(
         if error.status == 404 and text == "404: Not Found":
             text = f"no such path: {request.path}"
         return web.json_response({"error": text}, status=error.status)
+    except IpamError as error:
+        return web.json_response({"error": str(error), "code": error.code}, status=503 if error.retry else 409)
 
 
 async def _status(request: web.Request) -> web.Response:

@@ -112,6 +112,69 @@ def pods(answer: Iterable[Answer]) -> None:
     _print(table, "no pods")
 
 
+def ipam_show(answer: Answer) -> None:
+    table = _table("POOL", "CIDR", "BLOCKS", "CLAIMED", "ADDRESSES", "USED", "")
+    for pool in answer["pools"]:
+        table.add_row(
+            pool["name"],
+            pool["cidr"],
+            str(pool["blocks"]),
+            str(pool["claimed"]),
+            str(pool["addresses"]),
+            str(pool["used"]),
+            _share(pool["used"], pool["addresses"]),
+        )
+    _print(table, "no pools")
+    table = _table("NODE", "POOL", "BLOCKS", "ADDRESSES", "USED", "", "")
+    for node in answer["nodes"]:
+        cells = [node["name"], node["pool"], str(node["blocks"]), str(node["size"]), str(node["used"])]
+        alive = Text("") if node["alive"] else Text("dead", "red")
+        table.add_row(*cells, _share(node["used"], node["size"]), alive)
+    _print(table, "no node owns a block")
+
+
+_CELLS = {"used": ("█", "red"), "resting": ("▒", "yellow"), "reserved": ("r", "blue"), "free": ("·", "green")}
+
+
+def ipam_picture(answer: Answer) -> None:
+    console = Console()
+    cells = answer["cells"]
+    counts = {state: cells.count(state) for state in _CELLS}
+    console.print(Text.assemble((answer["block"], "bold"), f" of node {answer['node']}, one cell an address"))
+    for start in range(0, len(cells), 64):
+        row = Text(f"{start:>5} ", "dim")
+        for state in cells[start : start + 64]:
+            row.append(*_CELLS[state])
+        console.print(row)
+    legend = Text("      ")
+    for state, (cell, style) in _CELLS.items():
+        legend.append(cell, style).append(f" {counts[state]} {state}  ")
+    console.print(legend)
+
+
+def ipam_blocks(answer: Iterable[Answer]) -> None:
+    table = _table("BLOCK", "POOL", "NODE", "USED", "CLAIMED AT", "GENERATION")
+    for block in answer:
+        used = "" if block["used"] is None else str(block["used"])
+        cells = [block["prefix"], block["pool"], block["owner"], used, block["claimedAt"], str(block["generation"])]
+        table.add_row(*cells)
+    _print(table, "no blocks")
+
+
+def ipam_pools(answer: Iterable[Answer]) -> None:
+    table = _table("POOL", "CIDR", "BLOCKS OF", "NODES", "")
+    for pool in answer:
+        nodes = ", ".join(f"{label}={value}" for label, value in pool["nodes"].items()) or "all"
+        flags = [flag for flag in ("disabled", "manual", "notAdvertised") if pool[flag]]
+        flags += [f"reserved {one}" for one in pool["reservations"]]
+        table.add_row(pool["name"], pool["cidr"], f"/{pool['blockSize']}", nodes, ", ".join(flags))
+    _print(table, "no pools")
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else ""
+
+
 def duration(seconds: float) -> str:
     """Return ``"12 s"``, ``"3 min 20 s"``, ``"5 h 12 min"`` or ``"3 d 4 h"``."""
     whole = int(seconds)
