@@ -71,6 +71,7 @@ class Node:
             on_results=self._fib_results,
             table=config.routes.table,
             metric=config.routes.metric,
+            on_room=lambda: self.speaker.fib_ready(),
         )
         self.speaker = Speaker(
             asn=config.node.asn,
@@ -82,6 +83,7 @@ class Node:
             max_paths=config.bgp.max_paths,
             hostname=config.node.name,
             on_failure=self._failed,
+            fib_full=lambda: self.fib.full,
         )
         self.sweep = LeftoverSweep(self.speaker, self.fib, self._peers)
         self.advertising = Advertising(

@@ -51,6 +51,7 @@ class Speaker:
 
     ``on_fib`` gets batches of Loc-RIB changes, ``on_session`` each session that comes up or is lost, the latter before
     anything else is done about it. ``listen`` holds addresses and ports; without any, podroute only connects.
+    ``fib_full`` tells that ``on_fib`` should be spared for a while: peers are then not read, until ``fib_ready``.
     ``on_failure`` gets an exception that is a fault of podroute's own and after which the speaker does no more.
     """
 
@@ -69,10 +70,12 @@ class Speaker:
         opener: OpenSocket = open_socket,
         random: Callable[[], float] = random_module.random,
         on_failure: Callable[[BaseException], None] = lambda error: None,
+        fib_full: Callable[[], bool] = lambda: False,
     ) -> None:
         self.rib = Rib(local_as=asn, router_id=router_id, resolver=resolver, on_fib=on_fib, max_paths=max_paths)
         self._listen = tuple(listen)
         self._on_failure = on_failure
+        self._fib_full = fib_full
         self._local = Local(
             asn=asn,
             router_id=router_id,
@@ -181,6 +184,11 @@ class Speaker:
             peer.next_hops_changed()
         self._wake()
 
+    def fib_ready(self) -> None:
+        """``fib_full`` does not hold any more: read on."""
+        if self._local.readers:
+            self._wake()
+
     # Status.
 
     def peers(self) -> list[PeerStatus]:
@@ -264,7 +272,7 @@ class Speaker:
                 self._work.set()
                 await asyncio.sleep(0)
             else:
-                self._idle = True
+                self._idle = not self._local.readers
                 self._notify()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -286,8 +294,10 @@ class Speaker:
         return self._flush(decided + _SLICE) or more or unread
 
     def _read(self, until: float) -> bool:
-        """Process what peers sent, each in turn, unless decisions lag behind; True: there is more."""
+        """Process what peers sent, each in turn, unless decisions or the FIB lag behind; True: there is more to do."""
         readers = self._local.readers
+        if self._fib_full():
+            return False
         if self.rib.waiting < _BACKLOG:
             while readers and time.perf_counter() < until:
                 session = readers.popleft()

@@ -54,8 +54,9 @@ class Fib:
     """Construct and start it in the loop's thread, inside the namespace whose routes it writes, after the monitor.
 
     The monitor and the resolver belong to the caller. ``on_results`` hears, in batches, of routes that are not
-    installed and why, and of their recovery. ``objects=False`` does without next-hop objects, as happens by itself on
-    kernels before 5.3. Covers and routes to pods have metrics of their own (COVER_METRIC, POD_METRIC).
+    installed and why, and of their recovery. ``on_room`` is called when ``full`` has ended. ``objects=False`` does
+    without next-hop objects, as happens by itself on kernels before 5.3. Covers and routes to pods have metrics of
+    their own (COVER_METRIC, POD_METRIC).
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Fib:
         objects: bool = True,
         compare_interval: float = 60.0,
         receive_buffer: int = 16 << 20,
+        on_room: Callable[[], None] = lambda: None,
     ) -> None:
         self._monitor = monitor
         self._interfaces = monitor.interfaces
@@ -81,6 +83,7 @@ class Fib:
         self._objects = objects
         self._interval = compare_interval
         self._receive_buffer = receive_buffer
+        self._on_room = on_room
         self._cover = Target(Kind.COVER)
         self._pod_targets: dict[int, Target] = {}
         self._pods: dict[tuple[Family, bytes], str] = {}
@@ -214,6 +217,11 @@ class Fib:
         return self._installer.backlog
 
     @property
+    def full(self) -> bool:
+        """So much waits for the kernel that more would only wait, and keep what is urgent waiting: read no peer now."""
+        return self._installer_ is not None and self._installer_.full
+
+    @property
     def counters(self) -> Counter[str]:
         return self._installer.counters
 
@@ -265,6 +273,7 @@ class Fib:
             state_file=self._state_file,
             on_results=self._on_results,
             on_unverified=self._unverified,
+            on_room=self._on_room,
         )
 
     async def _adopt(self, installer: Installer, peers: Collection[str] | None) -> None:
