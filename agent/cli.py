@@ -103,6 +103,14 @@ def routes(prefix: str | None, family: str | None, limit: int | None, socket_pat
 
 
 @cli.command()
+@click.argument("prefix")
+@_asks_agent
+def explain(prefix: str, socket_path: str, as_json: bool) -> None:
+    """All about one PREFIX or address: paths, policy, decision, next hops, kernel, and why they differ."""
+    _show(Client(socket_path).get("/v1/explain", prefix=prefix), as_json, "explain")
+
+
+@cli.command()
 @_asks_agent
 def blocks(socket_path: str, as_json: bool) -> None:
     """Blocks that this node owns, and how full they are."""

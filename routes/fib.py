@@ -18,6 +18,7 @@ from routes import netlink
 from routes.encode import delete_nexthop
 from routes.installer import Installer
 from routes.leftovers import Reader, load, save, snapshot
+from routes.live import KernelRoute, describe, read_prefix
 from routes.messages import Event, LinkEvent, Route
 from routes.monitor import Monitor
 from routes.nexthops import Registry
@@ -241,6 +242,24 @@ class Fib:
             if f == family:
                 for found in table.statuses():
                     yield self._shown(found)
+
+    async def read(self, family: Family, prefix: bytes) -> list[KernelRoute]:
+        """Return what the kernel holds of one prefix now, routes of others included, the one it uses first.
+
+        Takes as long as a dump of the table, in a thread. Raises OSError.
+        """
+        names = {link.ifindex: link.name for link in self._interfaces.links()}
+        with netlink.open_socket() as sock:  # here, where the namespace is the right one
+
+            def read() -> list[KernelRoute]:
+                return describe(sock, read_prefix(sock, family, self._table, prefix), names)
+
+            return await asyncio.to_thread(read)
+
+    @property
+    def protocol(self) -> int:
+        """Protocol number of our routes."""
+        return self._protocol
 
     @property
     def _installer(self) -> Installer:

@@ -1,7 +1,7 @@
 """From desired tables to the kernel and back: batches to the writer thread, what it refused to the prefixes.
 
-Everything here runs on the loop; only jobs run in the threads. A few batches are under way at a time, so that the kernel
-has work while the loop settles the one before.
+Everything here runs on the loop; only jobs run in the threads. A few batches are under way at a time, so that the
+kernel has work while the loop settles the one before.
 """
 
 from __future__ import annotations
