@@ -106,6 +106,14 @@ def routes(prefix: str | None, family: str | None, limit: int | None, socket_pat
 
 
 @cli.command()
+@click.argument("prefix")
+@asks_agent
+def explain(prefix: str, socket_path: str, as_json: bool) -> None:
+    """All about one PREFIX or address: paths, policy, decision, next hops, kernel, and why they differ."""
+    show_answer(Client(socket_path).get("/v1/explain", prefix=prefix), as_json, "explain")
+
+
+@cli.command()
 @asks_agent
 def blocks(socket_path: str, as_json: bool) -> None:
     """Blocks that this node owns, and how full they are."""
@@ -121,7 +129,7 @@ def pods(socket_path: str, as_json: bool) -> None:
 
 @cli.command()
 @click.option("--mode", type=click.Choice(["graceful", "drain", "purge"]), help="Default: `onStop` of the node's file.")
-@_asks_agent
+@asks_agent
 def stop(mode: str | None, socket_path: str, as_json: bool) -> None:
     """End the agent: graceful (routes stay, peers wait for it), drain (traffic led away first), purge (all removed)."""
     answer = Client(socket_path).post("/v1/stop", mode=mode)
@@ -130,10 +138,10 @@ def stop(mode: str | None, socket_path: str, as_json: bool) -> None:
 
 @cli.command()
 @click.option("--dry-run", is_flag=True, help="Only say what would change.")
-@_asks_agent
+@asks_agent
 def reload(dry_run: bool, socket_path: str, as_json: bool) -> None:
     """Have the agent read its file anew: all of it holds, or, where anything is wrong, nothing."""
-    _show(Client(socket_path).post("/v1/reload", dryRun="1" if dry_run else None), as_json, "reloaded")
+    show_answer(Client(socket_path).post("/v1/reload", dryRun="1" if dry_run else None), as_json, "reloaded")
 
 
 @cli.command("wait-converged")

@@ -89,6 +89,7 @@ class Node:
             on_results=self._fib_results,
             table=config.routes.table,
             metric=config.routes.metric,
+            on_room=lambda: self.speaker.fib_ready(),
         )
         self.speaker = Speaker(
             asn=config.node.asn,
@@ -102,6 +103,7 @@ class Node:
             cluster_id=config.bgp.cluster_octets,
             restart=restart_settings(config.bgp.graceful_restart),
             on_failure=self._failed,
+            fib_full=lambda: self.fib.full,
         )
         self._mesh = Mesh(config, self.ipam, self.speaker)
         self.sweep = LeftoverSweep(

@@ -91,6 +91,31 @@ def routes(answer: Iterable[Answer]) -> None:
     _print(table, "no routes")
 
 
+def explain(answer: Answer) -> None:
+    console = Console()
+    about = "" if answer["asked"] == answer["prefix"] else f", which answers for {answer['asked']}"
+    console.print(Text.assemble((answer["prefix"], "bold"), about))
+    for line in answer["summary"]:
+        console.print(f"  {line}", markup=False, highlight=False)
+    table = _table("", "FROM", "NEXT HOP", "REACHED", "PREF", "AS PATH", "RULE", "WHY NOT")
+    for path in answer["paths"]:
+        mark = Text("best", "green") if path["best"] else Text("used", "green") if path["used"] else Text("")
+        origin = path["peer"] or path["owner"]
+        cells = [path["nextHop"] or "-", path["reached"], str(path["localPref"]), path["asPath"], path["rule"]]
+        table.add_row(mark, origin, *cells, path["reason"])
+    _print(table, "no paths")
+    fib = _table("METRIC", "WHOSE", "DESIRED", "IN THE KERNEL", "STATE")
+    for route in answer["fib"]:
+        state = Text(route["state"], "green" if route["state"] == "installed" else "yellow")
+        desired, kernel = (", ".join(route[side]) or "-" for side in ("desired", "kernel"))
+        fib.add_row(str(route["metric"]), route["owner"], desired, kernel, state)
+    _print(fib, "no routes, neither desired nor in the kernel")
+    exports = _table("TOLD TO", "", "BY")
+    for export in answer["exports"]:
+        exports.add_row(export["peer"], "yes" if export["advertised"] else "no", export["reason"])
+    _print(exports, "told to nobody")
+
+
 def blocks(answer: Iterable[Answer]) -> None:
     table = _table("BLOCK", "POOL", "USED", "FREE", "ADVERTISED TO")
     for block in answer:

@@ -53,6 +53,7 @@ class Speaker:
     ``on_fib`` gets batches of Loc-RIB changes, ``on_session`` each session that comes up or is lost, the latter before
     anything else is done about it. ``listen`` holds addresses and ports; without any, podroute only connects.
     ``cluster_id`` is four octets, None: the router ID (RFC 4456 section 7).
+    ``fib_full`` tells that ``on_fib`` should be spared for a while: peers are then not read, until ``fib_ready``.
     ``on_failure`` gets an exception that is a fault of podroute's own and after which the speaker does no more.
     """
 
@@ -73,6 +74,7 @@ class Speaker:
         opener: OpenSocket = open_socket,
         random: Callable[[], float] = random_module.random,
         on_failure: Callable[[BaseException], None] = lambda error: None,
+        fib_full: Callable[[], bool] = lambda: False,
     ) -> None:
         self.rib = Rib(
             local_as=asn,
@@ -84,6 +86,7 @@ class Speaker:
         )
         self._listen = tuple(listen)
         self._on_failure = on_failure
+        self._fib_full = fib_full
         self._local = Local(
             asn=asn,
             router_id=router_id,
@@ -227,6 +230,11 @@ class Speaker:
             peer.next_hops_changed()
         self._wake()
 
+    def fib_ready(self) -> None:
+        """``fib_full`` does not hold any more: read on."""
+        if self._local.readers:
+            self._wake()
+
     # Status.
 
     def peers(self) -> list[PeerStatus]:
@@ -317,7 +325,7 @@ class Speaker:
             if self._slice():
                 self._work.set()
                 await asyncio.sleep(0)
-            elif not self._idle:
+            elif not self._idle and not self._local.readers:
                 self._idle = True
                 self._notify()
 
@@ -345,8 +353,10 @@ class Speaker:
         return self._pending or unread
 
     def _read(self, until: float) -> bool:
-        """Process what peers sent, each in turn, unless decisions lag behind; True: there is more."""
+        """Process what peers sent, each in turn, unless decisions or the FIB lag behind; True: there is more to do."""
         readers = self._local.readers
+        if self._fib_full():
+            return False
         if not self._lagging:
             while readers and time.perf_counter() < until:
                 session = readers.popleft()
