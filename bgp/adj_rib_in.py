@@ -45,6 +45,8 @@ class RibPeer:
     """How often our own AS may occur in an AS_PATH from this peer."""
     enforce_first_as: bool = True
     """The AS_PATH from an external peer must start with its AS; off for route servers (RFC 7947)."""
+    reflector_client: bool = False
+    """RFC 4456: routes of other internal peers are reflected to it, and its routes to them."""
 
 
 class Received(NamedTuple):
@@ -64,6 +66,7 @@ class SessionFacts(NamedTuple):
     own_addresses: frozenset[bytes]
     """Our addresses on this session: no next hop may be one of them (RFC 4271 section 6.3)."""
     router_id: bytes
+    cluster_id: bytes
 
 
 class _KnownNextHop(NamedTuple):
@@ -347,8 +350,8 @@ class AdjRibIn:
             return "ORIGINATOR_ID is our own BGP identifier"
         if self.peer.ibgp:
             clusters = attributes.value(CLUSTER_LIST) or b""
-            if session.router_id in [clusters[at : at + 4] for at in range(0, len(clusters), 4)]:
-                return "CLUSTER_LIST holds our own identifier"
+            if session.cluster_id in [clusters[at : at + 4] for at in range(0, len(clusters), 4)]:
+                return "CLUSTER_LIST holds our own cluster"
         return ""
 
     def _make_parser(self, four_octet_as: bool) -> AttributeParser:
