@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
+
 from agent.errors import StartError
 from bgp.graceful_restart import RestartSettings
 from bgp.policy import Changes, Match, Policy, PrefixMatch, Rule
@@ -32,6 +34,26 @@ def peer_settings(config: model.Config, name: str, peer: model.Peer) -> PeerSett
         ttl_security=peer.ttl_security,
         prefix_limit=_limit(peer.max_prefixes) if peer.max_prefixes else None,
         password=_password(name, peer.password_file) if peer.password_file else None,
+    )
+
+
+def mesh_settings(config: model.Config, name: str, mesh: model.Mesh, asn: int, ours: str, theirs: str) -> PeerSettings:
+    """Return the settings of the session with one node of a mesh: the lower address dials."""
+    import_policy, export_policy = config.policies(mesh, asn)
+    own, other = ip_address(ours), ip_address(theirs)
+    return PeerSettings(
+        name=name,
+        address=theirs,
+        asn=asn,
+        import_policy=_policy(import_policy),
+        export_policy=_policy(export_policy),
+        local_address=ours,
+        port=mesh.port,
+        families=frozenset({4 if other.version == 4 else 6}),
+        passive=other.packed < own.packed,
+        hold_time=mesh.hold_time,
+        connect_retry=mesh.connect_retry,
+        password=_password(name, mesh.password_file) if mesh.password_file else None,
     )
 
 

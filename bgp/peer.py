@@ -63,6 +63,8 @@ class Local:
     on_session: Callable[[SessionChange], None]
     wake: Callable[[], None]
     """There is work for the RIB, or something to send."""
+    unread: Callable[[], None]
+    """``readers`` is not empty."""
     notify: Callable[[], None]
     """Something changed that ``converged`` looks at."""
     readers: deque[Session] = field(default_factory=deque)
@@ -387,7 +389,7 @@ class Peer:
 
     def arrived(self, session: Session) -> None:
         self._local.readers.append(session)
-        self._local.wake()
+        self._local.unread()
 
     def writable(self, session: Session) -> None:
         self._local.wake()

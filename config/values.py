@@ -181,6 +181,13 @@ def _peer_address(value: Any) -> str:
     return f"{address}%{device}" if device else str(address)
 
 
+def _host_address(value: Any) -> str:
+    found = _peer_address(value)
+    if "%" in found or ip_address(found).is_loopback:
+        raise wrong(value, "an address that other nodes reach, neither link-local nor of the loopback")
+    return found
+
+
 def _listen(value: Any) -> str:
     try:
         host, port = parse_listen(value)
@@ -252,6 +259,7 @@ RouterId = Annotated[str, BeforeValidator(_router_id)]
 HoldTime = Annotated[int, Field(ge=0, le=65535), AfterValidator(_hold_time)]
 Prefix = Annotated[str, BeforeValidator(_prefix)]
 PeerAddress = Annotated[str, BeforeValidator(_peer_address)]
+HostAddress = Annotated[str, BeforeValidator(_host_address)]
 Listen = Annotated[str, BeforeValidator(_listen)]
 Community = Annotated[str, BeforeValidator(_community)]
 AbsolutePath = Annotated[str, BeforeValidator(_path)]

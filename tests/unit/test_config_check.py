@@ -350,7 +350,15 @@ def test_the_effective_configuration_is_whole_without_secrets_and_loads_again(tm
     data = yaml.safe_load(text)
     assert data["peers"]["t"]["passwordFile"] == "<redacted>"
     assert data["peers"]["t"]["export"]["rules"][0]["match"]["prefixes"] == ["10.0.0.0/8 le 26"]
-    assert data["pools"]["p"] == {"cidr": "10.64.0.0/16", "blockSize": 26, "nodes": {}}
+    assert data["pools"]["p"] == {
+        "cidr": "10.64.0.0/16",
+        "blockSize": 26,
+        "nodes": {},
+        "disabled": False,
+        "manual": False,
+        "notAdvertised": False,
+        "reservations": [],
+    }
     assert data["stateDir"] == "/var/lib/podroute"
     assert list(data)[:2] == ["apiVersion", "node"]
     again = check_text(text.replace("<redacted>", str(key)), "f").config
