@@ -132,7 +132,7 @@ def pods(socket_path: str, as_json: bool) -> None:
 @click.argument("name")
 @click.argument("what", type=click.Choice(["shutdown", "start"]))
 @click.option("--text", default="", help="What the peer's operator is told (RFC 9003).")
-@_asks_agent
+@asks_agent
 def peer(name: str, what: str, text: str, socket_path: str, as_json: bool) -> None:
     """End a peer's session until it is started again, or until the agent restarts."""
     answer = Client(socket_path).post(f"/v1/peers/{quote(name)}/{what}", text=text or None)
