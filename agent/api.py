@@ -54,6 +54,7 @@ class ApiServer:
                 web.get("/v1/pods", _pods),
                 web.get("/v1/converged", _converged),
                 web.post("/v1/stop", _stop),
+                web.post("/v1/peers/{name}/{what:shutdown|start}", _peer),
                 web.post("/v1/reload", _reload),
                 *ipam_api.routes(node),
                 web.get("/v1/explain", _explain),
@@ -194,6 +195,18 @@ async def _reload(request: web.Request) -> web.Response:
     except (ConfigError, RestartNeededError, SpeakerError) as error:
         raise web.HTTPBadRequest(text=str(error)) from None
     return web.json_response({"applied": not dry_run, **plan.as_json()})
+
+
+async def _peer(request: web.Request) -> web.Response:
+    speaker, name = request.app[_NODE].speaker, request.match_info["name"]
+    try:
+        if request.match_info["what"] == "shutdown":
+            speaker.shut_down(name, request.query.get("text", ""))
+        else:
+            speaker.start_peer(name)
+    except KeyError:
+        raise web.HTTPNotFound(text=f"no peer is called {name}") from None
+    return web.json_response({"name": name, "problem": speaker.peer(name).reason})
 
 
 async def _stop(request: web.Request) -> web.Response:

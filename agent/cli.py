@@ -6,6 +6,7 @@ import importlib
 import json
 import sys
 from typing import Any
+from urllib.parse import quote
 
 import click
 
@@ -125,6 +126,17 @@ def blocks(socket_path: str, as_json: bool) -> None:
 def pods(socket_path: str, as_json: bool) -> None:
     """Pods that this node wired: addresses, interfaces, names."""
     show_answer(Client(socket_path).get("/v1/pods"), as_json, "pods")
+
+
+@cli.command()
+@click.argument("name")
+@click.argument("what", type=click.Choice(["shutdown", "start"]))
+@click.option("--text", default="", help="What the peer's operator is told (RFC 9003).")
+@asks_agent
+def peer(name: str, what: str, text: str, socket_path: str, as_json: bool) -> None:
+    """End a peer's session until it is started again, or until the agent restarts."""
+    answer = Client(socket_path).post(f"/v1/peers/{quote(name)}/{what}", text=text or None)
+    click.echo(json.dumps(answer) if as_json else f"{name}: {answer['problem']}")
 
 
 @cli.command()

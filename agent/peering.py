@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from agent.errors import StartError
 from bgp.graceful_restart import RestartSettings
 from bgp.policy import Changes, Match, Policy, PrefixMatch, Rule
-from bgp.settings import PeerSettings
+from bgp.settings import PeerSettings, PrefixLimit
 from config import model
 from config import policy as written
 from config.password import read_password
@@ -30,6 +30,9 @@ def peer_settings(config: model.Config, name: str, peer: model.Peer) -> PeerSett
         hold_time=peer.hold_time,
         connect_retry=peer.connect_retry,
         route_reflector_client=peer.route_reflector_client,
+        multihop=peer.multihop,
+        ttl_security=peer.ttl_security,
+        prefix_limit=_limit(peer.max_prefixes) if peer.max_prefixes else None,
         password=_password(name, peer.password_file) if peer.password_file else None,
     )
 
@@ -59,6 +62,10 @@ def _password(name: str, path: str) -> bytes:
         return read_password(path)
     except ValueError as error:
         raise StartError(f"peers.{name}.passwordFile: {error}") from error
+
+
+def _limit(limit: model.MaxPrefixes) -> PrefixLimit:
+    return PrefixLimit(limit.maximum, limit.warning / 100, limit.restart_after)
 
 
 def restart_settings(restart: model.GracefulRestart) -> RestartSettings:

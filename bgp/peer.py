@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from struct import pack
 
 from bgp import codec, graceful_restart
 from bgp.collision import Collision
@@ -22,10 +23,11 @@ from bgp.fsm_table import Event, State
 from bgp.graceful_restart import Restart
 from bgp.inspection import Counts
 from bgp.messages import BORR, Negotiated, Notification, Open, RouteRefresh
+from bgp.opening import AFI, UNICAST
 from bgp.quiet import Quiet
 from bgp.rib import Rib
 from bgp.session import Session
-from bgp.settings import PeerSettings
+from bgp.settings import PeerSettings, PrefixLimit
 from bgp.sockets import Endpoint, OpenSocket, dialling
 from bgp.status import FamilyStatus, NotificationRecord, PeerStatus, SessionChange, capability_names
 from config.nexthop import NextHopResolver
@@ -83,6 +85,10 @@ class Peer:
         self._incoming: list[Session] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = True
+        self._held = ""
+        """Why there is to be no session for now; empty: there is to be one."""
+        self._release_timer: asyncio.TimerHandle | None = None
+        self._warned: set[Family] = set()
         self._since = time.time()
         self._reason = "waiting for the peer to connect" if settings.passive else "not connected yet"
         self._established: Session | None = None
@@ -121,6 +127,7 @@ class Peer:
         """End all connections: with a NOTIFICATION, or (None) without a word."""
         self._stopped = True
         self._cancel_stale_timer()
+        self._cancel_release()
         for session in self.sessions:
             agreed = self._negotiated if session is self._established else None
             session.handle(Event.ManualStop, notification=graceful_restart.final(agreed, notification))
@@ -129,10 +136,36 @@ class Peer:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
+    def hold(self, reason: str, notification: Notification, *, seconds: float | None = None) -> None:
+        """End the session, if there is one, and have none before ``release``, or for some seconds."""
+        self._cancel_release()
+        self._held = reason
+        for session in self.sessions:
+            agreed = self._negotiated if session is self._established else None
+            session.handle(Event.ManualStop, reason=reason, notification=graceful_restart.final(agreed, notification))
+        self._reason = reason
+        if seconds is not None:
+            self._release_timer = asyncio.get_running_loop().call_later(seconds, self.release)
+        log.warning("peer held: %s", reason, extra=self._fields(address=str(self.endpoint)))
+        self._local.notify()
+
+    def release(self) -> None:
+        """Have sessions again after ``hold``."""
+        self._cancel_release()
+        if self._held and not self._stopped:
+            self._held = ""
+            self._reason = "not connected yet"
+            log.info("peer started", extra=self._fields(address=str(self.endpoint)))
+            self.start()
+            self._local.notify()
+
     def accept(self, sock: socket.socket) -> bool:
         """Take a connection that the peer initiated; False: not wanted."""
         if self._stopped:
             return False
+        if self._held:
+            sock.close()
+            return True
         for session in [s for s in self._incoming if s.state in (State.ACTIVE, State.OPEN_SENT)]:
             # It dialled again: what it began before is dead on its side.
             session.handle(Event.OpenCollisionDump)
@@ -246,6 +279,9 @@ class Peer:
             count = self._faults.admit(time.monotonic())
             if count:
                 log.warning("UPDATE with a fault: %s", "; ".join(received.faults[:3]), extra=self._fields(count=count))
+        if received.announced is not None and self.settings.prefix_limit is not None:
+            for announced in received.announced:
+                self._check_limit(announced, self.settings.prefix_limit)
         family = received.end_of_rib
         if family is not None and self._end_of_rib.get(family) == "waiting":
             self._end_of_rib[family] = "received"
@@ -290,6 +326,7 @@ class Peer:
         for other in [s for s in self.sessions if s is not session]:
             other.handle(Event.AutomaticStop if other.state is State.IDLE else Event.OpenCollisionDump)
         self._next_hops = self._own_next_hops(session, negotiated)
+        self._warned.clear()
         self._end_of_rib = dict.fromkeys(negotiated.families, "waiting")
         restart = negotiated.peer.graceful_restart
         patience = self._local.end_of_rib_wait
@@ -385,7 +422,7 @@ class Peer:
         session = self._outgoing
         if session is None or self._stopped or self._established or session.state is not State.IDLE:
             return
-        if not session.fsm.running(Timer.IDLE_HOLD):
+        if not self._held and not session.fsm.running(Timer.IDLE_HOLD):
             session.handle(Event.AutomaticStart_with_DampPeerOscillations)
 
     def _another_under_way(self, session: Session) -> bool:
@@ -393,11 +430,28 @@ class Peer:
 
     def _note_failure(self, reason: str) -> None:
         """Remember why there is no session; logged when it changes, not at every attempt."""
-        if self._stopped or self._established or reason == self._reason:
+        if self._stopped or self._held or self._established or reason == self._reason:
             return
         self._reason = reason
         log.warning("no session: %s", reason, extra=self._fields(address=str(self.endpoint)))
         self._local.notify()
+
+    def _check_limit(self, family: Family, limit: PrefixLimit) -> None:
+        """Hold a peer that announces too much, and warn before."""
+        count = self._local.rib.received(self.name, family)
+        if count > limit.maximum:
+            data = pack("!HBI", AFI[family], UNICAST, limit.maximum)
+            reason = f"{count} {NAMES[family]} prefixes received, the maximum is {limit.maximum}"
+            self.hold(reason, Notification(6, 1, data), seconds=limit.restart_after)
+        elif count >= limit.maximum * limit.warning and family not in self._warned:
+            self._warned.add(family)
+            fields = self._fields(family=NAMES[family], count=count, maximum=limit.maximum)
+            log.warning("prefixes near the maximum", extra=fields)
+
+    def _cancel_release(self) -> None:
+        if self._release_timer is not None:
+            self._release_timer.cancel()
+            self._release_timer = None
 
     def _record(self, what: str, notification: Notification) -> NotificationRecord:
         text = codec.describe(notification)

@@ -157,6 +157,10 @@ class Rib:
             if family not in retain:
                 refused.clear()
 
+    def received(self, name: str, family: Family) -> int:
+        """Return how many prefixes a peer announces."""
+        return len(self.peers[name].adj_in.tables[family])
+
     def stale(self, name: str, family: Family) -> int:
         """Return how many paths of a peer are stale (RFC 4724 section 4.2)."""
         return self.peers[name].adj_in.stale(family)

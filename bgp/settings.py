@@ -12,6 +12,17 @@ BGP_PORT = 179
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixLimit:
+    """How many prefixes a peer may announce in one family (RFC 4486 section 4)."""
+
+    maximum: int
+    warning: float = 0.8
+    """The share of ``maximum`` at which a warning is logged."""
+    restart_after: float | None = None
+    """Seconds after which the peer may come back; None: when an operator starts it."""
+
+
+@dataclass(frozen=True, slots=True)
 class PeerSettings:
     """One configured peer; times in seconds."""
 
@@ -35,6 +46,7 @@ class PeerSettings:
     """TCP-MD5 key (RFC 2385)."""
     multihop: int | None = None
     """Routers that packets of an external session may cross plus one; None: the peer is on the link."""
+    prefix_limit: PrefixLimit | None = None
     route_reflector_client: bool = False
     """We reflect routes of other internal peers to this one, and its routes to them (RFC 4456)."""
     ttl_security: int | None = None

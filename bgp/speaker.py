@@ -19,6 +19,7 @@ from bgp.adj_rib_in import RibPeer
 from bgp.graceful_restart import Restart, RestartSettings
 from bgp.listener import Listener
 from bgp.messages import Notification
+from bgp.notifications import SHUTDOWN, shutdown_text
 from bgp.peer import Local, Peer
 from bgp.policy import REJECT, Policy, Source, shutting_down
 from bgp.rib import Rib
@@ -194,6 +195,15 @@ class Speaker:
         self._local.restart.forget(name)
         self.rib.remove_peer(name)
         self._wake()
+
+    def shut_down(self, name: str, text: str = "") -> None:
+        """End a peer's session, telling it ``text`` (RFC 9003), and have none until ``start_peer``. Raises KeyError."""
+        reason = f"shut down by the operator{f': {text}' if text else ''}"
+        self._peers[name].hold(reason, Notification(6, SHUTDOWN, shutdown_text(text)))
+
+    def start_peer(self, name: str) -> None:
+        """Have sessions with a peer again that was shut down, or announced too many prefixes. Raises KeyError."""
+        self._peers[name].release()
 
     def ask_refresh(self, name: str) -> bool:
         """Ask a peer to announce everything once more; False: it has no session, or cannot. Raises KeyError."""

@@ -93,6 +93,14 @@ class Pool(Section):
         return value
 
 
+class MaxPrefixes(Section):
+    """How many prefixes of one family a peer may announce."""
+
+    maximum: int = Field(ge=1, le=4294967295, description="1 to 4294967295 prefixes")
+    warning: int = Field(default=80, ge=1, le=100, description="1 to 100 percent of the maximum")
+    restart_after: int | None = Field(default=None, ge=1, le=86400, description="1 to 86400 seconds")
+
+
 class Peer(Section):
     address: PeerAddress = Field(description='the address of the peer such as "10.1.1.1" or "fe80::1%eth0"')
     asn: AsNumber = Field(alias="as", description=_AS)
@@ -104,6 +112,9 @@ class Peer(Section):
     hold_time: HoldTime = Field(default=HOLD_TIME, description=_HOLD)
     connect_retry: int = Field(default=CONNECT_RETRY, ge=1, le=3600, description=_RETRY)
     route_reflector_client: bool = Field(default=False, description="true (an internal peer only) or false")
+    multihop: int | None = Field(default=None, ge=2, le=255, description="2 to 255, the TTL of what is sent")
+    ttl_security: int | None = Field(default=None, ge=1, le=254, description="1 (on the link) to 254 hops")
+    max_prefixes: MaxPrefixes | None = Field(default=None, description="a mapping such as {maximum: 1000}")
     nodes: Labels = Field(default={}, description=_NODES)
     import_policy: PolicyOrAction | None = Field(default=None, alias="import", description="accept, reject or a policy")
     export_policy: PolicyOrAction | None = Field(default=None, alias="export", description="accept, reject or a policy")

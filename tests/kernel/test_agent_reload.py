@@ -107,3 +107,14 @@ async def test_what_needs_a_restart_is_named_and_nothing_is_done(pair: Pair) -> 
 async def test_nothing_changed_changes_nothing(pair: Pair) -> None:
     await pair.start()
     assert not any(value for value in reload(pair.a).values() if isinstance(value, list))
+
+
+async def test_a_peer_is_shut_down_and_started_by_its_command(pair: Pair) -> None:
+    await pair.start()
+    done = pair.a.command("peer", "v4", "shutdown", "--text", "cable work")
+    assert (done.returncode, done.stdout) == (0, "v4: shut down by the operator: cable work\n")
+    assert '"cable work"' in (await pair.b.until("cable work", "", "v4"))["problem"]
+    assert pair.a.command("peer", "v4", "start").returncode == 0
+    await pair.a.converged()
+    done = pair.a.command("peer", "v5", "start")
+    assert (done.returncode, done.stderr) == (1, "podroute: no peer is called v5\n")
