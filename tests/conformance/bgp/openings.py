@@ -179,7 +179,9 @@ def _parameters(t: _Table) -> None:
     ):
         rfc = "RFC 9072 2" if b"\xff" in parameters[:1] else "RFC 4271 6.2"
         build = lambda s, p=parameters, n=length: s.with_parameters(p, **({} if n is None else {"length": n}))  # type: ignore[misc]  # noqa: E731
-        t.add(rfc, name, build, MALFORMED)
+        # No RFC speaks of octets that belong to nothing in so many words.
+        level: Level = "should" if length is not None and length < len(parameters) else "must"
+        t.add(rfc, name, build, MALFORMED, level=level)
     one_each: Build = lambda s: s.with_parameters(  # noqa: E731
         b"".join(map(wire.parameter, (wire.multiprotocol(1), wire.multiprotocol(2), wire.four_octet_as(s.asn))))
     )
@@ -231,7 +233,9 @@ def _extended(t: _Table) -> None:
     t.add(R, "extended form with 756 octets", lambda s: form(s, wire.long_parameter(s.capabilities + long)), ACCEPT)
     t.add(R, "extended form with 3,000 octets", lambda s: form(s, wire.long_parameter(s.capabilities + most)), ACCEPT)
     t.add(R, "extended form, length beyond the message", lambda s: form(s, good(s), size=900), MALFORMED)
-    t.add(R, "extended form, length short of the message", lambda s: form(s, good(s), size=5), MALFORMED)
+    t.add(
+        R, "extended form, length short of the message", lambda s: form(s, good(s), size=5), MALFORMED, level="should"
+    )
     t.add(R, "extended form, a parameter overruns", lambda s: form(s, b"\2\1\0\1\4"), MALFORMED)
     t.add(R, "extended form, unknown parameter", lambda s: form(s, wire.long_parameter(b"\1", 9)), any_of("reset 2/4"))
 

@@ -84,7 +84,10 @@ class _Table:
     def flags(
         self, name: str, code: int, wrong: int, value: bytes, external: Expected, internal: Expected = _SAME
     ) -> None:
-        """Add a row of RFC 7606 section 3 (c): the Optional or Transitive bit is not as specified."""
+        """Add a row of RFC 7606 section 3 (c): the Optional or Transitive bit is not as specified.
+
+        Where an external peer may not send the attribute at all (sections 7.5, 7.9, 7.10) both treatments have a case.
+        """
         self.value("RFC 7606 3c", f"{name} with flags {wrong:#04x}", code, wrong, value, external, internal)
 
 
@@ -177,7 +180,7 @@ def _attributes(t: _Table) -> None:
     for size in (0, 3, 5):
         t.value(R + "7.5", f"LOCAL_PREF of length {size}", wire.LOCAL_PREF, 0x40, bytes(size), DISCARD, WITHDRAW)
     for wrong in (0xC0, 0x00):
-        t.flags("LOCAL_PREF", wire.LOCAL_PREF, wrong, b"\0\0\0\7", DISCARD, WITHDRAW)
+        t.flags("LOCAL_PREF", wire.LOCAL_PREF, wrong, b"\0\0\0\7", DISCARD | WITHDRAW, WITHDRAW)
 
     t.value(R + "7.6", "ATOMIC_AGGREGATE", wire.ATOMIC, 0x40, b"", ACCEPT)
     for size in (1, 4):
@@ -200,12 +203,12 @@ def _attributes(t: _Table) -> None:
     for size in (0, 3, 5):
         t.value(R + "7.9", f"ORIGINATOR_ID of length {size}", wire.ORIGINATOR_ID, 0x80, bytes(size), DISCARD, WITHDRAW)
     for wrong in (0xC0, 0x40):
-        t.flags("ORIGINATOR_ID", wire.ORIGINATOR_ID, wrong, b"\x0a\7\7\7", DISCARD, WITHDRAW)
+        t.flags("ORIGINATOR_ID", wire.ORIGINATOR_ID, wrong, b"\x0a\7\7\7", DISCARD | WITHDRAW, WITHDRAW)
     t.value(R + "7.10", "CLUSTER_LIST", wire.CLUSTER_LIST, 0x80, b"\x0a\7\7\7", DISCARD, DISCARD)
     for size in (0, 3, 5):
         t.value(R + "7.10", f"CLUSTER_LIST of length {size}", wire.CLUSTER_LIST, 0x80, bytes(size), DISCARD, WITHDRAW)
     for wrong in (0xC0, 0x40):
-        t.flags("CLUSTER_LIST", wire.CLUSTER_LIST, wrong, b"\x0a\7\7\7", DISCARD, WITHDRAW)
+        t.flags("CLUSTER_LIST", wire.CLUSTER_LIST, wrong, b"\x0a\7\7\7", DISCARD | WITHDRAW, WITHDRAW)
 
 
 def _lists(t: _Table, R: str) -> None:  # noqa: N803
