@@ -19,16 +19,19 @@ class PodHooks:
         *,
         uplinks: Sequence[str],
         ready: Callable[[], tuple[int, str] | None],
+        owns: Callable[[Assignment], bool],
     ) -> None:
+        """``owns``: whether an address lies in a block that is this node's; others are cut off."""
         self._fib = fib
         self._advertising = advertising
+        self._owns = owns
         self._uplinks = tuple(uplinks)
         self._ready = ready
 
     async def pod_added(
         self, handle: Handle, assignments: Sequence[Assignment], host_ifname: str, *, restored: bool
     ) -> None:
-        for assignment in assignments:
+        for assignment in filter(self._owns, assignments):
             self._fib.expect_pod(assignment.family, assignment.prefix, host_ifname)
 
     async def pod_removed(self, handle: Handle, assignments: Sequence[Assignment], host_ifname: str) -> None:

@@ -110,10 +110,11 @@ class Verbs:
             await self._addresses.release(attachment.handle)
             log.info("addresses of a vanished pod released", extra={"fields": _fields(attachment)})
         indexes = {link.name: link.index for link in links}
-        await self._follower.restore([(indexes[host_ifname(a.handle)], a.handle, _mac(a)) for a in recovery.keep])
+        wired = [a for a in recovery.keep if a.attributes["hostInterface"] == host_ifname(a.handle)]
+        await self._follower.restore([(indexes[host_ifname(a.handle)], a.handle, _mac(a)) for a in wired])
         for attachment in recovery.keep:
             await self._hooks.pod_added(
-                attachment.handle, attachment.assignments, host_ifname(attachment.handle), restored=True
+                attachment.handle, attachment.assignments, attachment.attributes["hostInterface"], restored=True
             )
         for attachment in await self._addresses.attachments():
             if attachment.attributes.get("plugin", _ROUTED) != _ROUTED:
@@ -124,6 +125,37 @@ class Verbs:
                 await self._remover.remove(note.request.handle)
                 log.info("noted deletion worked off", extra={"fields": {"pod": str(note.request.handle)}})
             note.done()
+
+    async def links(self) -> list[HostLink]:
+        """Return all host ends there are."""
+        return await self._worker(self._links.list)
+
+    async def remove_stray(self, link: HostLink) -> bool:
+        """Remove a host end that no attachment knows; return whether it was one."""
+        known = {attachment.attributes.get("hostInterface") for attachment in await self._addresses.attachments()}
+        if link.name in known or link.name in self._adding:
+            return False
+        await self._remove(link)
+        log.info("stray interface removed", extra={"fields": {"interface": link.name}})
+        return True
+
+    async def detach(self, handle: Handle) -> None:
+        """Remove whatever there is of a handle, as DEL does."""
+        async with self._locks.hold(handle):
+            await self._remover.remove(handle)
+
+    async def remove_gone(self, handle: Handle) -> bool:
+        """Release the addresses of an attachment whose host end is gone; return whether it was so."""
+        async with self._locks.hold(handle):
+            found = await self._addresses.lookup(handle)
+            if found is None:
+                return False
+            name = found.attributes.get("hostInterface")
+            if not name or name in {link.name for link in await self._worker(self._links.list)}:
+                return False
+            await self._remover.remove(handle)
+            log.warning("addresses of a vanished pod released", extra={"fields": _fields(found)})
+            return True
 
     async def _answer(self, request: Request, message: Message, netns: int | None) -> Answer:
         try:

@@ -51,8 +51,8 @@ async def _drift(story: Story) -> None:
     n1 = story.node("n1")
     blocks = await story.node("n2").agent.blocks()
     for family in ("-4", "-6"):
-        await n1.run("ip", family, "route", "flush", "proto", "201")
-    story.event("somebody runs `ip route flush proto 201` on n1")
+        done = await n1.run("ip", family, "route", "flush", "proto", "201", check=False)
+        story.event(f"somebody runs `ip {family} route flush proto 201` on n1 {done.stderr.strip()}".strip())
     for block in blocks:
         await story.until(f"n1 has a route to {block}", lambda block=block: has_route(n1, block))  # type: ignore[misc]
     await story.settle()
@@ -84,7 +84,7 @@ async def _foreign(story: Story) -> None:
     n1 = story.node("n1")
     for block, gateway in zip(await story.node("n2").agent.blocks(), ("10.1.1.1", "fd00:1:1::1"), strict=True):
         family = "-6" if ":" in block else "-4"
-        route = (block, "via", gateway, "proto", FOREIGN, "metric", "5")
+        route = (block, "via", gateway, "dev", "eth1", "onlink", "proto", FOREIGN, "metric", "5")
         await n1.run("ip", family, "route", "add", *route)
         story.event(f"another daemon adds a better route of its own to {block}")
         await story.rest(0.3)
