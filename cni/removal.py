@@ -20,6 +20,12 @@ from cni.workers import Worker
 
 log = logging.getLogger("podroute.cni")
 
+QUIET = 0.05
+"""Seconds without another DEL after which the queue is worked off: while links are deleted, the kernel's other callers
+wait, the next DEL among them."""
+LONGEST = 1.0
+"""Seconds that a deletion waits for company at most."""
+
 
 class _Removal(NamedTuple):
     handle: Handle
@@ -42,6 +48,8 @@ class Remover:
         self._queue: list[_Removal] = []
         self._pending: dict[Handle, asyncio.Future[None]] = {}
         self._task: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
+        """Somebody waits for a deletion."""
 
     def __contains__(self, handle: Handle) -> bool:
         """Tell whether a pod is cut off and its deletion under way."""
@@ -92,16 +100,19 @@ class Remover:
     async def finished(self, handle: Handle) -> None:
         """Return when no deletion of a pod is under way."""
         if handle in self._pending:
+            self._hurry.set()
             await asyncio.wait([self._pending[handle]])
 
     async def drained(self) -> None:
         """Return when no deletion is under way."""
         while self._pending:
+            self._hurry.set()
             await asyncio.wait(self._pending.values())
 
     async def _run(self) -> None:
         try:
             while self._queue:
+                await self._gather()
                 batch, self._queue = self._queue, []
                 try:
                     await self._delete(batch)
@@ -112,6 +123,19 @@ class Remover:
                     removal.done.set_result(None)
         finally:
             self._task = None
+
+    async def _gather(self) -> None:
+        """Let the queue grow as long as DELs keep coming and nobody waits for one of them."""
+        loop = asyncio.get_running_loop()
+        longest = loop.time() + LONGEST
+        known = 0
+        while known < len(self._queue) and loop.time() < longest:
+            known = len(self._queue)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(QUIET):
+                    await self._hurry.wait()
+                break
+        self._hurry.clear()
 
     async def _delete(self, batch: list[_Removal]) -> None:
         """Delete links, then free addresses. What fails stays in the ledger: GC, DEL and the next start try again."""

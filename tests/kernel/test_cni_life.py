@@ -190,6 +190,7 @@ class TestDelete:
         pod.run("ip", "link", "del", "eth0")
         new = await node.add("new", pod)
         assert (await node.delete("old", pod)).status == 0
+        await node.settled()
         assert pings(node.host, *new.addresses)
         assert [handle.container_id for handle in node.ledger.held] == ["new"]
 

@@ -225,6 +225,7 @@ async def test_an_address_given_anew_leads_to_the_new_pod(node: Node, netns: Mak
         assert added.addresses[0] == "10.64.0.1"
         assert pings(node.host, *added.addresses)
         await node.delete(container)
+        await node.settled()
 
 
 async def test_the_first_packet_is_not_lost(node: Node, netns: MakeNetns) -> None:
