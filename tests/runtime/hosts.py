@@ -77,19 +77,29 @@ async def pods(node: Node) -> list[dict[str, Any]]:
 
 
 async def nothing_left(net: Lab) -> None:
-    """Hold that the nodes have nothing of containers any more: in the ledger, in the kernel, in files."""
+    """Hold that the nodes have nothing of containers any more: in the ledger, in the kernel, in files.
+
+    Awaited: a deletion is answered when the container is cut off, and its address is free some time later.
+    """
     for node in (net.node(name) for name in NODES):
-        found = [f"pod {pod}" for pod in await pods(node)]
-        found += [f"used {block}" for block in await ask(node, "blocks") if block["used"]]
-        links = json.loads((await node.run("ip", "-j", "link")).stdout)
-        found += [f"link {link['ifname']}" for link in links if link["ifname"] not in ("lo", "eth1")]
-        for family in ("-4", "-6"):
-            said = (await node.run("ip", family, "route", "show", "table", "all")).stdout
-            found += [f"route {line}" for line in said.splitlines() if " dev pr" in line]
-        for directory in ("/run/netns", "/var/lib/cni/results"):
-            listing = await node.run("find", directory, "-type", "f", check=False)
-            found += [f"file {name}" for name in listing.stdout.split()]
-        assert found == [], node.name
+        deadline = asyncio.get_running_loop().time() + 10
+        while found := await _traces(node):
+            assert asyncio.get_running_loop().time() < deadline, "\n".join([node.name, *found])
+            await asyncio.sleep(0.1)
+
+
+async def _traces(node: Node) -> list[str]:
+    found = [f"pod {pod}" for pod in await pods(node)]
+    found += [f"used {block}" for block in await ask(node, "blocks") if block["used"]]
+    links = json.loads((await node.run("ip", "-j", "link")).stdout)
+    found += [f"link {link['ifname']}" for link in links if link["ifname"] not in ("lo", "eth1")]
+    for family in ("-4", "-6"):
+        said = (await node.run("ip", family, "route", "show", "table", "all")).stdout
+        found += [f"route {line}" for line in said.splitlines() if " dev pr" in line]
+    for directory in ("/run/netns", "/var/lib/cni/results"):
+        listing = await node.run("find", directory, "-type", "f", check=False)
+        found += [f"file {name}" for name in listing.stdout.split()]
+    return found
 
 
 async def enter(node: Node, pid: int, *argv: str, check: bool = True) -> str:

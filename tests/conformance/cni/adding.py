@@ -93,7 +93,7 @@ async def again(bed: Bed) -> None:
     before = bed.traces()
     await bed.fails("ADD", pod)
     expect(pod.addresses() == held, f"the first ADD's addresses {sorted(held)} unharmed", sorted(pod.addresses()))
-    bed.same(before)
+    await bed.same(before)
 
 
 async def name_taken(bed: Bed) -> None:
@@ -102,7 +102,7 @@ async def name_taken(bed: Bed) -> None:
     pod.make_link("eth0")
     await bed.fails("ADD", pod)
     expect("eth0" in pod.links(), "the interface that was there before", sorted(pod.links()))
-    bed.same(before)
+    await bed.same(before)
 
 
 async def second_interface(bed: Bed) -> None:

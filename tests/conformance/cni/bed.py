@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from tests.netns import Netns, output
 
 PATIENCE = 60.0
 """Seconds for one call of a plugin."""
+SOON = 5.0
+"""Seconds for what a plugin does after its answer."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,9 @@ class Bed:
             yield process
         finally:
             if process.returncode is None:
-                process.kill()
+                # Not process.kill(), which may collect the exit status that asyncio waits for.
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
                 await process.wait()
 
     async def add(self, pod: Pod, **more: Any) -> dict[str, Any]:
@@ -233,11 +239,13 @@ class Bed:
                     found.add(f"route {route['dst']} dev {route.get('dev', '-')}")
         return found
 
-    def same(self, before: set[str]) -> None:
-        """Hold that the host is as it was."""
-        now = self.traces()
+    async def same(self, before: set[str]) -> None:
+        """Hold that the host is as it was, or soon will be: a plugin may answer before the last of it has gone."""
+        deadline = time.monotonic() + SOON
+        while (now := self.traces()) != before and time.monotonic() < deadline:  # noqa: ASYNC110 -- no event tells
+            await asyncio.sleep(0.05)
         difference = f"more: {sorted(now - before)}, less: {sorted(before - now)}"
-        expect(now == before, "the host as it was before", difference)
+        expect(now == before, f"the host as it was before, within {SOON:g} s", difference)
 
 
 def new_netns() -> Netns:

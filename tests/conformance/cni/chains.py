@@ -41,7 +41,7 @@ def in_front_of(plugin: Mapping[str, Any]) -> Callable[[Bed], Awaitable[None]]:
         except PluginError as error:
             raise ConformanceError("ADD, CHECK and DEL of the list succeed", str(error)) from None
         expect("eth0" not in pod.links(), "no interface in the container", sorted(pod.links()))
-        bed.same(before)
+        await bed.same(before)
 
     return run
 
@@ -93,7 +93,7 @@ async def ipam_fails(bed: Bed) -> None:
     before = bed.traces()
     await bed.fails("ADD", pod, config=config, path=path)
     expect("eth0" not in pod.links(), "no interface in the container", sorted(pod.links()))
-    bed.same(before)
+    await bed.same(before)
 
 
 async def ipam_undone(bed: Bed) -> None:

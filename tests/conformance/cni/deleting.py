@@ -12,7 +12,7 @@ async def removes(bed: Bed) -> None:
     result = await bed.add(pod)
     await bed.succeeds("DEL", pod, previous=result)
     expect("eth0" not in pod.links(), "no interface in the container", sorted(pod.links()))
-    bed.same(before)
+    await bed.same(before)
 
 
 async def without_result(bed: Bed) -> None:
@@ -21,7 +21,7 @@ async def without_result(bed: Bed) -> None:
     await bed.add(pod)
     await bed.succeeds("DEL", pod)
     expect("eth0" not in pod.links(), "no interface in the container", sorted(pod.links()))
-    bed.same(before)
+    await bed.same(before)
 
 
 async def twice(bed: Bed) -> None:
@@ -45,7 +45,7 @@ async def netns_gone(bed: Bed) -> None:
     await bed.succeeds("DEL", pod, previous=result, env={"CNI_NETNS": str(bed.directory / "vanished")})
     # What was in the namespace goes with it.
     pod.netns.run("ip", "link", "delete", "eth0", check=False)
-    bed.same(before)
+    await bed.same(before)
 
 
 async def interface_gone(bed: Bed) -> None:

@@ -23,7 +23,7 @@ async def parallel(bed: Bed) -> None:
     twice = sorted({address for address in given if given.count(address) > 1})
     expect(not twice, "no address given twice", twice)
     await asyncio.gather(*(bed.succeeds("DEL", pod) for pod in pods))
-    bed.same(before)
+    await bed.same(before)
 
 
 async def _kill_in_the_middle(bed: Bed) -> list[Pod]:
@@ -53,11 +53,11 @@ async def killed(bed: Bed) -> None:
     for pod in pods:
         await bed.succeeds("DEL", pod)
         expect("eth0" not in pod.links(), "no interface in the container", sorted(pod.links()))
-    bed.same(before)
+    await bed.same(before)
     for pod in pods:
         await bed.add(pod)
         await bed.succeeds("DEL", pod)
-    bed.same(before)
+    await bed.same(before)
 
 
 async def killed_and_collected(bed: Bed) -> None:
@@ -67,7 +67,7 @@ async def killed_and_collected(bed: Bed) -> None:
     for pod in pods:
         pod.netns.run("ip", "link", "delete", "eth0", check=False)
     await bed.succeeds("GC", config={"cni.dev/valid-attachments": []})
-    bed.same(before)
+    await bed.same(before)
     for pod in pods:
         await bed.add(pod)
 

@@ -42,7 +42,7 @@ def _refuses(verb: str, code: int, **call: Any) -> Callable[[Bed], Awaitable[Non
     async def run(bed: Bed) -> None:
         before = bed.traces()
         await bed.fails(verb, bed.pod(), codes=[code], **call)
-        bed.same(before)
+        await bed.same(before)
 
     return run
 
@@ -53,7 +53,7 @@ def _refuses_each(variable: str, values: tuple[str, ...]) -> Callable[[Bed], Awa
         for value in values:
             env: Mapping[str, str] = {variable: value}
             await bed.fails("ADD", bed.pod(), codes=[ENVIRONMENT], env=env)
-        bed.same(before)
+        await bed.same(before)
 
     return run
 
@@ -66,7 +66,7 @@ async def network_names(bed: Bed) -> None:
 async def no_netns_file(bed: Bed) -> None:
     before = bed.traces()
     await bed.fails("ADD", bed.pod(), env={"CNI_NETNS": str(bed.directory / "nowhere")})
-    bed.same(before)
+    await bed.same(before)
 
 
 async def not_a_netns(bed: Bed) -> None:
@@ -74,7 +74,7 @@ async def not_a_netns(bed: Bed) -> None:
     file = bed.directory / "file"
     file.touch()
     await bed.fails("ADD", bed.pod(), env={"CNI_NETNS": str(file)})
-    bed.same(before)
+    await bed.same(before)
 
 
 async def own_netns(bed: Bed) -> None:
@@ -86,7 +86,7 @@ async def own_netns(bed: Bed) -> None:
     except ConformanceError:
         await bed.call("DEL", pod, env=env)
         raise
-    bed.same(before)
+    await bed.same(before)
 
 
 CHECKS = (

@@ -39,7 +39,7 @@ async def collects_again(bed: Bed) -> None:
     stale.netns.run("ip", "link", "delete", "eth0")
     for _ in range(2):
         await bed.succeeds("GC", config=_listed())
-    bed.same(before)
+    await bed.same(before)
 
 
 async def other_network(bed: Bed) -> None:
@@ -102,7 +102,7 @@ async def add_away(bed: Bed) -> None:
         expect("eth0" not in pod.links(), "no interface in the container", sorted(pod.links()))
     await bed.add(pod)
     await bed.succeeds("DEL", pod)
-    bed.same(before)
+    await bed.same(before)
 
 
 async def del_away(bed: Bed) -> None:
@@ -112,7 +112,7 @@ async def del_away(bed: Bed) -> None:
     async with _away(bed):
         await bed.succeeds("DEL", pod, previous=result)
         pod.netns.run("ip", "link", "delete", "eth0", check=False)
-    bed.same(before)
+    await bed.same(before)
     await bed.add(pod)
 
 
