@@ -4,9 +4,7 @@ VENV := .venv/bin
 export PYTHONDONTWRITEBYTECODE := 1
 export PATH := $(CURDIR)/$(VENV):$(PATH)
 
-CONFORMANCE := docs/conformance-bgp
-
-.PHONY: help demo lab-down test unit lab lint format conformance fuzz bench-bgp bench-cni bench-fib
+.PHONY: help demo lab-down test unit lab lint format conformance interop fuzz bench-bgp bench-cni bench-fib
 .PHONY: setup setup-tests venv lock clean
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -26,17 +24,21 @@ unit: venv  ## the tests that need no root; seconds
 lab: setup-tests  ## the tests that build networks: kernel, real routers, real runtimes
 	@python -m pytest tests/kernel tests/interop tests/runtime
 
+conformance: setup-tests  ## the BGP conformance suite at podroute, FRR, BIRD and GoBGP, into docs/conformance-bgp.md; minutes
+	@mkdir -p build
+	@python -m tests.conformance.bgp.compare --page docs/conformance-bgp.md --json build/conformance-bgp.json
+
+interop: setup-tests  ## the speaker with FRR, BIRD and GoBGP, into docs/interop.md
+	@INTEROP_PAGE=docs/interop.md python -m pytest -q tests/interop/test_bgp_matrix.py
+
+fuzz: venv  ## fuzz everything that reads a peer's octets (SECONDS=60)
+	@python -m tests.wire.fuzz_bgp $(or $(SECONDS),60)
+
 lint: venv  ## ruff, mypy --strict, import contracts
 	@ruff check --quiet . && ruff format --quiet --check . && mypy && lint-imports --no-logo
 
 format: venv  ## apply the house's format
 	@ruff check --quiet --fix .; ruff format --quiet .
-
-conformance: setup-tests  ## raw BGP at podroute, FRR, BIRD and GoBGP, into docs/conformance-bgp.md; minutes
-	@python -m tests.conformance.bgp.compare --page $(CONFORMANCE).md --json $(CONFORMANCE).json
-
-fuzz: venv  ## fuzz everything that reads a peer's octets (SECONDS=60)
-	@python -m tests.wire.fuzz_bgp $(or $(SECONDS),60)
 
 bench-bgp: setup-tests  ## the speaker beside BIRD, FRR and GoBGP on the same input (BENCH=options)
 	@python -m benchmarks.bgp $(BENCH)

@@ -24,20 +24,23 @@ Key = tuple[Family, bytes]
 
 
 class Advertising:
-    """``blocks`` returns this node's; ``wait`` is how long an ADD waits for its block's advertisement, in seconds;
-    ``not_ready_after`` how long no peer may have been told of a block, None: for ever."""
+    """``blocks`` returns this node's, ``announced`` whether one is to be advertised at all. ``wait`` is how long an ADD
+    waits for its block's advertisement, in seconds; ``not_ready_after`` how long no peer may have been told of a block,
+    None: for ever."""
 
     def __init__(
         self,
         speaker: Speaker,
         blocks: Callable[[], Sequence[Block]],
         *,
+        announced: Callable[[Block], bool],
         wait: float,
         not_ready_after: float | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._speaker = speaker
         self._blocks = blocks
+        self._announced = announced
         self._wait = wait
         self._not_ready_after = not_ready_after
         self._clock = clock
@@ -101,8 +104,10 @@ class Advertising:
                 changed.cancel()
 
     async def _look(self) -> None:
-        keys = {(block.family, block.prefix) for block in self._blocks()}
-        self._told &= keys
+        blocks = self._blocks()
+        keys = {(block.family, block.prefix) for block in blocks}
+        hidden = {(block.family, block.prefix) for block in blocks if not self._announced(block)}
+        self._told = self._told & keys | hidden
         self._waited &= keys
         for key in keys - self._told:
             exports = self._speaker.rib.explain(*key).exports
@@ -111,7 +116,7 @@ class Advertising:
                 self._progress.set()
                 self._progress = asyncio.Event()
         self._all_told = self._all_told or (bool(keys) and keys <= self._told)
-        if not self._lost(keys):
+        if not self._lost(keys - hidden):
             self._lost_since = None
         elif self._lost_since is None:
             self._lost_since = self._clock()

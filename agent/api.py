@@ -2,9 +2,9 @@
 
 ``GET /v1/status``, ``/v1/peers``, ``/v1/blocks`` and ``/v1/pods`` answer JSON; ``/v1/routes`` streams one JSON object a
 line (NDJSON), in slices, so that a full table neither fills memory nor holds the event loop; ``/v1/converged`` answers
-when the node has converged or ``timeout`` seconds are over. ``POST /v1/stop`` ends the agent in a ``mode``,
-``POST /v1/reload`` has it read its file anew (``dryRun``: only say what would change). Errors are ``{"error": text}``
-with a 4xx status.
+when the node has converged or ``timeout`` seconds are over; ``/v1/explain?prefix=`` tells all about one prefix.
+``POST /v1/stop`` ends the agent in a ``mode``, ``POST /v1/reload`` has it read its file anew (``dryRun``: only say what
+would change). Errors are ``{"error": text}`` with a 4xx or 5xx status.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from typing import cast, get_args
 
 from aiohttp import web
 
-from agent import views
+from agent import ipam_api, views
 from agent.errors import StartError
+from agent.explain import explain
 from agent.node import Node
 from agent.reload import RestartNeededError
 from agent.stopping import Mode
@@ -29,6 +30,7 @@ from bgp.status import SpeakerError
 from config import prefix
 from config.prefix import BY_NAME, FAMILIES, Family
 from config.problems import ConfigError
+from ipam.errors import IpamError
 
 LONGEST_WAIT = 3600.0
 """Seconds that /v1/converged may be asked to wait."""
@@ -53,6 +55,8 @@ class ApiServer:
                 web.get("/v1/converged", _converged),
                 web.post("/v1/stop", _stop),
                 web.post("/v1/reload", _reload),
+                *ipam_api.routes(node),
+                web.get("/v1/explain", _explain),
             ]
         )
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
@@ -111,6 +115,8 @@ async def _errors_as_json(
         if error.status == 404 and text == "404: Not Found":
             text = f"no such path: {request.path}"
         return web.json_response({"error": text}, status=error.status)
+    except IpamError as error:
+        return web.json_response({"error": str(error), "code": error.code}, status=503 if error.retry else 409)
 
 
 async def _status(request: web.Request) -> web.Response:
@@ -154,6 +160,19 @@ async def _routes(request: web.Request) -> web.StreamResponse:
             if limit <= 0:
                 return response
     return response
+
+
+async def _explain(request: web.Request) -> web.Response:
+    node = request.app[_NODE]
+    if not node.running:
+        raise web.HTTPServiceUnavailable(text=f"the agent is {node.state}")
+    if "prefix" not in request.query:
+        raise web.HTTPBadRequest(text="prefix is missing: a prefix or an address")
+    try:
+        family, wanted = prefix.parse(request.query["prefix"])
+    except ValueError as error:
+        raise web.HTTPBadRequest(text=f"prefix: {error}") from None
+    return web.json_response(await explain(node, family, wanted))
 
 
 async def _converged(request: web.Request) -> web.Response:

@@ -17,6 +17,7 @@ _GROUPS = {
     "agent": "agent.main:agent",
     "cni": "agent.cni_commands:cni",
     "config": "config.commands:config_commands",
+    "ipam": "agent.ipam_commands:ipam",
     "lab": "labs.commands:lab",
 }
 
@@ -52,7 +53,8 @@ def main() -> None:
         sys.exit(0)
 
 
-def _asks_agent(command: Any) -> Any:
+def asks_agent(command: Any) -> Any:
+    """Add the options of a command that asks the agent."""
     command = click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
     return click.option(
         "--socket",
@@ -64,7 +66,8 @@ def _asks_agent(command: Any) -> Any:
     )(command)
 
 
-def _show(answer: Any, as_json: bool, table: str) -> None:
+def show_answer(answer: Any, as_json: bool, table: str) -> None:
+    """Print an answer as JSON, or with a function of agent.tables."""
     if as_json:
         click.echo(json.dumps(answer, indent=2))
         return
@@ -74,24 +77,24 @@ def _show(answer: Any, as_json: bool, table: str) -> None:
 
 
 @cli.command()
-@_asks_agent
+@asks_agent
 def status(socket_path: str, as_json: bool) -> None:
     """One page: is this node converged, and if not, what is it waiting for."""
-    _show(Client(socket_path).get("/v1/status"), as_json, "status")
+    show_answer(Client(socket_path).get("/v1/status"), as_json, "status")
 
 
 @cli.command()
-@_asks_agent
+@asks_agent
 def peers(socket_path: str, as_json: bool) -> None:
     """BGP peers: state, families, prefix counts, last errors."""
-    _show(Client(socket_path).get("/v1/peers"), as_json, "peers")
+    show_answer(Client(socket_path).get("/v1/peers"), as_json, "peers")
 
 
 @cli.command()
 @click.argument("prefix", required=False)
 @click.option("--family", type=click.Choice(["ipv4", "ipv6"]), help="Only this family.")
 @click.option("--limit", type=click.IntRange(min=1), help="At most this many prefixes.")
-@_asks_agent
+@asks_agent
 def routes(prefix: str | None, family: str | None, limit: int | None, socket_path: str, as_json: bool) -> None:
     """Routes: every path of Loc-RIB, which is used, and what the kernel holds. PREFIX shows one."""
     found = Client(socket_path).stream("/v1/routes", prefix=prefix, family=family, limit=limit)
@@ -99,26 +102,34 @@ def routes(prefix: str | None, family: str | None, limit: int | None, socket_pat
         for route in found:
             click.echo(json.dumps(route))
         return
-    _show(list(found), False, "routes")
+    show_answer(list(found), False, "routes")
 
 
 @cli.command()
-@_asks_agent
+@click.argument("prefix")
+@asks_agent
+def explain(prefix: str, socket_path: str, as_json: bool) -> None:
+    """All about one PREFIX or address: paths, policy, decision, next hops, kernel, and why they differ."""
+    show_answer(Client(socket_path).get("/v1/explain", prefix=prefix), as_json, "explain")
+
+
+@cli.command()
+@asks_agent
 def blocks(socket_path: str, as_json: bool) -> None:
     """Blocks that this node owns, and how full they are."""
-    _show(Client(socket_path).get("/v1/blocks"), as_json, "blocks")
+    show_answer(Client(socket_path).get("/v1/blocks"), as_json, "blocks")
 
 
 @cli.command()
-@_asks_agent
+@asks_agent
 def pods(socket_path: str, as_json: bool) -> None:
     """Pods that this node wired: addresses, interfaces, names."""
-    _show(Client(socket_path).get("/v1/pods"), as_json, "pods")
+    show_answer(Client(socket_path).get("/v1/pods"), as_json, "pods")
 
 
 @cli.command()
 @click.option("--mode", type=click.Choice(["graceful", "drain", "purge"]), help="Default: `onStop` of the node's file.")
-@_asks_agent
+@asks_agent
 def stop(mode: str | None, socket_path: str, as_json: bool) -> None:
     """End the agent: graceful (routes stay, peers wait for it), drain (traffic led away first), purge (all removed)."""
     answer = Client(socket_path).post("/v1/stop", mode=mode)
@@ -127,15 +138,15 @@ def stop(mode: str | None, socket_path: str, as_json: bool) -> None:
 
 @cli.command()
 @click.option("--dry-run", is_flag=True, help="Only say what would change.")
-@_asks_agent
+@asks_agent
 def reload(dry_run: bool, socket_path: str, as_json: bool) -> None:
     """Have the agent read its file anew: all of it holds, or, where anything is wrong, nothing."""
-    _show(Client(socket_path).post("/v1/reload", dryRun="1" if dry_run else None), as_json, "reloaded")
+    show_answer(Client(socket_path).post("/v1/reload", dryRun="1" if dry_run else None), as_json, "reloaded")
 
 
 @cli.command("wait-converged")
 @click.option("--timeout", default=60.0, show_default=True, help="Seconds.")
-@_asks_agent
+@asks_agent
 def wait_converged(timeout: float, socket_path: str, as_json: bool) -> None:
     """Wait until sessions, End-of-RIBs, FIB and own blocks are all in place. Exit status 1 after the timeout."""
     answer = Client(socket_path, timeout=timeout + 10).get("/v1/converged", timeout=timeout)

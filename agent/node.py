@@ -15,8 +15,10 @@ from pathlib import Path
 
 from agent.addresses import IpamAddresses
 from agent.advertising import Advertising
+from agent.collector import Collector
 from agent.errors import StartError
 from agent.leftovers import LeftoverSweep
+from agent.mesh import Mesh
 from agent.notify import notify
 from agent.peering import peer_settings, restart_settings
 from agent.pods import PodHooks
@@ -29,6 +31,7 @@ from bgp.status import SessionChange, SpeakerError
 from cni import masquerade
 from cni.commands import notes_directory
 from cni.errors import Code
+from cni.hooks import Assignment
 from cni.podnet import PodNetwork
 from cni.server import CniServer
 from config.check import overlaps_with_subnets
@@ -37,11 +40,13 @@ from config.load import load
 from config.model import DEFAULT_PATH, Config
 from config.nexthop import NextHops
 from config.prefix import NAMES, Family, text
+from ipam.ledger import Assignment as Given
 from ipam.records import Block
-from ipam.service import Ipam
+from ipam.service import Ipam, Running
 from routes.fib import Fib
 from routes.messages import AddressEvent, Event
 from routes.monitor import Monitor
+from routes.pods import pod_routes
 from routes.resolver import Resolver
 from routes.sysctl import set_needed
 from routes.table import Result, State
@@ -69,7 +74,12 @@ class Node:
         self._ending = asyncio.Event()
         self._failure: BaseException | None = None
         state = Path(config.state_dir)
-        self.ipam = Ipam(config, on_blocks=self._blocks_changed, addresses=_own_addresses(self._peers.values()))
+        self.ipam = Ipam(
+            config,
+            on_blocks=self._blocks_changed,
+            addresses=config.node.addresses or _own_addresses(self._peers.values()),
+            running=lambda: (Running(*route) for route in pod_routes(config.routes.table)),
+        )
         self.monitor = Monitor()
         self.resolver = Resolver(self.monitor, on_changed=self._next_hops_changed)
         self.fib = Fib(
@@ -79,6 +89,7 @@ class Node:
             on_results=self._fib_results,
             table=config.routes.table,
             metric=config.routes.metric,
+            on_room=lambda: self.speaker.fib_ready(),
         )
         self.speaker = Speaker(
             asn=config.node.asn,
@@ -89,15 +100,19 @@ class Node:
             listen=config.bgp.listen_addresses,
             max_paths=config.bgp.max_paths,
             hostname=config.node.name,
+            cluster_id=config.bgp.cluster_octets,
             restart=restart_settings(config.bgp.graceful_restart),
             on_failure=self._failed,
+            fib_full=lambda: self.fib.full,
         )
+        self._mesh = Mesh(config, self.ipam, self.speaker)
         self.sweep = LeftoverSweep(
             self.speaker, self.fib, self._peers, patience=config.bgp.graceful_restart.restart_time
         )
         self.advertising = Advertising(
             self.speaker,
             self.ipam.blocks,
+            announced=self.ipam.advertised,
             wait=config.cni.wait_advertised,
             not_ready_after=config.cni.not_ready_seconds,
         )
@@ -109,6 +124,7 @@ class Node:
                 self.advertising,
                 uplinks=[peer.address for peer in self._peers.values()],
                 ready=self.ready,
+                owns=self._owns,
             ),
             notes=notes_directory(config.state_dir),
             network=PodNetwork(
@@ -118,6 +134,8 @@ class Node:
                 forwarding=config.cni.forwarding,
             ),
         )
+
+        self._collector = Collector(self.ipam, self.cni.verbs, config.ipam.grace_time)
 
     @property
     def running(self) -> bool:
@@ -161,12 +179,16 @@ class Node:
         stack.push_async_callback(self.cni.stop)  # before its start: it also clears up a start that failed
         await self.cni.start()
         self.fib.expectations_complete()
+        self._collector.start()
+        stack.push_async_callback(self._collector.stop)
         for family, prefix in self.config.advertised:
             self.speaker.originate(family, prefix, owner=CONFIGURATION, source="configured")
         for settings in self._peers.values():
             self.speaker.add_peer(settings)
         await self.speaker.start(retained=self.fib.retained)
         stack.push_async_callback(self._stop_speaker)
+        self._mesh.start()
+        stack.push_async_callback(self._mesh.stop)
         self.advertising.start()
         stack.push_async_callback(self.advertising.stop)
         self.sweep.start()
@@ -269,10 +291,19 @@ class Node:
     def _blocks_changed(self, granted: Sequence[Block], released: Sequence[Block]) -> None:
         for block in granted:
             self.fib.add_cover(block.family, block.prefix)
-            self.speaker.originate(block.family, block.prefix, owner=_owner(block), source="block")
+            if self.ipam.advertised(block):
+                self.speaker.originate(block.family, block.prefix, owner=_owner(block), source="block")
+            if self.running:  # lost before and ours again; at the start the CNI side tells of its pods
+                for attachment, one in self.ipam.assigned(block):
+                    self.fib.expect_pod(one.family, one.prefix, attachment.attributes.get("hostInterface", ""))
         for block in released:
             self.speaker.retract(block.family, block.prefix, _owner(block))
             self.fib.remove_cover(block.family, block.prefix)
+            for _, one in self.ipam.assigned(block):  # of a block that was lost: its old containers are cut off
+                self.fib.forget_pod(one.family, one.prefix)
+
+    def _owns(self, assignment: Assignment) -> bool:
+        return isinstance(assignment, Given) and self.ipam.owns(assignment.family, assignment.block)
 
     def _next_hops_changed(self, changed: set[tuple[bytes, str]]) -> None:
         self.fib.next_hops_changed()

@@ -19,21 +19,30 @@ class PodHooks:
         *,
         uplinks: Sequence[str],
         ready: Callable[[], tuple[int, str] | None],
+        owns: Callable[[Assignment], bool],
     ) -> None:
+        """``owns``: whether an address lies in a block that is this node's; others are cut off."""
         self._fib = fib
         self._advertising = advertising
+        self._owns = owns
         self._uplinks = tuple(uplinks)
         self._ready = ready
 
     async def pod_added(
         self, handle: Handle, assignments: Sequence[Assignment], host_ifname: str, *, restored: bool
     ) -> None:
-        for assignment in assignments:
+        for assignment in filter(self._owns, assignments):
             self._fib.expect_pod(assignment.family, assignment.prefix, host_ifname)
 
     async def pod_removed(self, handle: Handle, assignments: Sequence[Assignment], host_ifname: str) -> None:
         for assignment in assignments:
             self._fib.forget_pod(assignment.family, assignment.prefix)
+
+    def bridged(self, assignments: Sequence[Assignment]) -> None:
+        """Take the cover off IPv6 blocks: the kernel gives the subnet's route metric 256, behind a cover's."""
+        for assignment in assignments:
+            if assignment.family == 6:
+                self._fib.remove_cover(6, assignment.block)
 
     async def advertised(self, assignments: Sequence[Assignment]) -> None:
         await self._advertising.wait(assignments)

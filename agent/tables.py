@@ -91,6 +91,31 @@ def routes(answer: Iterable[Answer]) -> None:
     _print(table, "no routes")
 
 
+def explain(answer: Answer) -> None:
+    console = Console()
+    about = "" if answer["asked"] == answer["prefix"] else f", which answers for {answer['asked']}"
+    console.print(Text.assemble((answer["prefix"], "bold"), about))
+    for line in answer["summary"]:
+        console.print(f"  {line}", markup=False, highlight=False)
+    table = _table("", "FROM", "NEXT HOP", "REACHED", "PREF", "AS PATH", "RULE", "WHY NOT")
+    for path in answer["paths"]:
+        mark = Text("best", "green") if path["best"] else Text("used", "green") if path["used"] else Text("")
+        origin = path["peer"] or path["owner"]
+        cells = [path["nextHop"] or "-", path["reached"], str(path["localPref"]), path["asPath"], path["rule"]]
+        table.add_row(mark, origin, *cells, path["reason"])
+    _print(table, "no paths")
+    fib = _table("METRIC", "WHOSE", "DESIRED", "IN THE KERNEL", "STATE")
+    for route in answer["fib"]:
+        state = Text(route["state"], "green" if route["state"] == "installed" else "yellow")
+        desired, kernel = (", ".join(route[side]) or "-" for side in ("desired", "kernel"))
+        fib.add_row(str(route["metric"]), route["owner"], desired, kernel, state)
+    _print(fib, "no routes, neither desired nor in the kernel")
+    exports = _table("TOLD TO", "", "BY")
+    for export in answer["exports"]:
+        exports.add_row(export["peer"], "yes" if export["advertised"] else "no", export["reason"])
+    _print(exports, "told to nobody")
+
+
 def blocks(answer: Iterable[Answer]) -> None:
     table = _table("BLOCK", "POOL", "USED", "FREE", "ADVERTISED TO")
     for block in answer:
@@ -110,6 +135,69 @@ def pods(answer: Iterable[Answer]) -> None:
         addresses = ", ".join(pod["addresses"])
         table.add_row(pod["containerId"][:13], pod["name"], pod["ifname"], addresses, pod["hostIfname"], pod["network"])
     _print(table, "no pods")
+
+
+def ipam_show(answer: Answer) -> None:
+    table = _table("POOL", "CIDR", "BLOCKS", "CLAIMED", "ADDRESSES", "USED", "")
+    for pool in answer["pools"]:
+        table.add_row(
+            pool["name"],
+            pool["cidr"],
+            str(pool["blocks"]),
+            str(pool["claimed"]),
+            str(pool["addresses"]),
+            str(pool["used"]),
+            _share(pool["used"], pool["addresses"]),
+        )
+    _print(table, "no pools")
+    table = _table("NODE", "POOL", "BLOCKS", "ADDRESSES", "USED", "", "")
+    for node in answer["nodes"]:
+        cells = [node["name"], node["pool"], str(node["blocks"]), str(node["size"]), str(node["used"])]
+        alive = Text("") if node["alive"] else Text("dead", "red")
+        table.add_row(*cells, _share(node["used"], node["size"]), alive)
+    _print(table, "no node owns a block")
+
+
+_CELLS = {"used": ("█", "red"), "resting": ("▒", "yellow"), "reserved": ("r", "blue"), "free": ("·", "green")}
+
+
+def ipam_picture(answer: Answer) -> None:
+    console = Console()
+    cells = answer["cells"]
+    counts = {state: cells.count(state) for state in _CELLS}
+    console.print(Text.assemble((answer["block"], "bold"), f" of node {answer['node']}, one cell an address"))
+    for start in range(0, len(cells), 64):
+        row = Text(f"{start:>5} ", "dim")
+        for state in cells[start : start + 64]:
+            row.append(*_CELLS[state])
+        console.print(row)
+    legend = Text("      ")
+    for state, (cell, style) in _CELLS.items():
+        legend.append(cell, style).append(f" {counts[state]} {state}  ")
+    console.print(legend)
+
+
+def ipam_blocks(answer: Iterable[Answer]) -> None:
+    table = _table("BLOCK", "POOL", "NODE", "USED", "CLAIMED AT", "GENERATION")
+    for block in answer:
+        used = "" if block["used"] is None else str(block["used"])
+        cells = [block["prefix"], block["pool"], block["owner"], used, block["claimedAt"], str(block["generation"])]
+        table.add_row(*cells)
+    _print(table, "no blocks")
+
+
+def ipam_pools(answer: Iterable[Answer]) -> None:
+    table = _table("POOL", "CIDR", "BLOCKS OF", "NODES", "")
+    for pool in answer:
+        nodes = ", ".join(f"{label}={value}" for label, value in pool["nodes"].items()) or "all"
+        flags = [flag for flag in ("disabled", "manual", "notAdvertised") if pool[flag]]
+        flags += [f"reserved {one}" for one in pool["reservations"]]
+        table.add_row(pool["name"], pool["cidr"], f"/{pool['blockSize']}", nodes, ", ".join(flags))
+    _print(table, "no pools")
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else ""
 
 
 def duration(seconds: float) -> str:

@@ -27,7 +27,7 @@ from bgp.attributes import (
 from bgp.messages import BgpError, Negotiated
 from bgp.paths import Hop, Path, Peer
 from bgp.policy import Policy
-from bgp.table import MASK, Queue, Table
+from bgp.table import MASK, PLACE, Queue, Table
 from bgp.update import MpReach, decode_mp_reach, decode_mp_unreach, decode_nlri, end_of_rib, split
 from config.nexthop import NextHop, NextHops
 from config.prefix import FAMILIES, NAMES, Family, address_text
@@ -45,6 +45,8 @@ class RibPeer:
     """How often our own AS may occur in an AS_PATH from this peer."""
     enforce_first_as: bool = True
     """The AS_PATH from an external peer must start with its AS; off for route servers (RFC 7947)."""
+    reflector_client: bool = False
+    """RFC 4456: routes of other internal peers are reflected to it, and its routes to them."""
 
 
 class Received(NamedTuple):
@@ -64,6 +66,7 @@ class SessionFacts(NamedTuple):
     own_addresses: frozenset[bytes]
     """Our addresses on this session: no next hop may be one of them (RFC 4271 section 6.3)."""
     router_id: bytes
+    cluster_id: bytes
 
 
 class _KnownNextHop(NamedTuple):
@@ -296,7 +299,7 @@ class AdjRibIn:
     def _announce(self, family: Family, prefixes: list[bytes], path: Path) -> None:
         shards = self.tables[family].shards
         for prefix in prefixes:
-            shards[hash(prefix) & MASK][prefix] = path
+            shards[PLACE[hash(prefix) & MASK]][prefix] = path
         self.dirty[family].add(prefixes)
         if self._stale[family]:
             self._freshen(family, prefixes)
@@ -304,7 +307,7 @@ class AdjRibIn:
     def _withdraw(self, family: Family, prefixes: list[bytes]) -> None:
         if prefixes:
             shards = self.tables[family].shards
-            gone = [prefix for prefix in prefixes if shards[hash(prefix) & MASK].pop(prefix, None) is not None]
+            gone = [prefix for prefix in prefixes if shards[PLACE[hash(prefix) & MASK]].pop(prefix, None) is not None]
             self.dirty[family].add(gone)
             if self._stale[family]:
                 self._freshen(family, prefixes)
@@ -313,7 +316,7 @@ class AdjRibIn:
         """The peer has said something about prefixes: they are not stale any more."""
         stale = self._stale[family]
         for prefix in prefixes:
-            stale[hash(prefix) & MASK].pop(prefix, None)
+            stale[PLACE[hash(prefix) & MASK]].pop(prefix, None)
 
     def _path(self, attributes: Attributes, next_hop: bytes) -> Path:
         known = self._next_hops.get(next_hop)
@@ -347,8 +350,8 @@ class AdjRibIn:
             return "ORIGINATOR_ID is our own BGP identifier"
         if self.peer.ibgp:
             clusters = attributes.value(CLUSTER_LIST) or b""
-            if session.router_id in [clusters[at : at + 4] for at in range(0, len(clusters), 4)]:
-                return "CLUSTER_LIST holds our own identifier"
+            if session.cluster_id in [clusters[at : at + 4] for at in range(0, len(clusters), 4)]:
+                return "CLUSTER_LIST holds our own cluster"
         return ""
 
     def _make_parser(self, four_octet_as: bool) -> AttributeParser:

@@ -19,7 +19,7 @@ from bgp.attributes import NO_ADVERTISE, NO_EXPORT, NO_EXPORT_SUBCONFED
 from bgp.messages import BORR, EORR
 from bgp.paths import Path, Peer
 from bgp.policy import Changes, ExportPolicy, Policy, Source, Verdict
-from bgp.table import MASK, Table
+from bgp.table import MASK, PLACE, Table
 from bgp.update import Announcement, announcements, encode_end_of_rib, encode_refresh_marker, fits, room, withdrawals
 from config.prefix import Family
 
@@ -219,7 +219,7 @@ class ExportGroup:
                 new = self._export(prefix, path)
                 if constant and path.peer is not None:  # what follows from the path alone holds for the next prefix too
                     last, known = path, new
-            at = hash(prefix) & MASK
+            at = PLACE[hash(prefix) & MASK]
             old = shards[at].get(prefix)
             if new is old:
                 continue
@@ -323,7 +323,7 @@ class ExportGroup:
 
     def verdict(self, prefix: bytes, path: Path) -> Verdict:
         """Return what the export policy says about a route."""
-        return self._policy.evaluate(self.key.family, prefix, self._source_of(prefix, path))
+        return self._policy.evaluate(self.key.family, prefix, self._source_of(prefix, path), path)
 
     def withheld(self, path: Path) -> str:
         """Return why a path may not be announced to this kind of session whatever the policy says; empty if it may."""
@@ -334,7 +334,9 @@ class ExportGroup:
             return "community no-advertise (RFC 1997)"
         if not self.key.kind.ibgp:
             return "community no-export (RFC 1997)" if scope & (NO_EXPORT | NO_EXPORT_SUBCONFED) else ""
-        return "learned from an internal peer (RFC 4271 section 9.2)" if path.peer.ibgp else ""
+        if path.peer.ibgp and not (path.peer.client or self.key.kind.client):
+            return "learned from an internal peer (RFC 4271 section 9.2), and neither is a client (RFC 4456)"
+        return ""
 
     def _source_of(self, prefix: bytes, path: Path) -> Source:
         return "learned" if path.peer is not None else self._source(prefix)
@@ -345,7 +347,7 @@ class ExportGroup:
         source = self._source_of(prefix, path)
         verdict = self._policy.constant(self.key.family, source)
         if verdict is None:
-            verdict = self._policy.evaluate(self.key.family, prefix, source)
+            verdict = self._policy.evaluate(self.key.family, prefix, source, path)
         if not verdict.accepted:
             return None
         known = self._by_path.setdefault(path, {})
@@ -354,9 +356,12 @@ class ExportGroup:
         return known[verdict.changes]
 
     def _encode(self, path: Path, changes: Changes) -> Exported | None:
-        before, after = exported(path.attributes, self.key.kind, changes)
+        reflected = path.peer is not None and path.peer.ibgp
+        originator = path.peer.identifier if path.peer is not None and reflected else None
+        before, after = exported(path.attributes, self.key.kind, changes, originator)
         next_hop = None
-        if self.key.kind.ibgp and path.hop is not None and not changes.next_hop_self and not path.hop.device:
+        keeps = self.key.kind.ibgp or changes.next_hop_keep
+        if keeps and path.hop is not None and not changes.next_hop_self and not path.hop.device:
             next_hop = path.hop.address
             if self.key.family == 4 and len(next_hop) > self.key.next_hop_size:
                 next_hop = None  # an IPv6 next hop on a session that has not negotiated RFC 8950

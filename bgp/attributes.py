@@ -65,6 +65,7 @@ class Attributes:
         "path_length",
         "raw",
         "scope",
+        "weight",
     )
 
     def __init__(self, raw: bytes) -> None:
@@ -81,6 +82,8 @@ class Attributes:
         self.local_pref: int | None = None
         self.originator: bytes | None = None
         self.scope = 0
+        self.weight = 0
+        """What import policy put above all else."""
 
     def __iter__(self) -> Iterator[tuple[int, int, bytes]]:
         """Iterate over ``(flags, code, value)`` in the order received."""

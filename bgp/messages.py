@@ -94,6 +94,10 @@ class Negotiated:
     def ibgp(self) -> bool:
         return self.local.asn == self.peer.asn
 
+    def extended(self, family: Family) -> bool:
+        """Tell whether prefixes of a family may have IPv6 next hops (RFC 8950 section 4)."""
+        return family == 4 and (4, 6) in self.local.extended_next_hop & self.peer.extended_next_hop
+
     @property
     def enhanced_refresh(self) -> bool:
         return self.local.enhanced_refresh and self.peer.enhanced_refresh

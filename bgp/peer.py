@@ -61,6 +61,8 @@ class Local:
     on_session: Callable[[SessionChange], None]
     wake: Callable[[], None]
     """There is work for the RIB, or something to send."""
+    unread: Callable[[], None]
+    """``readers`` is not empty."""
     notify: Callable[[], None]
     """Something changed that ``converged`` looks at."""
     readers: deque[Session] = field(default_factory=deque)
@@ -204,10 +206,12 @@ class Peer:
             asn=self._local.asn,
             hold_time=self.settings.hold_time,
             identifier=self._local.router_id,
-            families=self.settings.offered,
+            families=self.settings.families,
             enhanced_refresh=True,
+            extended_message=True,
+            extended_next_hop=self.settings.extended_next_hop,
             graceful_restart=self._local.restart.capability(
-                self.settings.offered, established_before=self._established_count > 0
+                self.settings.families, established_before=self._established_count > 0
             ),
             hostname=self._local.hostname,
         )
@@ -348,7 +352,7 @@ class Peer:
 
     def arrived(self, session: Session) -> None:
         self._local.readers.append(session)
-        self._local.wake()
+        self._local.unread()
 
     def writable(self, session: Session) -> None:
         self._local.wake()
@@ -403,7 +407,11 @@ class Peer:
     def _own_next_hops(self, session: Session, negotiated: Negotiated) -> dict[Family, bytes]:
         assert session.connection is not None
         local = session.connection.local.packed
-        found = {family: self._local.resolver.local(local, family) for family in negotiated.families}
+        of_session: Family = 4 if len(local) == 4 else 6
+        found = {
+            family: self._local.resolver.local(local, of_session if negotiated.extended(family) else family)
+            for family in negotiated.families
+        }
         return {family: next_hop for family, next_hop in found.items() if next_hop is not None}
 
     def _is_restart(self, session: Session, established: Session) -> bool:
@@ -508,8 +516,6 @@ class Peer:
 
     def _problem(self, family: Family) -> str | None:
         name = NAMES[family]
-        if family not in self.settings.offered:
-            return f"{name} not offered: an IPv6 session carries IPv6 only"
         if self._established is None:
             return None
         if family not in self._end_of_rib:

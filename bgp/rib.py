@@ -53,12 +53,14 @@ class Rib:
         resolver: NextHopResolver,
         on_fib: OnFib,
         max_paths: int = 64,
+        cluster_id: bytes | None = None,
         multipath_relax: bool = True,
         always_compare_med: bool = False,
     ) -> None:
         options = Options(max_paths, multipath_relax, always_compare_med)
         self.local_as = local_as
         self.router_id = router_id
+        self.cluster_id = cluster_id or router_id
         self.loc: dict[Family, LocRib] = {f: LocRib(f, options, self._intern) for f in FAMILIES}
         self.own: dict[Family, OwnPrefixes] = {f: OwnPrefixes(f) for f in FAMILIES}
         self.peers: dict[str, PeerRib] = {}
@@ -90,7 +92,7 @@ class Rib:
         """Add a peer; ValueError where the name is taken."""
         if settings.name in self.peers:
             raise ValueError(f"peer {settings.name} exists")
-        peer = Peer(settings.name, settings.asn, ibgp=settings.asn == self.local_as)
+        peer = Peer(settings.name, settings.asn, ibgp=settings.asn == self.local_as, client=settings.reflector_client)
         self.peers[settings.name] = PeerRib(settings, AdjRibIn(peer, settings, self.local_as, self._hop, self._intern))
 
     def remove_peer(self, name: str) -> None:
@@ -122,7 +124,9 @@ class Rib:
                 rib.adj_in.drop_stale(family)
         peer = rib.adj_in.peer
         peer.identifier, peer.address, peer.device = negotiated.peer.identifier, peer_address, device
-        rib.adj_in.start(SessionFacts(negotiated, _own_addresses(local_address, next_hops), self.router_id))
+        rib.adj_in.start(
+            SessionFacts(negotiated, _own_addresses(local_address, next_hops), self.router_id, self.cluster_id)
+        )
         for family in sorted(negotiated.families):
             self._join(rib, negotiated, family, next_hops.get(family))
 
@@ -362,10 +366,10 @@ class Rib:
         self, rib: PeerRib, negotiated: Negotiated, family: Family, next_hop: bytes | None, told: Told | None = None
     ) -> None:
         """Have a family announced to a peer, which gets the whole of it first."""
-        both = negotiated.local.extended_next_hop & negotiated.peer.extended_next_hop
-        if next_hop is None or (family == 4 and len(next_hop) > 4 and (4, 6) not in both):
+        if next_hop is None or (family == 4 and len(next_hop) > 4 and not negotiated.extended(4)):
             return
-        kind = ExportKind(self.local_as, rib.adj_in.peer.ibgp, negotiated.four_octet_as)
+        peer = rib.adj_in.peer
+        kind = ExportKind(self.local_as, peer.ibgp, negotiated.four_octet_as, peer.client, self.cluster_id)
         key = GroupKey(family, rib.settings.export_policy, kind, negotiated.send_limit, len(next_hop))
         group = self._groups.get(key)
         if group is None:
@@ -423,7 +427,7 @@ class Rib:
         rib.refused[family].pop(prefix, None)
         if path is None:
             return None
-        accepted, changes, _ = rib.policy.constant(family) or rib.policy.evaluate(family, prefix)
+        accepted, changes, _ = rib.policy.constant(family) or rib.policy.evaluate(family, prefix, path)
         if not accepted:
             return None
         if changes == NO_CHANGES:

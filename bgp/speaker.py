@@ -35,7 +35,7 @@ DECONFIGURED = Notification(6, 3)
 
 _SLICE = 0.008
 """Seconds of reading, of deciding and of writing in one turn of the event loop."""
-_LEAST, _MOST = 16, 65536
+_LEAST, _MOST = 16, 8192
 """Bounds of the number of prefixes decided in one slice."""
 _BACKLOG = 50_000
 """Prefixes that wait to be decided at which no more octets are processed: peers are to slow down, not we to grow."""
@@ -52,6 +52,8 @@ class Speaker:
 
     ``on_fib`` gets batches of Loc-RIB changes, ``on_session`` each session that comes up or is lost, the latter before
     anything else is done about it. ``listen`` holds addresses and ports; without any, podroute only connects.
+    ``cluster_id`` is four octets, None: the router ID (RFC 4456 section 7).
+    ``fib_full`` tells that ``on_fib`` should be spared for a while: peers are then not read, until ``fib_ready``.
     ``on_failure`` gets an exception that is a fault of podroute's own and after which the speaker does no more.
     """
 
@@ -65,16 +67,26 @@ class Speaker:
         on_session: Callable[[SessionChange], None],
         listen: Sequence[tuple[str, int]] = (("0.0.0.0", 179), ("::", 179)),
         max_paths: int = 64,
+        cluster_id: bytes | None = None,
         hostname: str = "",
         end_of_rib_wait: float = 30.0,
         restart: RestartSettings = RestartSettings(),  # noqa: B008 immutable
         opener: OpenSocket = open_socket,
         random: Callable[[], float] = random_module.random,
         on_failure: Callable[[BaseException], None] = lambda error: None,
+        fib_full: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.rib = Rib(local_as=asn, router_id=router_id, resolver=resolver, on_fib=on_fib, max_paths=max_paths)
+        self.rib = Rib(
+            local_as=asn,
+            router_id=router_id,
+            resolver=resolver,
+            on_fib=on_fib,
+            max_paths=max_paths,
+            cluster_id=cluster_id,
+        )
         self._listen = tuple(listen)
         self._on_failure = on_failure
+        self._fib_full = fib_full
         self._local = Local(
             asn=asn,
             router_id=router_id,
@@ -87,6 +99,7 @@ class Speaker:
             restart=Restart(restart, self._select),
             on_session=on_session,
             wake=self._wake,
+            unread=self._work_on,
             notify=self._notify,
         )
         self._peers: dict[str, Peer] = {}
@@ -96,6 +109,10 @@ class Speaker:
         self._listeners: list[Listener] = []
         self._work = asyncio.Event()
         self._idle = True
+        self._pending = False
+        """The RIB may have something to decide, or peers may have something to be written to them."""
+        self._lagging = False
+        """Decisions lag so far behind that no more octets are to be processed."""
         self._changed = asyncio.Event()
         self._budget = 1024
         self._task: asyncio.Task[None] | None = None
@@ -158,6 +175,7 @@ class Speaker:
                 asn=settings.asn,
                 import_policy=settings.import_policy,
                 export_policy=settings.export_policy,
+                reflector_client=settings.route_reflector_client,
             )
         )
         if self._task is not None:
@@ -211,6 +229,11 @@ class Speaker:
         for peer in self._peers.values():
             peer.next_hops_changed()
         self._wake()
+
+    def fib_ready(self) -> None:
+        """``fib_full`` does not hold any more: read on."""
+        if self._local.readers:
+            self._wake()
 
     # Status.
 
@@ -285,6 +308,10 @@ class Speaker:
 
     def _wake(self) -> None:
         self._idle = False
+        self._pending = True
+        self._work.set()
+
+    def _work_on(self) -> None:
         self._work.set()
 
     def _notify(self) -> None:
@@ -298,7 +325,7 @@ class Speaker:
             if self._slice():
                 self._work.set()
                 await asyncio.sleep(0)
-            else:
+            elif not self._idle and not self._local.readers:
                 self._idle = True
                 self._notify()
 
@@ -312,18 +339,25 @@ class Speaker:
         """Read, decide and write, each for some milliseconds; True: there is more to do at once."""
         start = time.perf_counter()
         unread = self._read(start + _SLICE)
+        if not self._pending:  # nothing but keepalives
+            return unread
+        self._pending = False
         read = time.perf_counter()
         more = self.rib.run(self._budget)
+        self._lagging = more and self.rib.waiting >= _BACKLOG
         decided = time.perf_counter()
         if more:
             factor = _SLICE / max(decided - read, 1e-6)
             self._budget = int(min(max(self._budget * min(factor, 2.0), _LEAST), _MOST))
-        return self._flush(decided + _SLICE) or more or unread
+        self._pending = self._flush(decided + _SLICE) or more
+        return self._pending or unread
 
     def _read(self, until: float) -> bool:
-        """Process what peers sent, each in turn, unless decisions lag behind; True: there is more."""
+        """Process what peers sent, each in turn, unless decisions or the FIB lag behind; True: there is more to do."""
         readers = self._local.readers
-        if self.rib.waiting < _BACKLOG:
+        if self._fib_full():
+            return False
+        if not self._lagging:
             while readers and time.perf_counter() < until:
                 session = readers.popleft()
                 if session.read(_READ):
@@ -360,7 +394,7 @@ class Speaker:
 
     def _begin_restart(self, retained: frozenset[Family]) -> None:
         restart = self._local.restart
-        restart.begin(retained, {peer.name: peer.settings.offered for peer in self._peers.values()})
+        restart.begin(retained, {peer.name: peer.settings.families for peer in self._peers.values()})
         if restart.active:
             self.rib.defer(restart.waiting)
             loop = asyncio.get_running_loop()

@@ -104,6 +104,11 @@ class CniServer:
             os.close(self._own_host)
             self._own_host = None
 
+    @property
+    def verbs(self) -> Verbs:
+        """What the agent asks of the CNI side beside the plugin's calls."""
+        return self._verbs
+
     def deletes(self, handle: Handle) -> bool:
         """Tell whether a pod's deletion was answered for and is still under way."""
         return self._verbs.deletes(handle)

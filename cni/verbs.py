@@ -42,6 +42,8 @@ T = TypeVar("T")
 
 ALLOCATION_LIMIT = 45.0
 """Seconds to wait for an address; below the plugin's own patience."""
+_ROUTED = "ptp"
+"""The one main plugin that wires its containers as podroute does, without a subnet."""
 _DEFAULT = {4: "0.0.0.0/0", 6: "::/0"}
 
 
@@ -108,17 +110,52 @@ class Verbs:
             await self._addresses.release(attachment.handle)
             log.info("addresses of a vanished pod released", extra={"fields": _fields(attachment)})
         indexes = {link.name: link.index for link in links}
-        await self._follower.restore([(indexes[host_ifname(a.handle)], a.handle, _mac(a)) for a in recovery.keep])
+        wired = [a for a in recovery.keep if a.attributes["hostInterface"] == host_ifname(a.handle)]
+        await self._follower.restore([(indexes[host_ifname(a.handle)], a.handle, _mac(a)) for a in wired])
         for attachment in recovery.keep:
             await self._hooks.pod_added(
-                attachment.handle, attachment.assignments, host_ifname(attachment.handle), restored=True
+                attachment.handle, attachment.assignments, attachment.attributes["hostInterface"], restored=True
             )
+        for attachment in await self._addresses.attachments():
+            if attachment.attributes.get("plugin", _ROUTED) != _ROUTED:
+                self._hooks.bridged(attachment.assignments)
         for note in read_notes(notes):
             found = await self._addresses.lookup(note.request.handle)
             if found is None or _created(found) <= note.at:
                 await self._remover.remove(note.request.handle)
                 log.info("noted deletion worked off", extra={"fields": {"pod": str(note.request.handle)}})
             note.done()
+
+    async def links(self) -> list[HostLink]:
+        """Return all host ends there are."""
+        return await self._worker(self._links.list)
+
+    async def remove_stray(self, link: HostLink) -> bool:
+        """Remove a host end that no attachment knows; return whether it was one."""
+        known = {attachment.attributes.get("hostInterface") for attachment in await self._addresses.attachments()}
+        if link.name in known or link.name in self._adding:
+            return False
+        await self._remove(link)
+        log.info("stray interface removed", extra={"fields": {"interface": link.name}})
+        return True
+
+    async def detach(self, handle: Handle) -> None:
+        """Remove whatever there is of a handle, as DEL does."""
+        async with self._locks.hold(handle):
+            await self._remover.remove(handle)
+
+    async def remove_gone(self, handle: Handle) -> bool:
+        """Release the addresses of an attachment whose host end is gone; return whether it was so."""
+        async with self._locks.hold(handle):
+            found = await self._addresses.lookup(handle)
+            if found is None:
+                return False
+            name = found.attributes.get("hostInterface")
+            if not name or name in {link.name for link in await self._worker(self._links.list)}:
+                return False
+            await self._remover.remove(handle)
+            log.warning("addresses of a vanished pod released", extra={"fields": _fields(found)})
+            return True
 
     async def _answer(self, request: Request, message: Message, netns: int | None) -> Answer:
         try:
@@ -134,9 +171,7 @@ class Verbs:
     async def _carry_out(self, request: Request, message: Message, netns: int | None) -> bytes:
         match request.verb:
             case "ADD" if request.delegated:
-                result = await self._delegate.add(request)
-                await self._hooks.advertised(await self._assigned(request.handle))
-                return encode_result(result, request.version)
+                return await self._add_delegated(request)
             case "ADD":
                 return await self._add(request, self._namespace(request, message, netns))
             case "CHECK" if request.delegated:
@@ -160,6 +195,13 @@ class Verbs:
             raise CniError(Code.INVALID_NETNS, f"CNI_NETNS {request.netns} cannot be opened", why)
         check_pod(netns, self._links.host, request.netns)
         return netns
+
+    async def _add_delegated(self, request: Request) -> bytes:
+        result, assignments = await self._delegate.add(request)
+        if request.plugin != _ROUTED:
+            self._hooks.bridged(assignments)
+        await self._hooks.advertised(assignments)
+        return encode_result(result, request.version)
 
     def _living(self, netns: int | None) -> int | None:
         """Return the descriptor of a pod's namespace where it is one."""
@@ -261,10 +303,6 @@ class Verbs:
         if not assignments:
             raise AddressError("the node has no block of addresses", retry=False)
         return assignments
-
-    async def _assigned(self, handle: Handle) -> Sequence[Assignment]:
-        attachment = await self._addresses.lookup(handle)
-        return attachment.assignments if attachment else ()
 
     async def _check(self, request: Request, netns: int) -> None:
         handle = request.handle

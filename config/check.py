@@ -37,6 +37,7 @@ def check(config: Config) -> Iterator[Problem]:
     yield from _peers(config)
     yield from _paths(config)
     yield from _store(config.store)
+    yield from _mesh(config)
 
 
 def warnings(config: Config) -> Iterator[Problem]:
@@ -87,6 +88,10 @@ def overlaps_with_subnets(config: Config, subnets: Iterable[str]) -> list[Proble
 def _pools(config: Config) -> Iterator[Problem]:
     for name, pool in config.pools.items():
         yield from _block_size(("pools", name, "blockSize"), pool)
+        for index, reservation in enumerate(pool.reservations):
+            if not _within(reservation, pool.cidr):
+                text = f"is {reservation}, must be a part of the pool, {pool.cidr}"
+                yield Problem(("pools", name, "reservations", index), text)
         for reserved, use in _RESERVED.items():
             if _overlap(ip_network(pool.cidr), ip_network(reserved)):
                 text = f"{pool.cidr} overlaps {reserved} ({use}), must be addresses that containers may use"
@@ -130,6 +135,9 @@ def _peers(config: Config) -> Iterator[Problem]:
                 read_password(peer.password_file)
             except ValueError as error:
                 yield Problem((*at, "passwordFile"), str(error))
+        if peer.route_reflector_client and peer.asn != config.node.asn:
+            text = f"is true for a peer in AS {peer.asn}, must be false: clients are in our own AS {config.node.asn}"
+            yield Problem((*at, "routeReflectorClient"), text)
         for direction, policy in (("import", peer.import_policy), ("export", peer.export_policy)):
             if policy:
                 yield from _policy((*at, direction), policy)
@@ -141,12 +149,6 @@ def _peers(config: Config) -> Iterator[Problem]:
 
 def _addresses(at: Location, peer: Peer) -> Iterator[Problem]:
     name: dict[Family, str] = {4: "an IPv4", 6: "an IPv6"}
-    if peer.family == 6 and "ipv4" in peer.families:
-        text = (
-            f"holds ipv4 on the IPv6 session to {peer.address}, must be [ipv6]: IPv4 routes with IPv6 next hops "
-            "(RFC 8950) are not supported; use a peer with an IPv4 address"
-        )
-        yield Problem((*at, "families"), text)
     if len(set(peer.families)) != len(peer.families):
         yield Problem((*at, "families"), "names a family twice, must name each once")
     if peer.local_address:
@@ -208,6 +210,26 @@ def _paths(config: Config) -> Iterator[Problem]:
         yield Problem(("cni", "mtu"), text)
 
 
+def _mesh(config: Config) -> Iterator[Problem]:
+    if not config.mesh_here():
+        return
+    if not config.node.addresses:
+        yield Problem(("node", "addresses"), "is missing, must be where the other nodes of the mesh reach this one")
+    if not config.bgp.listen:
+        yield Problem(
+            ("bgp", "listen"), "is empty, must be an address: of two nodes of a mesh either may have to listen"
+        )
+    for name, mesh in config.mesh_here().items():
+        if mesh.password_file:
+            try:
+                read_password(mesh.password_file)
+            except ValueError as error:
+                yield Problem(("mesh", name, "passwordFile"), str(error))
+        for direction, policy in (("import", mesh.import_policy), ("export", mesh.export_policy)):
+            if policy:
+                yield from _policy(("mesh", name, direction), policy)
+
+
 def _store(store: Store) -> Iterator[Problem]:
     at: Location = ("store",)
     extras = ("tls", "ca", "certificate", "key", "user", "passwordFile")
@@ -242,3 +264,8 @@ def _overlap(one: IPv4Network | IPv6Network, other: IPv4Network | IPv6Network) -
         return False
     first, second = prefix.parse(str(one))[1], prefix.parse(str(other))[1]
     return prefix.contains(first, second) or prefix.contains(second, first)
+
+
+def _within(inner: str, outer: str) -> bool:
+    (family, wire), (of, pool) = prefix.parse(inner), prefix.parse(outer)
+    return family == of and prefix.contains(pool, wire)

@@ -20,6 +20,7 @@ from config.values import (
     AsNumber,
     FamilyName,
     HoldTime,
+    HostAddress,
     Labels,
     Listen,
     Mtu,
@@ -52,6 +53,9 @@ class Node(Section):
     asn: AsNumber = Field(alias="as", description=_AS)
     router_id: RouterId = Field(description='four octets such as "10.1.1.11", unique in the network')
     labels: Labels = Field(default={}, description='a mapping of labels and values such as {rack: "r1"}')
+    addresses: list[HostAddress] = Field(
+        default=[], description='a list of addresses at which other nodes reach this one, such as ["10.1.1.11"]'
+    )
 
     @property
     def identifier(self) -> bytes:
@@ -67,6 +71,10 @@ class Pool(Section):
         ge=20, le=128, description="the prefix length of a block: 20 to 32 (IPv4) or 116 to 128 (IPv6)"
     )
     nodes: Labels = Field(default={}, description=_NODES)
+    disabled: bool = Field(default=False, description="true (nothing new is given out of it) or false")
+    manual: bool = Field(default=False, description="true (used only by requests that name it) or false")
+    not_advertised: bool = Field(default=False, description="true (its blocks are not announced) or false")
+    reservations: list[Prefix] = Field(default=[], description='a list of prefixes such as ["10.64.0.0/28"]')
 
     @property
     def family(self) -> Family:
@@ -95,6 +103,7 @@ class Peer(Section):
     passive: bool = Field(default=False, description="true (wait for the peer to connect) or false")
     hold_time: HoldTime = Field(default=HOLD_TIME, description=_HOLD)
     connect_retry: int = Field(default=CONNECT_RETRY, ge=1, le=3600, description=_RETRY)
+    route_reflector_client: bool = Field(default=False, description="true (an internal peer only) or false")
     nodes: Labels = Field(default={}, description=_NODES)
     import_policy: PolicyOrAction | None = Field(default=None, alias="import", description="accept, reject or a policy")
     export_policy: PolicyOrAction | None = Field(default=None, alias="export", description="accept, reject or a policy")
@@ -136,6 +145,22 @@ class GracefulRestart(Section):
     deferral_time: int = Field(default=60, ge=1, le=3600, description="1 to 3600 seconds")
 
 
+class Mesh(Section):
+    """Sessions with all other nodes whose records in the store have certain labels; their AS is in the record."""
+
+    select: Labels = Field(description="a mapping of labels and values of the nodes to peer with, {} for all")
+    nodes: Labels = Field(default={}, description=_NODES)
+    families: list[FamilyName] = Field(
+        default=["ipv4", "ipv6"], min_length=1, description="a list of ipv4 and ipv6, at least one"
+    )
+    port: int = Field(default=179, ge=1, le=65535, description="a TCP port, 1 to 65535")
+    password_file: AbsolutePath | None = Field(default=None, description="the absolute path of a file")
+    hold_time: HoldTime = Field(default=HOLD_TIME, description=_HOLD)
+    connect_retry: int = Field(default=1, ge=1, le=3600, description=_RETRY)
+    import_policy: PolicyOrAction | None = Field(default=None, alias="import", description="accept, reject or a policy")
+    export_policy: PolicyOrAction | None = Field(default=None, alias="export", description="accept, reject or a policy")
+
+
 class Bgp(Section):
     listen: list[Listen] = Field(
         default=["0.0.0.0:179", "[::]:179"],
@@ -144,13 +169,30 @@ class Bgp(Section):
     hold_time: HoldTime = Field(default=HOLD_TIME, description=_HOLD)
     connect_retry: int = Field(default=CONNECT_RETRY, ge=1, le=3600, description=_RETRY)
     max_paths: int = Field(default=64, ge=1, le=256, description="1 (no multipath) to 256 next hops")
+    cluster_id: RouterId | None = Field(default=None, description='four octets such as "10.1.1.11"')
     graceful_restart: GracefulRestart = Field(
         default=GracefulRestart(), description="a mapping of enabled, restartTime, staleTime and deferralTime"
     )
 
     @property
+    def cluster_octets(self) -> bytes | None:
+        """The cluster ID of our route reflector, four octets; None: the router ID (RFC 4456 section 7)."""
+        return None if self.cluster_id is None else IPv4Address(self.cluster_id).packed
+
+    @property
     def listen_addresses(self) -> list[tuple[str, int]]:
         return [parse_listen(text) for text in self.listen]
+
+
+class Ipam(Section):
+    """How a node deals with its blocks. Times in seconds."""
+
+    blocks_per_node: int | None = Field(default=None, ge=1, description="1 or more blocks per family, or left out")
+    lease: int = Field(default=30, ge=3, le=3600, description="3 to 3600 seconds until a silent node counts as dead")
+    idle_after: int = Field(default=600, ge=1, description="seconds until an empty block goes back, 1 or more")
+    grace_time: int = Field(
+        default=60, ge=1, description="seconds until the address of a vanished container is free, 1 or more"
+    )
 
 
 class Routes(Section):
@@ -210,9 +252,11 @@ class Config(Section):
         description="the URL of a store, or a mapping of url, tls, ca, certificate, key, user and passwordFile",
     )
     pools: dict[Name, Pool] = Field(default={}, description="a mapping of pools by name")
+    ipam: Ipam = Field(default=Ipam(), description="a mapping of blocksPerNode, lease, idleAfter and graceTime")
     advertise: list[Prefix] = Field(default=[], description='a list of prefixes such as ["192.0.2.1/32"]')
     bgp: Bgp = Field(default=Bgp(), description="a mapping such as {listen: [], holdTime: 90}")
     peers: dict[Name, Peer] = Field(default={}, description="a mapping of peers by name")
+    mesh: dict[Name, Mesh] = Field(default={}, description="a mapping of selections of nodes to peer with, by name")
     routes: Routes = Field(default=Routes(), description="a mapping of table and metric")
     cni: Cni = Field(default=Cni(), description="a mapping of socket, mtu, binDir, confDir and so on")
     api: Api = Field(default=Api(), description="a mapping with socket")
@@ -228,16 +272,21 @@ class Config(Section):
         """Peers whose ``nodes`` selector takes this node, by name."""
         return {name: peer for name, peer in self.peers.items() if matches(peer.nodes, self.node.labels)}
 
+    def mesh_here(self) -> dict[str, Mesh]:
+        """Mesh entries whose ``nodes`` selector takes this node, by name."""
+        return {name: mesh for name, mesh in self.mesh.items() if matches(mesh.nodes, self.node.labels)}
+
     def pools_here(self) -> dict[str, Pool]:
         """Pools whose ``nodes`` selector takes this node, by name, in the file's order."""
         return {name: pool for name, pool in self.pools.items() if matches(pool.nodes, self.node.labels)}
 
-    def policies(self, peer: Peer) -> tuple[Policy, Policy]:
-        """Return a peer's import and export policy as they hold.
+    def policies(self, peer: Peer | Mesh, asn: int | None = None) -> tuple[Policy, Policy]:
+        """Return a peer's import and export policy as they hold; ``asn``: the AS of a node of a mesh.
 
         Where an eBGP peer has none nothing passes (RFC 8212); within our own AS everything does.
         """
-        missing = ACCEPT if peer.asn == self.node.asn else REJECT
+        its_as = peer.asn if isinstance(peer, Peer) else asn
+        missing = ACCEPT if its_as == self.node.asn else REJECT
         return peer.import_policy or missing, peer.export_policy or missing
 
     @model_validator(mode="before")

@@ -25,6 +25,15 @@ def effective(config: Config) -> dict[str, Any]:
             )
         if peer.password_file is not None:
             shown["passwordFile"] = REDACTED
+    for name, mesh in config.mesh.items():
+        if mesh.password_file is not None:
+            data["mesh"][name]["passwordFile"] = REDACTED
+        for key, written in (("import", mesh.import_policy), ("export", mesh.export_policy)):
+            if written is None:
+                del data["mesh"][name][key]
+            else:
+                dumped = written.model_dump(mode="json", by_alias=True, exclude_none=True)
+                data["mesh"][name][key] = dumped if written.rules else written.default
     if config.store.password_file is not None:
         data["store"]["passwordFile"] = REDACTED
     # As short as it can be written

@@ -15,11 +15,23 @@ class FreeAddresses:
     Times are seconds of any clock that does not go back.
     """
 
-    def __init__(self, size: int, used: Iterable[int] = (), released: Iterable[tuple[int, float]] = ()) -> None:
-        """``released`` holds ordinals and the times they were released, oldest first."""
+    def __init__(
+        self,
+        size: int,
+        used: Iterable[int] = (),
+        released: Iterable[tuple[int, float]] = (),
+        reserved: Iterable[int] = (),
+    ) -> None:
+        """``released`` holds ordinals and the times they were released, oldest first. ``reserved`` ones are given to
+        nobody but who asks for them."""
         self.size = size
         self._used = set(used)
-        self._released = OrderedDict((ordinal, since) for ordinal, since in released if ordinal not in self._used)
+        self._reserved = frozenset(reserved)
+        self._released = OrderedDict(
+            (ordinal, since)
+            for ordinal, since in released
+            if ordinal not in self._used and ordinal not in self._reserved
+        )
         self._fresh = 0
 
     @property
@@ -28,7 +40,20 @@ class FreeAddresses:
 
     @property
     def free(self) -> int:
-        return self.size - len(self._used)
+        """How many can be taken without being asked for."""
+        return self.size - len(self._used) - len(self._reserved - self._used)
+
+    @property
+    def reserved(self) -> frozenset[int]:
+        return self._reserved
+
+    def state(self, ordinal: int) -> str:
+        """Return ``used``, ``reserved``, ``resting`` (free, and in use before) or ``free``."""
+        if ordinal in self._used:
+            return "used"
+        if ordinal in self._reserved:
+            return "reserved"
+        return "resting" if ordinal in self._released else "free"
 
     def take(self, now: float, cool_down: float) -> int | None:
         """Return an ordinal that was never used or was released at least ``cool_down`` ago; None if there is none."""
@@ -37,7 +62,7 @@ class FreeAddresses:
         while self._fresh < self.size:
             ordinal = self._fresh
             self._fresh += 1
-            if ordinal not in self._used and ordinal not in self._released:
+            if ordinal not in self._used and ordinal not in self._released and ordinal not in self._reserved:
                 self._used.add(ordinal)
                 return ordinal
         since = self.oldest()
@@ -66,11 +91,15 @@ class FreeAddresses:
     def give_back(self, ordinal: int, now: float) -> None:
         """Return an ordinal that was in use: it comes last."""
         self._used.discard(ordinal)
+        if ordinal in self._reserved:
+            return
         self._released[ordinal] = now
         self._released.move_to_end(ordinal)
 
     def undo(self, ordinal: int) -> None:
         """Return an ordinal that was taken and handed to nobody: it comes next."""
         self._used.discard(ordinal)
+        if ordinal in self._reserved:
+            return
         self._released[ordinal] = _NEVER
         self._released.move_to_end(ordinal, last=False)

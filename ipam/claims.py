@@ -6,16 +6,19 @@ what they were. There is no state between free and owned, so a crash at any mome
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from config import prefix
 from ipam import records
-from ipam.errors import AddressInUseError, NameTakenError, PoolConflictError
+from ipam.errors import AddressInUseError, NameTakenError, PoolChangedError, PoolConflictError
 from ipam.identity import Identity
 from ipam.pool import Pool, overlap, span
 from ipam.records import Block, NodeRecord
 from ipam.store import Condition, Delete, Entry, Put, Quiet, Range, Store, Unchanged, Write
+
+log = logging.getLogger("podroute.ipam")
 
 _PAGE = 256
 """Block records read at a time in search of a gap."""
@@ -75,7 +78,12 @@ class Claims:
                     continue
                 revisions.update((pool.name, outcome.revision) for pool in missing)
             self._pool_revisions = revisions
-            self._pools = {pool.name: pool for pool in (*pools, *(pool for _, pool, _ in known))}
+            # In our order, as the store has them
+            stored = {pool.name: pool for _, pool, _ in known}
+            self._pools = {pool.name: stored.get(pool.name, pool) for pool in (*pools, *stored.values())}
+            for pool in pools:
+                if pool != self._pools[pool.name]:
+                    log.warning("pool is as the store has it, not as the file", extra={"fields": {"pool": pool.name}})
             return list(self._pools.values())
 
     async def owned(self) -> list[Block]:
@@ -207,7 +215,7 @@ class Claims:
         if not entries:
             raise NameTakenError(
                 f"the record of node {self._me.name} is gone from the store {self._store.url}: somebody removed the "
-                "node while its agent runs; restart the agent to join again"
+                "node while its agent runs; it joins again"
             )
         self._check_name(records.decode_node(entries[0]))
         self._node_revision = entries[0].modified
@@ -217,21 +225,24 @@ class Claims:
             raise NameTakenError(
                 f"node name {self._me.name} is taken: the store {self._store.url} has it with UUID {found.uuid} (last "
                 f"started {found.seen_at or 'at an unknown time'}), this node has UUID {self._me.uuid}; set another "
-                "node.name, or, if this is that node set up again, put its UUID back into identity.json in stateDir"
+                "node.name, or, if this is that node set up again, put its UUID back into identity.json in stateDir or "
+                f"give its blocks up (podroute ipam reclaim {self._me.name})"
             )
 
     def _check_pools(self, names: Sequence[str], read: Sequence[Sequence[Entry]]) -> None:
         for name, entries in zip(names, read, strict=True):
             if not entries or entries[0].modified != self._pool_revisions[name]:
                 what = "has been removed from" if not entries else "has been changed in"
-                raise PoolConflictError(f"pool {name} {what} the store {self._store.url}: restart the agent to use it")
+                raise PoolChangedError(
+                    f"pool {name} {what} the store {self._store.url}: the agent is reading it anew, try again"
+                )
 
     def _agrees(self, pool: Pool, named: dict[str, tuple[Pool, str]]) -> bool:
         """Tell whether the store has a pool as we do; False where it has none of that name."""
         if pool.name not in named:
             return False
         theirs, by = named[pool.name]
-        if theirs != pool:
+        if not theirs.same_blocks(pool):
             raise PoolConflictError(
                 f"pool {pool.name} is {_definition(pool)} in the configuration of node {self._me.name}, but "
                 f"{_definition(theirs)} in the store {self._store.url} (from node {by}): make the configuration the "
@@ -296,8 +307,8 @@ class _Search:
     def step(self) -> None:
         """Move on by one block."""
         pool, index = self.place
-        self.candidate = _Place(pool, index + 1)
-        if index + 1 == self._high(pool):
+        self.candidate = _Place(pool, pool.first_free(index + 1, self._high(pool), ()))
+        if self.candidate.index == self._high(pool):
             self._run_out(pool)
 
     def _high(self, pool: Pool) -> int:
@@ -319,7 +330,14 @@ class _Search:
             return
         pool = self._rest.pop(0)
         self._start = self._starts.get(pool.name, pool.start(self._node))
-        self.candidate = _Place(pool, self._start)
+        first = pool.first_free(self._start, pool.count, ())
+        if first == pool.count:  # nothing but reserved ones behind the start
+            self._start = pool.count
+            first = pool.first_free(0, pool.count, ())
+            self._wrapped = True
+        self.candidate = _Place(pool, first)
+        if first == pool.count:
+            self._next_pool()
 
 
 def _definition(pool: Pool) -> str:

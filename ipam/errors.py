@@ -47,6 +47,49 @@ class PoolConflictError(IpamError):
     code = "pool-conflict"
 
 
+class PoolChangedError(PoolConflictError):
+    """A pool is not any more what the agent took it for; it reads it anew."""
+
+    code = "pool-changed"
+    retry = True
+
+
+class PoolInUseError(IpamError):
+    """A pool cannot be changed while it has blocks."""
+
+    code = "pool-in-use"
+
+
+class NoSuchPoolError(IpamError):
+    """The store has no pool of that name."""
+
+    code = "no-such-pool"
+
+
+class NoSuchNodeError(IpamError):
+    """The store has no node of that name."""
+
+    code = "no-such-node"
+
+
+class NodeAliveError(IpamError):
+    """A node whose blocks were to be taken away gave a sign of life."""
+
+    code = "node-alive"
+
+
+class AddressHeldError(IpamError):
+    """An address that was to be released belongs to a container that runs."""
+
+    code = "address-held"
+
+
+class BlockLimitError(IpamError):
+    """This node owns as many blocks as it may."""
+
+    code = "block-limit"
+
+
 class NameTakenError(IpamError):
     """Another node, with another UUID, has this node's name."""
 

@@ -46,11 +46,20 @@ class Holdings:
         self._with_space: dict[str, dict[bytes, Held]] = {}
         """By pool and prefix: blocks that are not full, so that many full ones cost nothing."""
 
-    def add(self, block: Block, used: Iterable[int] = (), released: Iterable[tuple[int, float]] = ()) -> None:
+    def add(
+        self,
+        block: Block,
+        used: Iterable[int] = (),
+        released: Iterable[tuple[int, float]] = (),
+        pool: Pool | None = None,
+    ) -> None:
         """Add a block; ``used`` are addresses, ``released`` addresses and when, oldest first."""
         first, last = span(block.family, block.prefix)
         free = FreeAddresses(
-            last - first + 1, (address - first for address in used), ((at - first, since) for at, since in released)
+            last - first + 1,
+            (address - first for address in used),
+            ((at - first, since) for at, since in released),
+            (address - first for address in pool.reserved(first, last)) if pool else (),
         )
         held = Held(block, first, free)
         self.blocks[block.family, block.prefix] = held
@@ -103,6 +112,10 @@ class Holdings:
         names = {pool.name for pool in pools}
         free = [held.free for held in self.blocks.values() if held.block.pool in names]
         return 2 * sum(one.used for one in free) >= sum(one.size for one in free)
+
+    def free(self, pools: Sequence[Pool]) -> int:
+        """Return how many addresses of these pools are free here."""
+        return sum(held.free.free for pool in pools for held in self._with_space.get(pool.name, {}).values())
 
     def take_exactly(self, key: Key, address: int) -> Taken | None:
         """Take one address of a block that is here; None where it is in use."""

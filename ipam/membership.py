@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
+from ipam import records
 from ipam.claims import Claims
 from ipam.errors import IpamError, LeaseExpiredError, StoreUnavailableError
 from ipam.identity import Identity
 from ipam.pool import Pool
 from ipam.records import NodeRecord
-from ipam.store import Store
+from ipam.store import Put, Store
 
 log = logging.getLogger("podroute.ipam")
 
-LEASE = 30
-"""Seconds after its last sign of life until a node counts as dead."""
 RETRY = 2.0
 """Seconds between attempts to reach a store that is away."""
 
@@ -53,15 +53,20 @@ class Membership:
         pools: Sequence[Pool],
         *,
         on_joined: Joined,
+        usage: Callable[[], dict[str, int]],
         opened: bool = False,
-        lease: int = LEASE,
+        lease: int,
     ) -> None:
+        """``lease``: seconds after its last sign of life until the node counts as dead."""
         self._store = store
         self._identity = identity
         self._node = node
         self._pools = pools
         self._on_joined = on_joined
         self._seconds = lease
+        self._usage = usage
+        self._said: dict[str, int] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._lease = 0
         self._open = opened
         self._task: asyncio.Task[None] | None = None
@@ -86,11 +91,10 @@ class Membership:
 
     async def stop(self) -> None:
         """Stop, and say goodbye to nobody: a node that is started again soon was never dead."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        for task in (self._task, self._watching):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
 
     def join_again(self) -> None:
         """Compare with the store once more, as something was left undecided or has been changed by others."""
@@ -106,6 +110,10 @@ class Membership:
         await claims.register(self._node, lease)
         pools = await claims.seed(self._pools)
         await self._on_joined(claims, pools)
+        await self._say_usage(lease)
+        if self._watching is None:
+            since = (await self._store.list(records.POOLS._replace(limit=1))).revision
+            self._watching = asyncio.get_running_loop().create_task(self._watch_pools(since), name="pools")
         old, self._lease = self._lease, lease
         self.claims = claims
         self._back(started)
@@ -125,6 +133,7 @@ class Membership:
                     continue
                 now = time.monotonic()
                 if await self._store.keep_alive(self._lease):
+                    await self._say_usage(self._lease)
                     self._back(now)
                 else:
                     log.warning("this node counted as dead in the store, joining again")
@@ -133,6 +142,19 @@ class Membership:
                 continue
             except IpamError as error:
                 self._away(error)
+
+    async def _say_usage(self, lease: int) -> None:
+        """Write how many addresses are in use, where that has changed."""
+        usage = self._usage()
+        if (usage, lease) != (self._said, self._lease):
+            value = json.dumps(usage, separators=(",", ":")).encode()
+            await self._store.transact([], [Put(records.usage_key(self._identity.name), value, lease)])
+            self._said = usage
+
+    async def _watch_pools(self, since: int) -> None:
+        """Join again when somebody changes a pool."""
+        async for _ in self._store.watch(records.POOLS, since):
+            self.join_again()
 
     def _away(self, error: IpamError) -> None:
         if not self._problem:

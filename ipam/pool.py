@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import heapq
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from config import prefix
+from config.model import Pool as Written
 from config.prefix import BITS, Family
 
 Span = tuple[int, int]
@@ -25,14 +27,51 @@ class Pool:
     """Prefix length of a block."""
     nodes: dict[str, str] = field(default_factory=dict)
     """Labels that a node must have to use it."""
+    disabled: bool = False
+    """Nothing new is given out of it."""
+    manual: bool = False
+    """Used only by requests that name it."""
+    not_advertised: bool = False
+    reservations: tuple[bytes, ...] = ()
+    """Prefixes of which addresses are given only to those who ask for them: wire bytes, in order."""
 
     @classmethod
-    def parse(cls, name: str, cidr: str, block_size: int, nodes: dict[str, str] | None = None) -> Pool:
+    def parse(
+        cls,
+        name: str,
+        cidr: str,
+        block_size: int,
+        nodes: dict[str, str] | None = None,
+        *,
+        disabled: bool = False,
+        manual: bool = False,
+        not_advertised: bool = False,
+        reservations: Sequence[str] = (),
+    ) -> Pool:
         """Return a pool of text; ValueError where the prefix is none or no block of that size fits."""
         family, wire = prefix.parse(cidr)
         if not wire[0] <= block_size <= BITS[family]:
             raise ValueError(f"blocks of /{block_size} do not fit {cidr}")
-        return cls(name, family, wire, block_size, dict(nodes or {}))
+        reserved = tuple(sorted((prefix.parse(text)[1] for text in reservations), key=lambda one: span(family, one)))
+        return cls(name, family, wire, block_size, dict(nodes or {}), disabled, manual, not_advertised, reserved)
+
+    @classmethod
+    def of(cls, name: str, written: Written) -> Pool:
+        """Return the pool that a node's file defines."""
+        return cls.parse(
+            name,
+            written.cidr,
+            written.block_size,
+            written.nodes,
+            disabled=written.disabled,
+            manual=written.manual,
+            not_advertised=written.not_advertised,
+            reservations=written.reservations,
+        )
+
+    def same_blocks(self, other: Pool) -> bool:
+        """Tell whether two definitions cut the same addresses for the same nodes."""
+        return (self.prefix, self.block_size, self.nodes) == (other.prefix, other.block_size, other.nodes)
 
     @property
     def cidr(self) -> str:
@@ -70,17 +109,30 @@ class Pool:
     def first_free(self, low: int, high: int, taken: Iterable[Span]) -> int:
         """Return the first block of [low, high) that no range of ``taken`` touches; ``high`` where there is none.
 
-        ``taken`` is sorted by first address; ranges of any size, and outside of the pool, are allowed.
+        ``taken`` is sorted by first address; ranges of any size, and outside of the pool, are allowed. A block that is
+        reserved as a whole counts as taken.
         """
         first, last = self.span
         shift = BITS[self.family] - self.block_size
-        for begin, end in taken:
+        for begin, end in heapq.merge(taken, self._reserved_blocks()):
             if end < first or begin > last:
                 continue
             if low < (max(begin, first) - first) >> shift:
                 break
             low = max(low, ((min(end, last) - first) >> shift) + 1)
         return min(low, high)
+
+    def reserved(self, first: int, last: int) -> Iterator[int]:
+        """Yield the addresses of a range that are reserved."""
+        for one in self.reservations:
+            begin, end = span(self.family, one)
+            yield from range(max(first, begin), min(last, end) + 1)
+
+    def _reserved_blocks(self) -> list[Span]:
+        """Return the ranges of whole blocks that are reserved."""
+        size = 1 << (BITS[self.family] - self.block_size)
+        spans = (span(self.family, one) for one in self.reservations)
+        return [one for one in spans if one[1] - one[0] + 1 >= size]
 
 
 def span(family: Family, wire: bytes) -> Span:

@@ -18,9 +18,11 @@ from ipam.store import Entry, Quiet, Range
 ROOT = "/podroute/v1"
 NODES = Range.below(f"{ROOT}/nodes/")
 LIVE = Range.below(f"{ROOT}/live/")
+USAGE = Range.below(f"{ROOT}/usage/")
 POOLS = Range.below(f"{ROOT}/pools/")
 BLOCKS = Range.below(f"{ROOT}/blocks/")
-SCHEMA = 1
+SCHEMA = 2
+"""The newest schema of a record that we understand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,11 @@ def node_key(name: str) -> str:
 def live_key(name: str) -> str:
     """Return the key of a record that lives as long as the node does: it is bound to the node's lease."""
     return f"{ROOT}/live/{name}"
+
+
+def usage_key(name: str) -> str:
+    """Return the key of how many addresses a node uses."""
+    return f"{ROOT}/usage/{name}"
 
 
 def pool_key(name: str) -> str:
@@ -148,7 +155,16 @@ def decode_node(entry: Entry) -> NodeRecord:
 
 
 def encode_pool(pool: Pool, seeded_by: str) -> bytes:
-    return _encode({"cidr": pool.cidr, "blockSize": pool.block_size, "nodes": pool.nodes, "seededBy": seeded_by})
+    data = {"cidr": pool.cidr, "blockSize": pool.block_size, "nodes": pool.nodes, "seededBy": seeded_by}
+    extras = {
+        "disabled": pool.disabled,
+        "manual": pool.manual,
+        "notAdvertised": pool.not_advertised,
+        "reservations": [prefix.text(pool.family, one) for one in pool.reservations],
+    }
+    # An agent that does not know these must not use the pool
+    used = {key: value for key, value in extras.items() if value}
+    return _encode(data | used, schema=2 if used else 1)
 
 
 def decode_pool(entry: Entry) -> tuple[Pool, str]:
@@ -156,7 +172,17 @@ def decode_pool(entry: Entry) -> tuple[Pool, str]:
     data = _decode(entry)
     try:
         name = entry.key.rpartition("/")[2]
-        return Pool.parse(name, data["cidr"], data["blockSize"], data["nodes"]), data["seededBy"]
+        pool = Pool.parse(
+            name,
+            data["cidr"],
+            data["blockSize"],
+            data["nodes"],
+            disabled=data.get("disabled", False),
+            manual=data.get("manual", False),
+            not_advertised=data.get("notAdvertised", False),
+            reservations=data.get("reservations", ()),
+        )
+        return pool, data["seededBy"]
     except (KeyError, TypeError, ValueError) as error:
         raise _foreign(entry) from error
 
@@ -176,8 +202,8 @@ def decode_block(entry: Entry) -> Block:
         raise _foreign(entry) from error
 
 
-def _encode(data: dict[str, Any]) -> bytes:
-    return json.dumps({"schema": SCHEMA, **data}, separators=(",", ":")).encode()
+def _encode(data: dict[str, Any], *, schema: int = 1) -> bytes:
+    return json.dumps({"schema": schema, **data}, separators=(",", ":")).encode()
 
 
 def _decode(entry: Entry) -> dict[str, Any]:

@@ -8,24 +8,30 @@ store, an address whose commit did not happen was never handed out.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
 
 from config import prefix
 from config.model import Config
-from config.prefix import FAMILIES, NAMES, Family
+from config.prefix import BITS, FAMILIES, NAMES, Family
 from config.values import matches
 from ipam import records
 from ipam.claims import Claims
 from ipam.errors import (
     AddressInUseError,
     AddressNotInPoolError,
+    BlockLimitError,
     IpamError,
+    NameTakenError,
     NoPoolError,
     NotRunningError,
+    PoolChangedError,
     PoolExhaustedError,
     StoreUnavailableError,
 )
@@ -42,12 +48,22 @@ from ipam.stores import store_of
 log = logging.getLogger("podroute.ipam")
 
 LEDGER_FILE = "ledger.db"
+QUARANTINE = "quarantine"
+"""Network of the handles of containers that the ledger had lost."""
 COOL_DOWN = 5.0
 """Seconds that a released address rests while another one can be had."""
 
 T = TypeVar("T")
 BlocksChanged = Callable[[Sequence[Block], Sequence[Block]], None]
 """Called with blocks granted and blocks released."""
+
+
+class Running(NamedTuple):
+    """An address that a container uses, as the kernel has it."""
+
+    family: Family
+    prefix: bytes
+    device: str
 
 
 class Usage(NamedTuple):
@@ -67,13 +83,20 @@ class Ipam:
         addresses: Sequence[str] = (),
         cool_down: float = COOL_DOWN,
         store: Store | None = None,
+        running: Callable[[], Iterable[Running]] | None = None,
     ) -> None:
-        """``addresses``: where peers reach this node, for its record. ``store``: an open one in place of the file's."""
+        """``addresses``: where peers reach this node, for its record. ``store``: an open one in place of the file's.
+        ``running``: asked in a thread, where the ledger is blank, for the addresses that containers use all the same.
+        """
         self._config = config
         self._on_blocks = on_blocks
         self._addresses = addresses
         self._cool_down = cool_down
         self._given_store = store
+        self._running_pods = running
+        self._idle_since: dict[Key, float] = {}
+        self._prefetches: dict[Family, asyncio.Task[None]] = {}
+        self._tending: asyncio.Task[None] | None = None
         self._store: Store | None = store
         self._state: StateDirectory | None = None
         self._identity = Identity("", "")
@@ -102,6 +125,10 @@ class Ipam:
     async def stop(self) -> None:
         """Finish what is under way and close ledger and store; blocks and addresses stay ours."""
         self._started = False
+        for task in (self._tending, *self._prefetches.values()):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
         while self._turns:
             await asyncio.wait(self._turns.values())
         membership, self._membership = self._membership, None
@@ -129,6 +156,10 @@ class Ipam:
     def pools(self) -> list[Pool]:
         """Return the pools that serve this node, in the order they are used."""
         return list(self._pools)
+
+    def advertised(self, block: Block) -> bool:
+        """Tell whether a block's pool is one to be announced."""
+        return not any(pool.name == block.pool and pool.not_advertised for pool in self._pools)
 
     def lost(self) -> list[OwnedBlock]:
         """Return blocks whose addresses containers here still use though the store does not say they are ours."""
@@ -170,17 +201,54 @@ class Ipam:
         key = Handle(*handle)
         return await self._in_turn(key, lambda: self._release(key))
 
+    def shared(self) -> Store:
+        """Return the cluster's store, for ipam.cluster. Raises NotRunningError."""
+        if self._store is None or self._membership is None:
+            raise NotRunningError("the agent is starting or stopping: try again")
+        if self._membership.claims is None:
+            raise StoreUnavailableError(self._membership.state.problem)
+        return self._store
+
+    def holder(self, address: str) -> Attachment | None:
+        """Return who has an address. Raises AddressNotInPoolError for what is none."""
+        return self._ledger.by_address.get(_parse(address)[1][1:])
+
+    def owns(self, family: Family, block: bytes) -> bool:
+        return (family, block) in self._holdings.blocks
+
+    def assigned(self, block: Block) -> list[tuple[Attachment, Assignment]]:
+        """Return the addresses of a block that are in use here, also where it is not ours any more."""
+        return [
+            (attachment, one)
+            for attachment in self._ledger.by_handle.values()
+            for one in attachment.assignments
+            if (one.family, one.block) == _key(block)
+        ]
+
+    def picture(self, family: Family, wire: bytes) -> list[str]:
+        """Return the state of each address of a block of ours, in order: used, reserved, resting or free."""
+        held = self._holdings.blocks.get((family, wire))
+        return [held.free.state(ordinal) for ordinal in range(held.free.size)] if held else []
+
+    def compare_again(self) -> None:
+        """Bring blocks and records together once more, soon."""
+        if self._membership is not None:
+            self._membership.join_again()
+
     # Start
 
     async def _start(self) -> None:
         config, node = self._config, self._config.node
         self._state = await asyncio.to_thread(StateDirectory, config.state_dir)
         self._identity = await asyncio.to_thread(self._state.identity, node.name)
+        self._pools = [Pool.of(name, pool) for name, pool in config.pools_here().items()]
         await self._ledger.open()
+        if self._ledger.blank and self._running_pods is not None:
+            running = self._running_pods
+            await self._quarantine(await asyncio.to_thread(lambda: list(running())))
         if self._store is None:
             self._store = store_of(config.store)
-        ours = [Pool.parse(name, pool.cidr, pool.block_size, pool.nodes) for name, pool in config.pools_here().items()]
-        self._pools = ours
+        ours = self._pools
         uuid, seen_at = self._identity.uuid, records.now()
         self._membership = Membership(
             self._store,
@@ -189,10 +257,39 @@ class Ipam:
             ours,
             on_joined=self._joined,
             opened=self._given_store is not None,
+            usage=self._summary,
+            lease=config.ipam.lease,
         )
         if not await self._membership.start():
             await self._adopt_remembered()
+        self._tending = asyncio.get_running_loop().create_task(self._tend(), name="blocks")
         self._started = True
+
+    async def _quarantine(self, running: Iterable[Running]) -> None:
+        """Keep the addresses of containers that the ledger does not know from being given twice."""
+        by_device: dict[str, list[Assignment]] = {}
+        for family, wire, device in running:
+            number = int.from_bytes(wire[1:], "big")
+            pool = next((p for p in self._pools if p.family == family and p.index(number) is not None), None)
+            if pool is not None:
+                block = prefix.make(family, number, pool.block_size)
+                one = Assignment(family, prefix.address_text(wire[1:]), wire, pool.name, block)
+                by_device.setdefault(device, []).append(one)
+        for device, assignments in by_device.items():
+            attributes = {"hostInterface": device, "quarantine": True, "createdAt": datetime.now(UTC).isoformat()}
+            await self._ledger.add(Handle(QUARANTINE, device, "unknown"), assignments, attributes)
+        if by_device:
+            log.error(
+                "THE LEDGER IS EMPTY THOUGH CONTAINERS RUN: their addresses are kept from others until they end",
+                extra={"fields": {"ledger": self._ledger.path, "containers": len(by_device)}},
+            )
+
+    def _summary(self) -> dict[str, int]:
+        """Return how many addresses are in use, by pool."""
+        used: Counter[str] = Counter()
+        for held in self._holdings.blocks.values():
+            used[held.block.pool] += held.free.used
+        return dict(used)
 
     async def _adopt_remembered(self) -> None:
         """Go on with the blocks that the ledger remembers, as the store is away."""
@@ -213,7 +310,7 @@ class Ipam:
             self._lost = found.lost
             self._drop([key for key in self._holdings.blocks if key not in found.owned])
             await self._adopt(list(found.owned.values()), found.used, found.resting)
-            by_family = {family: [pool for pool in self._pools if pool.family == family] for family in FAMILIES}
+            by_family = {family: [pool for pool in self._automatic() if pool.family == family] for family in FAMILIES}
             wants = {f: pools for f, pools in by_family.items() if pools and not self._holdings.serves(pools)}
             if wants:
                 await self._claim(claims, wants)
@@ -266,7 +363,8 @@ class Ipam:
             if key in self._holdings.blocks:
                 self._holdings.refresh(block)
                 continue
-            self._holdings.add(block, (used or {}).get(key, ()), (resting or {}).get(key, ()))
+            pool = next((pool for pool in self._pools if pool.name == block.pool), None)
+            self._holdings.add(block, (used or {}).get(key, ()), (resting or {}).get(key, ()), pool)
             granted.append(block)
         if granted and self._on_blocks is not None:
             self._on_blocks(granted, [])
@@ -309,7 +407,8 @@ class Ipam:
             if attributes is not None and dict(attributes) != had.attributes:
                 await self._ledger.annotate(handle, attributes)
             return list(had.assignments)
-        wanted = sorted({pool.family for pool in self._pools} if families is None else set(families))
+        mine = [pool for pool in self._pools if pool.name in pools] or self._automatic() or self._pools
+        wanted = sorted({pool.family for pool in mine} if families is None else set(families))
         if not wanted and not addresses:
             raise NoPoolError(f"no pool serves node {self._config.node.name}: add one to `pools`, or check its `nodes`")
         taken: list[Taken] = []
@@ -346,12 +445,14 @@ class Ipam:
         """
         pools = self._serving(family, names)
         if found := self._rested(pools):
+            self._look_ahead(family, pools)
             return found
         async with self._growing[family]:
             if found := self._rested(pools):  # whoever had the lock before us may have claimed
                 return found
             refusal: IpamError
             try:
+                self._check_limit(family)
                 if await self._claim(self._running(), {family: pools}) and (found := self._rested(pools)):
                     return found
                 refusal = self._exhausted(pools)
@@ -359,9 +460,85 @@ class Ipam:
                 have = "is full" if self._holdings.serves(pools) else "is missing"
                 text = f"this node's {NAMES[family]} block {have} and no other one can be claimed: {error}"
                 refusal = StoreUnavailableError(text)
+            except BlockLimitError as error:
+                refusal = error
+            except (PoolChangedError, NameTakenError):
+                if self._membership is not None:
+                    self._membership.join_again()
+                raise
             if found := self._holdings.take_oldest(pools):
                 return found
             raise refusal
+
+    def _check_limit(self, family: Family) -> None:
+        limit = self._config.ipam.blocks_per_node
+        own = sum(of == family for of, _ in self._holdings.blocks)
+        if limit is not None and own >= limit:
+            raise BlockLimitError(
+                f"every address of this node's {own} {NAMES[family]} blocks is in use, and ipam.blocksPerNode allows "
+                f"{limit}: delete containers, or raise it in the file of node {self._config.node.name}"
+            )
+
+    def _look_ahead(self, family: Family, pools: Sequence[Pool]) -> None:
+        """Fetch another block while an eighth of one is left, so that nobody waits for it."""
+        few = min(1 << (BITS[family] - pool.block_size) for pool in pools) // 8
+        limit = self._config.ipam.blocks_per_node
+        if (
+            not few
+            or self._holdings.free(pools) > few
+            or family in self._prefetches
+            or (limit is not None and sum(of == family for of, _ in self._holdings.blocks) >= limit)
+        ):
+            return
+
+        async def fetch() -> None:
+            async with self._growing[family]:
+                if self._holdings.free(pools) <= few:
+                    with contextlib.suppress(IpamError):  # whoever needs the block finds out, and says so
+                        await self._claim(self._running(), {family: pools})
+
+        task = asyncio.get_running_loop().create_task(fetch(), name="prefetch")
+        self._prefetches[family] = task
+        task.add_done_callback(lambda _: self._prefetches.pop(family, None))
+
+    async def _tend(self) -> None:
+        """Give empty blocks back that have been so for a while; one per family stays."""
+        after = self._config.ipam.idle_after
+        while True:
+            await asyncio.sleep(min(after / 4, 60.0))
+            now = time.monotonic()
+            for family in FAMILIES:
+                async with self._growing[family]:
+                    await self._give_back_idle(family, now, after)
+
+    async def _give_back_idle(self, family: Family, now: float, after: float) -> None:
+        blocks = [(key, held) for key, held in self._holdings.blocks.items() if key[0] == family]
+        for key, held in blocks:
+            if held.free.used:
+                self._idle_since.pop(key, None)
+            elif now - self._idle_since.setdefault(key, now) >= after and len(blocks) > 1:
+                blocks = [(other, there) for other, there in blocks if other != key]
+                self._idle_since.pop(key)
+                await self._give_back(held.block)
+
+    async def _give_back(self, block: Block) -> None:
+        """Give an unused block up: first nobody uses it here, at last the store says so. A crash may undo it."""
+        try:
+            claims = self._running()
+        except IpamError:
+            return
+        self._holdings.remove(_key(block))
+        if self._on_blocks is not None:
+            self._on_blocks([], [block])
+        try:
+            await self._ledger.disown(*_key(block))
+            await claims.give_back(block)
+        except IpamError as error:
+            log.warning("block not given back", extra={"fields": {"block": block.cidr, "why": str(error)}})
+            if self._membership is not None:
+                self._membership.join_again()
+            return
+        log.info("block given back: it was empty", extra={"fields": {"block": block.cidr, "pool": block.pool}})
 
     def _rested(self, pools: Sequence[Pool]) -> Taken | None:
         found = self._holdings.take(pools, time.monotonic(), self._cool_down)
@@ -370,12 +547,9 @@ class Ipam:
         return found
 
     async def _take_exactly(self, address: str, names: Sequence[str]) -> Taken:
-        try:
-            family, wire = prefix.of_address(address)
-        except ValueError:
-            raise AddressNotInPoolError(f'"{address}" is no IPv4 or IPv6 address') from None
+        family, wire = _parse(address)
         number = int.from_bytes(wire[1:], "big")
-        pools = self._serving(family, names)
+        pools = self._serving(family, names, exact=True)
         pool = next((pool for pool in pools if pool.index(number) is not None), None)
         if pool is None:
             usable = ", ".join(f"{pool.name} ({pool.cidr})" for pool in pools)
@@ -402,9 +576,30 @@ class Ipam:
             raise AddressInUseError(f"address {address} cannot be had here: {error}") from error
         await self._grant([block])
 
-    def _serving(self, family: Family, names: Sequence[str]) -> list[Pool]:
-        pools = [pool for pool in self._pools if pool.family == family and (not names or pool.name in names)]
+    def _automatic(self) -> list[Pool]:
+        """Return the pools that serve requests which name none."""
+        return [pool for pool in self._pools if not pool.manual and not pool.disabled]
+
+    def _serving(self, family: Family, names: Sequence[str], *, exact: bool = False) -> list[Pool]:
+        """Return the pools that serve a request; ``exact``: one for a certain address, which may be of a manual one."""
+        pools = [
+            pool
+            for pool in self._pools
+            if pool.family == family
+            and not pool.disabled
+            and (pool.name in names if names else exact or not pool.manual)
+        ]
         if not pools:
+            if self._membership is not None and self._membership.claims is None:
+                raise StoreUnavailableError(
+                    f"no {NAMES[family]} pool is known yet, as {self._membership.state.problem}"
+                )
+            disabled = [pool.name for pool in self._pools if pool.family == family and pool.disabled]
+            if disabled:
+                raise NoPoolError(
+                    f"pool {', '.join(disabled)} is disabled, and no other {NAMES[family]} pool serves node "
+                    f"{self._config.node.name}: enable it (podroute ipam pools set), or add one to `pools`"
+                )
             of = f" among {', '.join(names)}" if names else ""
             raise NoPoolError(
                 f"no {NAMES[family]} pool{of} serves node {self._config.node.name}: "
@@ -432,3 +627,10 @@ class Ipam:
 
 def _key(block: Block) -> Key:
     return block.family, block.prefix
+
+
+def _parse(address: str) -> tuple[Family, bytes]:
+    try:
+        return prefix.of_address(address)
+    except ValueError:
+        raise AddressNotInPoolError(f'"{address}" is no IPv4 or IPv6 address') from None

@@ -1,7 +1,7 @@
 """From desired tables to the kernel and back: batches to the writer thread, what it refused to the prefixes.
 
-Everything here runs on the loop; only jobs run in the threads. Two batches are under way at a time, so that the kernel
-has work while the loop settles the one before.
+Everything here runs on the loop; only jobs run in the threads. A few batches are under way at a time, so that the
+kernel has work while the loop settles the one before.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from routes.writer import Job, NexthopJob, RouteJob, Writer
 
 log = logging.getLogger("podroute.routes")
 
-_BATCH = 4000
-_DEPTH = 2
+_BATCH = 1024
+_DEPTH = 3
 _SHARDS = 32
+_FULL, _ROOM = 4096, 3072
+"""Changes waiting that make the queue full, and so few that there is room again; the kernel takes 4 to 10 us each."""
 _GONE = (errno.ESRCH, errno.ENOENT)
 _PASSING = (errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EBUSY, errno.EINTR)
 
@@ -51,6 +53,7 @@ class Installer:
         state_file: Path,
         on_results: Callable[[list[Result]], None],
         on_unverified: Callable[[str], None],
+        on_room: Callable[[], None],
     ) -> None:
         self.registry = registry
         self.tables: dict[tuple[Family, int], Table] = {}
@@ -62,6 +65,8 @@ class Installer:
         self._state_file = state_file
         self._on_results = on_results
         self._on_unverified = on_unverified
+        self._on_room = on_room
+        self._full = False
         self._results: list[Result] = []
         self._released: list[Target] = []
         self._repairing: dict[tuple[Table, bytes], str] = {}
@@ -103,6 +108,9 @@ class Installer:
             if writer is not None:
                 await asyncio.to_thread(writer.close)
         self._urgent = self._writer = None
+        if self._instant is not None:
+            self._instant.close()
+            self._instant = None
 
     def table(self, family: Family, metric: int) -> Table:
         """Return the desired table of a metric; the kernel knows no IPv6 route of metric 0."""
@@ -121,6 +129,11 @@ class Installer:
     @property
     def backlog(self) -> int:
         return sum(table.backlog() for table in self.tables.values())
+
+    @property
+    def full(self) -> bool:
+        self._full = self._full or self.backlog > _FULL
+        return self._full
 
     async def drained(self) -> None:
         """Wait until the kernel has been told everything, and no answer of it is in doubt."""
@@ -184,6 +197,9 @@ class Installer:
             idle_turns = 0 if self._send_routes(tables[self._turn]) else idle_turns + 1
         if self._released:
             self.schedule()  # given up by changes that needed no request, after the registry was told
+        if self._full and self.backlog < _ROOM:
+            self._full = False
+            self._on_room()
         self._tell()
 
     def _send(self, operations: list[Operation]) -> None:

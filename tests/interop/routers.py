@@ -70,6 +70,9 @@ class Router(Protocol):
     def path(self, prefix: str) -> Seen | None:
         """Return the path that we announced to a prefix, None where there is none."""
 
+    def established(self) -> bool:
+        """Tell whether the router holds the session for established."""
+
     def count(self) -> int:
         """Return how many IPv4 prefixes the router has from us."""
 
@@ -124,6 +127,10 @@ class FrrRouter:
             communities=path.get("community", {}).get("list", []),
             large_communities=path.get("largeCommunity", {}).get("list", []),
         )
+
+    def established(self) -> bool:
+        neighbor = self._frr.show(f"bgp neighbors {self.setup.node}")[self.setup.node]
+        return bool(neighbor["bgpState"] == "Established")
 
     def count(self) -> int:
         peer = self._frr.show("bgp ipv4 unicast summary")["peers"][self.setup.node]
@@ -186,6 +193,9 @@ class BirdRouter:
             communities=_tuples(values.get("community", "")),
             large_communities=_tuples(values.get("large_community", "")),
         )
+
+    def established(self) -> bool:
+        return "Established" in self._bird.birdc("show protocols node")
 
     def count(self) -> int:
         found = re.search(r"(\d+) of \d+ routes for", self._bird.birdc("show route count protocol node table master4"))
@@ -265,12 +275,11 @@ class GobgpRouter:
             large_communities=[":".join(str(v[k]) for k in ("ASN", "LocalData1", "LocalData2")) for v in large],
         )
 
+    def established(self) -> bool:
+        return "BGP state = ESTABLISHED" in self._gobgp.gobgp(f"neighbor {self.setup.node}")
+
     def count(self) -> int:
-        said = self._gobgp.gobgp(f"neighbor {self.setup.node}")
-        found = re.search(r"Received:\s+(\d+)", said[said.rfind("Route statistics") :]) or re.search(
-            r"Received:\s+(\d+)", said
-        )
-        return int(found[1]) if found else 0
+        return len(json.loads(self._gobgp.gobgp(f"neighbor {self.setup.node} adj-in -a ipv4 -j") or "[]"))
 
     def withdraw(self) -> None:
         for prefix in self.setup.routes:

@@ -272,8 +272,23 @@ async def test_route_refresh_both_ways(rack: Rack, caplog: pytest.LogCaptureFixt
         assert entry(LEARNED4) in node.fib
         before = node.status("tor-v4").messages_out
         await asyncio.to_thread(rack.frr.vtysh, "-c", "clear bgp ipv4 unicast * soft in")
-        async with asyncio.timeout(PATIENCE):
-            while node.status("tor-v4").messages_out < before + 3:  # noqa: ASYNC110 nothing tells of what goes out
-                await asyncio.sleep(0.05)  # BoRR, the route, EoRR
+        # BoRR, the route, EoRR
+        await node.until(lambda: node.status("tor-v4").messages_out >= before + 3, "our answer")
         await rack.frr_has(OWN4, 4)
         assert len(node.sessions) == 1
+
+
+async def test_ipv4_with_ipv6_next_hops_both_ways(rack: Rack) -> None:
+    """RFC 8950 on an IPv6 session, and extended messages (RFC 8654) where FRR offers them."""
+    await rack.tell(f"router bgp {TOR_AS}", f"neighbor {NODE6} capability extended-nexthop")
+    await rack.tell(f"router bgp {TOR_AS}", "address-family ipv4 unicast", f"neighbor {NODE6} activate")
+    async with rack.speaker(tor6(families=frozenset((4, 6)))) as node:
+        node.speaker.originate(*entry(OWN4), owner="test", source="block")
+        await converged(node)
+        assert "extended next hop ipv4 via ipv6" in node.status("tor-v6").capabilities
+        assert "extended message" in node.status("tor-v6").capabilities
+        await node.until(lambda: entry(LEARNED4) in node.fib, "FRR's prefix")
+        (hop,) = node.fib[entry(LEARNED4)]
+        assert hop.address == packed(TOR6)
+        (path,) = await rack.frr_has(OWN4, 4)
+        assert path["nexthops"][0]["ip"] == NODE6

@@ -353,7 +353,7 @@ async def test_link_local_peers_over_ipv6(netns: Maker) -> None:
         node_b(other, peers=[peer("a", "fe80::1%eth9", 65001, **SOON)], listen=anywhere) as b,
     ):
         await both_up(a, b)
-        assert a.status("b").families[4].problem == "ipv4 not offered: an IPv6 session carries IPv6 only"
+        assert a.status("b").families[4].next_hop == "fe80::1", "RFC 8950"
         assert b.status("a").families[6].negotiated
 
 

@@ -66,11 +66,12 @@ def peer(**values: str) -> str:
             "advertise: [192.0.2.1/32, 192.0.2.1/32]",
             ["f:advertise[1]: 192.0.2.1/32 is given twice, must be given once: remove one"],
         ),
+        (peer(address="'fd00::1'", families="[ipv4, ipv6]"), []),
         (
-            peer(address="'fd00::1'", families="[ipv4, ipv6]"),
+            peer(routeReflectorClient="true"),
             [
-                "f:peers.t.families: holds ipv4 on the IPv6 session to fd00::1, must be [ipv6]: IPv4 routes with IPv6 "
-                "next hops (RFC 8950) are not supported; use a peer with an IPv4 address"
+                "f:peers.t.routeReflectorClient: is true for a peer in AS 65011, must be false: "
+                "clients are in our own AS 65000"
             ],
         ),
         (peer(families="[ipv4, ipv6]"), []),
@@ -349,7 +350,15 @@ def test_the_effective_configuration_is_whole_without_secrets_and_loads_again(tm
     data = yaml.safe_load(text)
     assert data["peers"]["t"]["passwordFile"] == "<redacted>"
     assert data["peers"]["t"]["export"]["rules"][0]["match"]["prefixes"] == ["10.0.0.0/8 le 26"]
-    assert data["pools"]["p"] == {"cidr": "10.64.0.0/16", "blockSize": 26, "nodes": {}}
+    assert data["pools"]["p"] == {
+        "cidr": "10.64.0.0/16",
+        "blockSize": 26,
+        "nodes": {},
+        "disabled": False,
+        "manual": False,
+        "notAdvertised": False,
+        "reservations": [],
+    }
     assert data["stateDir"] == "/var/lib/podroute"
     assert list(data)[:2] == ["apiVersion", "node"]
     again = check_text(text.replace("<redacted>", str(key)), "f").config

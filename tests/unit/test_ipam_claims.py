@@ -69,7 +69,7 @@ async def test_a_second_node_of_the_same_name_is_refused(store: SqliteStore) -> 
     assert str(caught.value) == (
         f"node name n1 is taken: the store {store.url} has it with UUID {identity(1).uuid} (last started then), this "
         f"node has UUID {identity(2).uuid}; set another node.name, or, if this is that node set up again, put its UUID "
-        "back into identity.json in stateDir"
+        "back into identity.json in stateDir or give its blocks up (podroute ipam reclaim n1)"
     )
 
 
@@ -270,7 +270,7 @@ async def test_a_block_given_up_and_claimed_again_has_a_greater_generation(store
 async def test_a_node_whose_record_is_gone_claims_nothing(store: SqliteStore) -> None:
     node = await join(store, 1, POOL4)
     await store.transact([], [Delete("/podroute/v1/nodes/n1")])
-    with pytest.raises(NameTakenError, match="restart the agent to join again"):
+    with pytest.raises(NameTakenError, match="it joins again"):
         await node.claim([[POOL4]])
     await join_as(store, 9, "n1")
     with pytest.raises(NameTakenError, match="node name n1 is taken"):
@@ -286,7 +286,7 @@ async def test_a_pool_that_changed_under_a_running_agent_is_not_claimed_from(sto
     node = await join(store, 1, POOL4)
     changed = records.encode_pool(Pool.parse("pods4", "10.64.0.0/22", 27), "n2")
     await store.transact([], [Put(records.pool_key("pods4"), changed)])
-    with pytest.raises(PoolConflictError, match=r"pool pods4 has been changed in .*: restart the agent to use it"):
+    with pytest.raises(PoolConflictError, match=r"pool pods4 has been changed in .*: the agent is reading it anew"):
         await node.claim([[POOL4]])
     await store.transact([], [Delete(records.pool_key("pods4"))])
     with pytest.raises(PoolConflictError, match="pool pods4 has been removed from"):
@@ -305,7 +305,7 @@ async def test_many_blocks_are_found_again(store: SqliteStore, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("value", "error", "text"),
     [
-        (b'{"schema":2}', NewerStateError, r"was written by a newer podroute \(schema 2, this one knows 1\)"),
+        (b'{"schema":3}', NewerStateError, r"was written by a newer podroute \(schema 3, this one knows 2\)"),
         (b"x", StoreError, "is none that podroute wrote: b'x'; remove it from the store"),
         (b'{"schema":1}', StoreError, "is none that podroute wrote"),
         (b"[]", StoreError, "is none that podroute wrote"),

@@ -1,0 +1,144 @@
+"""Addresses, blocks, pools and nodes as JSON: the cluster's from the store, this node's own from memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from agent.ipam_check import check
+from agent.node import Node
+from cni.hooks import Handle
+from config import prefix
+from config.prefix import BITS, NAMES
+from ipam import cluster
+from ipam.errors import AddressHeldError, AddressNotInPoolError
+from ipam.pool import Pool
+
+Json = dict[str, Any]
+
+
+async def show(node: Node) -> Json:
+    """Utilisation per pool and node, as the nodes last said; this node's own as it is."""
+    store = node.ipam.shared()
+    members = await cluster.members(store)
+    claimed: Counter[tuple[str, str]] = Counter((block.pool, block.owner) for block in await cluster.blocks(store))
+    used = {member.node.name: dict(member.used) for member in members}
+    used[node.config.node.name] = _own_usage(node)
+    pools = {pool.name: pool for pool in await cluster.pools(store)}
+    return {
+        "store": store.url,
+        "pools": [
+            _pool(pool)
+            | {
+                "claimed": sum(count for (name, _), count in claimed.items() if name == pool.name),
+                "used": sum(by.get(pool.name, 0) for by in used.values()),
+            }
+            for pool in pools.values()
+        ],
+        "nodes": [
+            {
+                "name": member.node.name,
+                "alive": member.alive,
+                "pool": name,
+                "blocks": claimed[name, member.node.name],
+                "used": used[member.node.name].get(name, 0),
+                "size": claimed[name, member.node.name] * _block_addresses(pool),
+            }
+            for member in members
+            for name, pool in pools.items()
+            if claimed[name, member.node.name]
+        ],
+    }
+
+
+def picture(node: Node, cidr: str) -> Json:
+    """One of this node's blocks, the state of each address and who has it. Raises ValueError, AddressNotInPoolError."""
+    family, wire = prefix.parse(cidr)
+    cells = node.ipam.picture(family, wire)
+    if not cells:
+        own = ", ".join(block.cidr for block in node.ipam.blocks()) or "none"
+        raise AddressNotInPoolError(f"{cidr} is no block of node {node.config.node.name}; its blocks are: {own}")
+    return {"block": cidr, "node": node.config.node.name, "cells": cells}
+
+
+async def blocks(node: Node, pool: str | None, owner: str | None) -> list[Json]:
+    own = {(usage.block.family, usage.block.prefix): usage.used for usage in node.ipam.usage()}
+    return [
+        {
+            "prefix": block.cidr,
+            "family": NAMES[block.family],
+            "pool": block.pool,
+            "owner": block.owner,
+            "generation": block.generation,
+            "claimedAt": block.claimed_at,
+            "used": own.get((block.family, block.prefix)) if block.uuid == node.ipam.identity.uuid else None,
+        }
+        for block in await cluster.blocks(node.ipam.shared())
+        if pool in (None, block.pool) and owner in (None, block.owner)
+    ]
+
+
+async def pools(node: Node) -> list[Json]:
+    return [_pool(pool) for pool in await cluster.pools(node.ipam.shared())]
+
+
+async def set_pool(node: Node, name: str, changes: Json) -> Json:
+    return _pool(await cluster.change_pool(node.ipam.shared(), name, **changes))
+
+
+async def checked(node: Node, *, fix: bool) -> Json:
+    found, done = await check(node, fix=fix)
+    return {
+        "node": node.config.node.name,
+        "storeChecked": not node.ipam.store().problem,
+        "disagreements": [{"kind": one.kind, "text": one.text, "fixable": one.repair != "none"} for one in found],
+        "fixed": done,
+    }
+
+
+async def release(node: Node, address: str, *, force: bool) -> Json:
+    """Release what has an address. Raises AddressHeldError where its container runs, unless ``force``."""
+    holder = node.ipam.holder(address)
+    if holder is None:
+        raise AddressNotInPoolError(f"address {address} is not in use on node {node.config.node.name}")
+    links = {link.name for link in await node.cni.verbs.links()}
+    name = holder.attributes.get("hostInterface")
+    if name in links and not force:
+        raise AddressHeldError(
+            f"address {address} belongs to {holder.handle}, whose interface {name} is there: delete the container, or "
+            "give --force to cut it off"
+        )
+    await node.cni.verbs.detach(Handle(*holder.handle))
+    return {"released": [one.address for one in holder.assignments], "handle": str(holder.handle)}
+
+
+async def reclaim(node: Node, name: str, quarantine: int) -> Json:
+    taken = await cluster.reclaim(node.ipam.shared(), name, quarantine=quarantine)
+    return {"node": name, "quarantine": quarantine, "blocks": [block.cidr for block in taken]}
+
+
+def _own_usage(node: Node) -> dict[str, int]:
+    used: Counter[str] = Counter()
+    for usage in node.ipam.usage():
+        used[usage.block.pool] += usage.used
+    return dict(used)
+
+
+def _pool(pool: Pool) -> Json:
+    return {
+        "name": pool.name,
+        "family": NAMES[pool.family],
+        "cidr": pool.cidr,
+        "blockSize": pool.block_size,
+        "blocks": pool.count,
+        "addresses": pool.count * _block_addresses(pool),
+        "nodes": pool.nodes,
+        "disabled": pool.disabled,
+        "manual": pool.manual,
+        "notAdvertised": pool.not_advertised,
+        "reservations": [prefix.text(pool.family, one) for one in pool.reservations],
+    }
+
+
+def _block_addresses(pool: Pool) -> int:
+    return 1 << (BITS[pool.family] - pool.block_size)

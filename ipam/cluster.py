@@ -1,0 +1,136 @@
+"""The whole cluster as the store has it, for people: pools, nodes, blocks. And what an operator does to them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from config.model import BLOCK_SIZES
+from ipam import records
+from ipam.errors import NodeAliveError, NoSuchNodeError, NoSuchPoolError, PoolInUseError
+from ipam.pool import Pool
+from ipam.records import Block, NodeRecord
+from ipam.store import Condition, Delete, Entry, Put, Quiet, Range, Store, Unchanged, Write
+
+_PAGE = 5000
+_BATCH = 40
+"""Blocks given back in one transaction: etcd takes 128 operations."""
+
+QUARANTINE = 300
+"""Seconds that the blocks of a reclaimed node rest before anybody can claim them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    node: NodeRecord
+    alive: bool
+    used: Mapping[str, int]
+    """Addresses in use by pool, as the node last said."""
+
+
+async def pools(store: Store) -> list[Pool]:
+    return [records.decode_pool(entry)[0] for entry in (await store.list(records.POOLS)).entries]
+
+
+async def members(store: Store) -> list[Member]:
+    alive = {entry.key.rpartition("/")[2] for entry in (await store.list(records.LIVE)).entries}
+    said = {entry.key.rpartition("/")[2]: entry.value for entry in (await store.list(records.USAGE)).entries}
+    nodes = [records.decode_node(entry) for entry in (await store.list(records.NODES)).entries]
+    return [Member(node, node.name in alive, json.loads(said.get(node.name, b"{}"))) for node in nodes]
+
+
+async def blocks(store: Store) -> list[Block]:
+    return [records.decode_block(entry) for entry in await _entries(store, records.BLOCKS)]
+
+
+async def reclaim(store: Store, name: str, *, quarantine: int = QUARANTINE) -> list[Block]:
+    """Take the blocks of a dead node away from it and return them; they can be claimed after ``quarantine`` seconds.
+
+    Until then each keeps a record, which no claim gets past and which names nobody as its owner: it is bound to a
+    lease, so the store itself frees the block. The node's record goes too. Raises NoSuchNodeError, and NodeAliveError
+    for a node that gave a sign of life.
+    """
+    key, live = records.node_key(name), records.live_key(name)
+    while True:
+        entry = await store.get(key)
+        if entry is None:
+            known = ", ".join(member.node.name for member in await members(store)) or "none"
+            raise NoSuchNodeError(f"no node {name} in the store {store.url}; there are: {known}")
+        if await store.get(live) is not None:
+            raise NodeAliveError(
+                f"node {name} is alive, as the store {store.url} sees it: stop its agent and wait until its lease has "
+                "ended (ipam.lease in its file, usually 30 s)"
+            )
+        uuid = records.decode_node(entry).uuid
+        owned = [
+            (found, block)
+            for found in await _entries(store, records.BLOCKS)
+            if uuid.encode() in found.value and (block := records.decode_block(found)).uuid == uuid
+        ]
+        lease = await store.grant(max(quarantine, 1))
+        if await _take(store, [Unchanged(key, entry.modified), Unchanged(live, 0)], owned, lease, name):
+            gone = await store.transact(
+                [Unchanged(key, entry.modified), Unchanged(live, 0)],
+                [Delete(key), Delete(records.usage_key(name))],
+            )
+            if gone.committed:
+                return [block for _, block in owned]
+
+
+async def change_pool(store: Store, name: str, **changes: Any) -> Pool:
+    """Change fields of a pool for all nodes. Raises NoSuchPoolError, and PoolInUseError where blocks forbid it."""
+    key = records.pool_key(name)
+    while True:
+        entry = await store.get(key)
+        if entry is None:
+            known = ", ".join(pool.name for pool in await pools(store)) or "none"
+            raise NoSuchPoolError(f"no pool {name} in the store {store.url}; there are: {known}")
+        pool, seeded_by = records.decode_pool(entry)
+        changed = replace(pool, **changes)
+        conditions: list[Condition] = [Unchanged(key, entry.modified)]
+        if changed.block_size != pool.block_size:
+            sizes = range(max(BLOCK_SIZES[pool.family].start, pool.prefix[0]), BLOCK_SIZES[pool.family].stop)
+            if changed.block_size not in sizes:
+                raise PoolInUseError(
+                    f"blocks of /{changed.block_size} do not fit pool {name} ({pool.cidr}): "
+                    f"give {sizes.start} to {sizes.stop - 1}"
+                )
+            within = records.blocks_from(pool, 0, pool.count, 0)
+            conditions.append(Quiet(within.start, within.end))
+            if live := (await store.list(within)).entries:
+                first = records.decode_block(live[0])
+                raise PoolInUseError(
+                    f"pool {name} has {len(live)} live blocks ({first.cidr} of node {first.owner} for one), so its "
+                    f"block size stays /{pool.block_size}: disable it, let its blocks run empty, or add another pool"
+                )
+        outcome = await store.transact(conditions, [Put(key, records.encode_pool(changed, seeded_by))])
+        if outcome.committed:
+            return changed
+
+
+async def _take(
+    store: Store, conditions: Sequence[Condition], owned: Sequence[tuple[Entry, Block]], lease: int, name: str
+) -> bool:
+    """Put blocks into quarantine; False where something has changed meanwhile."""
+    for start in range(0, len(owned), _BATCH):
+        batch = owned[start : start + _BATCH]
+        unchanged = [Unchanged(entry.key, entry.modified) for entry, _ in batch]
+        writes: list[Write] = [
+            Put(entry.key, records.encode_block(replace(block, owner=f"{name} (reclaimed)", uuid="")), lease)
+            for entry, block in batch
+        ]
+        if not (await store.transact([*conditions, *unchanged], writes)).committed:
+            return False
+    return True
+
+
+async def _entries(store: Store, wanted: Range) -> list[Entry]:
+    found: list[Entry] = []
+    while True:
+        entries = (await store.list(wanted._replace(limit=_PAGE))).entries
+        found += entries
+        if len(entries) < _PAGE:
+            return found
+        wanted = wanted._replace(start=Range.key(entries[-1].key).end)

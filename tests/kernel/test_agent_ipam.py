@@ -1,0 +1,157 @@
+"""`podroute ipam` against whole agents: what it shows, what check finds and repairs, dead nodes, a lost ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from tests.agents import PATIENCE, Agent, agents
+from tests.kernel.test_agent_life import add_pod, call
+from tests.netns import Netns
+
+pytestmark = pytest.mark.root
+
+POOLS = {"pods": {"cidr": "10.64.0.0/24", "blockSize": 28}}
+
+
+@pytest.fixture
+async def two(netns: Callable[[], Netns]) -> AsyncIterator[tuple[Agent, Agent]]:
+    """Two agents on one store, that know no peers."""
+    async with agents() as (directory, running):
+        for number, name in ((1, "a"), (2, "b")):
+            agent = Agent(netns(), directory, name, 65000 + number, pools=POOLS, ipam={"graceTime": 1, "lease": 3})
+            running.append(await agent.start())
+        yield running[0], running[1]
+
+
+async def get(agent: Agent, path: str, **query: str) -> Any:
+    return await asyncio.to_thread(lambda: agent.client.get(path, **query))
+
+
+async def until(agent: Agent, path: str, wanted: Callable[[Any], bool], **query: str) -> Any:
+    async with asyncio.timeout(PATIENCE):
+        while not wanted(found := await get(agent, path, **query)):  # noqa: ASYNC110 (another process)
+            await asyncio.sleep(0.05)
+    return found
+
+
+def ipam(agent: Agent, *words: str, status: int = 0) -> str:
+    done = agent.command("ipam", *words, "--socket", str(agent.socket))
+    assert done.returncode == status, done.stdout + done.stderr + agent.log
+    return done.stdout + done.stderr
+
+
+async def test_show_and_the_picture_of_a_block(two: tuple[Agent, Agent], netns: Callable[[], Netns]) -> None:
+    a, b = two
+    _, (address,) = add_pod(a, netns, "one")
+    shown = json.loads(ipam(a, "show", "--json"))
+    (pool,) = shown["pools"]
+    assert (pool["claimed"], pool["used"], pool["addresses"]) == (2, 1, 256)
+    assert {(node["name"], node["blocks"], node["size"], node["alive"]) for node in shown["nodes"]} == {
+        ("a", 1, 16, True),
+        ("b", 1, 16, True),
+    }
+    (block,) = json.loads(ipam(b, "blocks", "--node", "a", "--json"))
+    assert block["owner"] == "a"
+    assert "1 used" in ipam(a, "show", block["prefix"])
+    assert "no block of node b" in ipam(b, "show", block["prefix"], status=1)
+    assert "10.64.0.0/24" in ipam(a, "pools")
+    assert "in use by" not in ipam(a, "show")
+    refused = ipam(a, "release", address, status=1)
+    assert "delete the container, or give --force" in refused
+    assert ipam(a, "release", address, "--force").startswith(f"released {address} of ")
+    assert "agree" in ipam(a, "check")
+
+
+async def test_a_pool_is_changed_for_all_nodes(two: tuple[Agent, Agent], netns: Callable[[], Netns]) -> None:
+    a, b = two
+    refused = ipam(a, "pools", "set", "pods", "blockSize=27", status=1)
+    assert "pool pods has 2 live blocks" in refused
+    ipam(a, "pools", "set", "pods", "disabled=true")
+    async with asyncio.timeout(PATIENCE):
+        while "pool pods is disabled" not in call(b, "ADD", netns(), "one").stdout:
+            call(b, "DEL", netns(), "one")
+            await asyncio.sleep(0.1)
+
+
+async def test_check_names_what_disagrees_and_fix_repairs_it(
+    two: tuple[Agent, Agent], netns: Callable[[], Netns]
+) -> None:
+    a, _ = two
+    a.config["ipam"] = {"graceTime": 3600}
+    await a.stop()
+    await a.start()
+    add_pod(a, netns, "one")
+    _, (second,) = add_pod(a, netns, "two")
+    pods = {pod["containerId"]: pod for pod in await get(a, "/v1/pods")}
+    assert "agree" in ipam(a, "check")
+    a.ns.run("ip", "link", "del", pods["one"]["hostIfname"])
+    found = ipam(a, "check", status=1)
+    assert f"vanished: {pods['one']['network']}/one/eth0 has addresses but no interface" in found
+    fixed = ipam(a, "check", "--fix")
+    assert "fixed: " in fixed
+    assert "agree" in ipam(a, "check")
+    assert [pod["addresses"] for pod in await get(a, "/v1/pods")] == [[second]]
+
+
+async def test_the_address_of_a_vanished_container_is_collected(
+    two: tuple[Agent, Agent], netns: Callable[[], Netns]
+) -> None:
+    a, _ = two
+    add_pod(a, netns, "stays")
+    pod = Netns()
+    assert call(a, "ADD", pod, "goes").returncode == 0
+    pods = {pod["containerId"]: pod for pod in await get(a, "/v1/pods")}
+    a.ns.run("ip", "link", "del", pods["goes"]["hostIfname"])
+    await asyncio.sleep(1.5)
+    assert len(await get(a, "/v1/pods")) == 2  # its namespace is there yet
+    pod.close()
+    found = await until(a, "/v1/pods", lambda pods: len(pods) == 1)
+    assert found[0]["containerId"] == "stays"
+    assert "addresses of a vanished pod released" in a.log
+
+
+async def test_an_emptied_ledger_gives_no_address_of_a_running_container(
+    two: tuple[Agent, Agent], netns: Callable[[], Netns]
+) -> None:
+    a, _ = two
+    running = {add_pod(a, netns, f"old{number}")[1][0] for number in range(5)}
+    routes = a.ns.run("ip", "route")
+    await a.stop()
+    for file in (a.directory / "state").glob("ledger.db*"):
+        file.unlink()
+    await a.start()
+    assert "THE LEDGER IS EMPTY THOUGH CONTAINERS RUN" in a.log
+    assert a.ns.run("ip", "route") == routes
+    new = {add_pod(a, netns, f"new{number}")[1][0] for number in range(5)}
+    assert not new & running
+    assert "agree" in ipam(a, "check")
+
+
+async def test_a_dead_nodes_blocks_are_reclaimed_and_it_finds_out(
+    two: tuple[Agent, Agent], netns: Callable[[], Netns]
+) -> None:
+    a, b = two
+    _, (address,) = add_pod(b, netns, "one")
+    refused = ipam(a, "reclaim", "b", status=1)
+    assert "node b is alive" in refused
+    assert "no node x in the store" in ipam(a, "reclaim", "x", status=1)
+    await b.stop(signal.SIGKILL)
+    (block,) = json.loads(ipam(a, "blocks", "--node", "b", "--json"))
+    await until(a, "/v1/ipam/show", lambda shown: not next(n for n in shown["nodes"] if n["name"] == "b")["alive"])
+    assert block["prefix"] in ipam(a, "reclaim", "b", "--quarantine", "600")
+    (rests,) = [one for one in json.loads(ipam(a, "blocks", "--json")) if one["prefix"] == block["prefix"]]
+    assert rests["owner"] == "b (reclaimed)"
+
+    await b.start()
+    status = await until(b, "/v1/status", lambda status: status["store"]["lostBlocks"])
+    assert status["store"]["lostBlocks"] == [block["prefix"]]
+    assert block["prefix"] not in status["blocks"]
+    assert status["blocks"]
+    assert address not in b.ns.run("ip", "route")
+    assert "lost-block" in ipam(b, "check", status=1)
