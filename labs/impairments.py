@@ -66,7 +66,9 @@ class Link:
         raise LabError(f"{place}: no such link end, node {name} has {', '.join(sorted(known)) or 'none'}")
 
     async def down(self) -> None:
-        """Set this end down: both ends lose their carrier."""
+        """Set this end down: both ends lose their carrier. Its IPv6 addresses stay, as on a pulled cable."""
+        keep = f"net/ipv6/conf/{self.here.interface}/keep_addr_on_down=1"
+        await self.here.node.run("sysctl", "-q", "-w", keep)
         await self.here.node.run("ip", "link", "set", self.here.interface, "down")
 
     async def up(self) -> None:

@@ -119,7 +119,7 @@ SCENARIOS = (
         "the time until its session is up again.",
         topology="one-tor",
         steps=_drift,
-        outage=15_000,
+        outage=5000,
     ),
     Scenario(
         name="foreign-routes",

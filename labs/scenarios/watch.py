@@ -9,7 +9,8 @@ from types import TracebackType
 from labs.node import Node
 from labs.waiting import off_loop
 
-_MARK = ("blackhole", "192.0.2.255/32", "table", "4242")
+_MARK = ("blackhole", "192.0.2.255/32", "table", "4242", "proto", "kernel")
+"""FRR's zebra makes nothing of routes that claim to be the kernel's own."""
 
 
 class Watch:
