@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(VENV):$(PATH)
 
 CONFORMANCE := docs/conformance-bgp
 
-.PHONY: conformance fuzz help demo lab-down test unit lab lint format setup setup-tests venv lock clean
+.PHONY: bench-ipam hammer conformance fuzz help demo lab-down test unit lab lint format setup setup-tests venv lock clean
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
@@ -30,6 +30,13 @@ conformance: setup  ## the BGP conformance suite at podroute, FRR, BIRD and GoBG
 
 fuzz: venv  ## fuzz everything that reads a peer's octets (SECONDS=60)
 	@python -m tests.wire.fuzz_bgp $(or $(SECONDS),60)
+
+hammer: setup-tests  ## twenty nodes on one store, killed at random for a minute (SECONDS=60), SQLite and etcd
+	@python -m tests.ipam_hammer sqlite $(or $(SECONDS),60)
+	@python -m tests.ipam_hammer etcd $(or $(SECONDS),60)
+
+bench-ipam: setup-tests  ## addresses, claims and a full node, beside host-local; into benchmarks/results/ipam.json
+	@python -m benchmarks.ipam
 
 lint: venv  ## ruff, mypy --strict, import contracts
 	@ruff check --quiet . && ruff format --quiet --check . && mypy && lint-imports --no-logo
