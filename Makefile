@@ -4,9 +4,8 @@ VENV := .venv/bin
 export PYTHONDONTWRITEBYTECODE := 1
 export PATH := $(CURDIR)/$(VENV):$(PATH)
 
-CONFORMANCE := docs/conformance-bgp
-
-.PHONY: bench-ipam hammer conformance fuzz help demo lab-down test unit lab lint format setup setup-tests venv lock clean
+.PHONY: help demo lab-down test unit lab lint format conformance interop fuzz hammer bench-bgp bench-cni bench-fib
+.PHONY: bench-ipam setup setup-tests venv lock clean
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
@@ -16,17 +15,21 @@ demo: setup  ## the main job: two racks, four nodes, eight pods, real ToR router
 lab-down: setup  ## remove the lab that `make demo KEEP=1` left up
 	@python -m labs.demo --down
 
-test: setup-tests lint  ## the whole suite: lint, unit, wire, kernel, labs with real routers
+test: setup-tests lint  ## the whole suite: lint, unit, wire, kernel, labs with real routers and runtimes
 	@python -m pytest tests
 
 unit: venv  ## the tests that need no root; seconds
 	@python -m pytest tests/unit tests/wire
 
-lab: setup-tests  ## the tests that build networks: kernel and real routers
+lab: setup-tests  ## the tests that build networks: kernel, real routers, real runtimes
 	@python -m pytest tests/kernel tests/interop tests/runtime
 
-conformance: setup  ## the BGP conformance suite at podroute, FRR, BIRD and GoBGP, into docs/conformance-bgp.md; minutes
-	@python -m tests.conformance.bgp.compare --page $(CONFORMANCE).md --json $(CONFORMANCE).json
+conformance: setup-tests  ## the BGP conformance suite at podroute, FRR, BIRD and GoBGP, into docs/conformance-bgp.md; minutes
+	@mkdir -p build
+	@python -m tests.conformance.bgp.compare --page docs/conformance-bgp.md --json build/conformance-bgp.json
+
+interop: setup-tests  ## the speaker with FRR, BIRD and GoBGP, into docs/interop.md
+	@INTEROP_PAGE=docs/interop.md python -m pytest -q tests/interop/test_bgp_matrix.py
 
 fuzz: venv  ## fuzz everything that reads a peer's octets (SECONDS=60)
 	@python -m tests.wire.fuzz_bgp $(or $(SECONDS),60)
@@ -35,14 +38,23 @@ hammer: setup-tests  ## twenty nodes on one store, killed at random for a minute
 	@python -m tests.ipam_hammer sqlite $(or $(SECONDS),60)
 	@python -m tests.ipam_hammer etcd $(or $(SECONDS),60)
 
-bench-ipam: setup-tests  ## addresses, claims and a full node, beside host-local; into benchmarks/results/ipam.json
-	@python -m benchmarks.ipam
+bench-ipam: setup-tests  ## addresses, claims and a full node, beside host-local (BENCH=options)
+	@python -m benchmarks.ipam $(BENCH)
 
 lint: venv  ## ruff, mypy --strict, import contracts
 	@ruff check --quiet . && ruff format --quiet --check . && mypy && lint-imports --no-logo
 
 format: venv  ## apply the house's format
 	@ruff check --quiet --fix .; ruff format --quiet .
+
+bench-bgp: setup-tests  ## the speaker beside BIRD, FRR and GoBGP on the same input (BENCH=options)
+	@python -m benchmarks.bgp $(BENCH)
+
+bench-cni: setup-tests  ## ADD and DEL beside Debian's ptp and bridge plugins (BENCH=options)
+	@python -m benchmarks.cni $(BENCH)
+
+bench-fib: setup-tests  ## routes into the kernel: podroute, BIRD and FRR side by side (QUICK=1: small tables)
+	@python -m benchmarks.fib $(if $(QUICK),--quick)
 
 setup:  ## install what the demo needs (Debian packages, virtual environment)
 	@sh labs/setup.sh

@@ -2,7 +2,9 @@
 
 ``GET /v1/status``, ``/v1/peers``, ``/v1/blocks`` and ``/v1/pods`` answer JSON; ``/v1/routes`` streams one JSON object a
 line (NDJSON), in slices, so that a full table neither fills memory nor holds the event loop; ``/v1/converged`` answers
-when the node has converged or ``timeout`` seconds are over. Errors are ``{"error": text}`` with a 4xx status.
+when the node has converged or ``timeout`` seconds are over; ``/v1/explain?prefix=`` tells all about one prefix.
+``POST /v1/stop`` ends the agent in a ``mode``, ``POST /v1/reload`` has it read its file anew (``dryRun``: only say what
+would change). Errors are ``{"error": text}`` with a 4xx or 5xx status.
 """
 
 from __future__ import annotations
@@ -14,14 +16,20 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import cast, get_args
 
 from aiohttp import web
 
 from agent import ipam_api, views
 from agent.errors import StartError
+from agent.explain import explain
 from agent.node import Node
+from agent.reload import RestartNeededError
+from agent.stopping import Mode
+from bgp.status import SpeakerError
 from config import prefix
 from config.prefix import BY_NAME, FAMILIES, Family
+from config.problems import ConfigError
 from ipam.errors import IpamError
 
 LONGEST_WAIT = 3600.0
@@ -45,7 +53,10 @@ class ApiServer:
                 web.get("/v1/blocks", _blocks),
                 web.get("/v1/pods", _pods),
                 web.get("/v1/converged", _converged),
+                web.post("/v1/stop", _stop),
+                web.post("/v1/reload", _reload),
                 *ipam_api.routes(node),
+                web.get("/v1/explain", _explain),
             ]
         )
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
@@ -151,6 +162,19 @@ async def _routes(request: web.Request) -> web.StreamResponse:
     return response
 
 
+async def _explain(request: web.Request) -> web.Response:
+    node = request.app[_NODE]
+    if not node.running:
+        raise web.HTTPServiceUnavailable(text=f"the agent is {node.state}")
+    if "prefix" not in request.query:
+        raise web.HTTPBadRequest(text="prefix is missing: a prefix or an address")
+    try:
+        family, wanted = prefix.parse(request.query["prefix"])
+    except ValueError as error:
+        raise web.HTTPBadRequest(text=f"prefix: {error}") from None
+    return web.json_response(await explain(node, family, wanted))
+
+
 async def _converged(request: web.Request) -> web.Response:
     node = request.app[_NODE]
     loop = asyncio.get_running_loop()
@@ -158,6 +182,27 @@ async def _converged(request: web.Request) -> web.Response:
     waiting = await node.wait_converged(_number(request, "timeout", 0.0, LONGEST_WAIT))
     answer = {"converged": not waiting, "waitingFor": waiting, "waited": loop.time() - start}
     return web.json_response(answer)
+
+
+async def _reload(request: web.Request) -> web.Response:
+    node = request.app[_NODE]
+    if node.state != "running":
+        raise web.HTTPConflict(text=f"the agent is {node.state}")
+    dry_run = "dryRun" in request.query
+    try:
+        plan = await node.reload(dry_run=dry_run)
+    except (ConfigError, RestartNeededError, SpeakerError) as error:
+        raise web.HTTPBadRequest(text=str(error)) from None
+    return web.json_response({"applied": not dry_run, **plan.as_json()})
+
+
+async def _stop(request: web.Request) -> web.Response:
+    mode = request.query.get("mode")
+    if mode is not None and mode not in get_args(Mode):
+        raise web.HTTPBadRequest(text=f"mode is {mode!r}, must be {', '.join(get_args(Mode))}")
+    node = request.app[_NODE]
+    node.stop(cast(Mode | None, mode))
+    return web.json_response({"mode": node.stop_mode})
 
 
 def _number(request: web.Request, name: str, default: float, largest: float) -> float:

@@ -106,6 +106,14 @@ def routes(prefix: str | None, family: str | None, limit: int | None, socket_pat
 
 
 @cli.command()
+@click.argument("prefix")
+@asks_agent
+def explain(prefix: str, socket_path: str, as_json: bool) -> None:
+    """All about one PREFIX or address: paths, policy, decision, next hops, kernel, and why they differ."""
+    show_answer(Client(socket_path).get("/v1/explain", prefix=prefix), as_json, "explain")
+
+
+@cli.command()
 @asks_agent
 def blocks(socket_path: str, as_json: bool) -> None:
     """Blocks that this node owns, and how full they are."""
@@ -117,6 +125,23 @@ def blocks(socket_path: str, as_json: bool) -> None:
 def pods(socket_path: str, as_json: bool) -> None:
     """Pods that this node wired: addresses, interfaces, names."""
     show_answer(Client(socket_path).get("/v1/pods"), as_json, "pods")
+
+
+@cli.command()
+@click.option("--mode", type=click.Choice(["graceful", "drain", "purge"]), help="Default: `onStop` of the node's file.")
+@asks_agent
+def stop(mode: str | None, socket_path: str, as_json: bool) -> None:
+    """End the agent: graceful (routes stay, peers wait for it), drain (traffic led away first), purge (all removed)."""
+    answer = Client(socket_path).post("/v1/stop", mode=mode)
+    click.echo(json.dumps(answer) if as_json else f"stopping, mode {answer['mode']}")
+
+
+@cli.command()
+@click.option("--dry-run", is_flag=True, help="Only say what would change.")
+@asks_agent
+def reload(dry_run: bool, socket_path: str, as_json: bool) -> None:
+    """Have the agent read its file anew: all of it holds, or, where anything is wrong, nothing."""
+    show_answer(Client(socket_path).post("/v1/reload", dryRun="1" if dry_run else None), as_json, "reloaded")
 
 
 @cli.command("wait-converged")

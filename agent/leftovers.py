@@ -13,14 +13,12 @@ from bgp.speaker import Speaker
 from config.prefix import Family
 from routes.fib import Fib
 
-PATIENCE = 120.0
-"""Seconds that a peer has to come back before what it had announced goes: a usual restart time (RFC 4724)."""
-
 _COMPLETE = ("received", "timed out")
 
 
 class LeftoverSweep:
-    def __init__(self, speaker: Speaker, fib: Fib, peers: Collection[str], *, patience: float = PATIENCE) -> None:
+    def __init__(self, speaker: Speaker, fib: Fib, peers: Collection[str], *, patience: float) -> None:
+        """``patience``: seconds that a peer has to come back before what it had announced goes."""
         self._speaker = speaker
         self._fib = fib
         self._absent = set(peers)
@@ -53,7 +51,7 @@ class LeftoverSweep:
             for family, status in peer.families.items():
                 if status.end_of_rib not in _COMPLETE:
                     self._told.discard((peer.name, family))
-                elif (peer.name, family) not in self._told:
+                elif family not in self._speaker.deferred and (peer.name, family) not in self._told:
                     self._told.add((peer.name, family))
                     self._absent.discard(peer.name)
                     self._fib.end_of_rib(peer.name, family)

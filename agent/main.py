@@ -44,7 +44,7 @@ def agent(path: str) -> None:
         _refuse(f"the agent needs {', '.join(missing)} to write routes and wire containers: run it as root")
     set_up(config.log.level, config.log.format)
     try:
-        asyncio.run(_run(config))
+        asyncio.run(_run(config, path))
     except _REFUSALS as error:
         _refuse(str(error))
 
@@ -55,8 +55,8 @@ def _refuse(text: str) -> NoReturn:
     sys.exit(1)
 
 
-async def _run(config: Config) -> None:
-    node = Node(config)
+async def _run(config: Config, path: str) -> None:
+    node = Node(config, path)
     api = ApiServer(node, config.api.socket)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -20,11 +20,14 @@ from agent.errors import StartError
 from agent.leftovers import LeftoverSweep
 from agent.mesh import Mesh
 from agent.notify import notify
-from agent.peering import peer_settings
+from agent.peering import peer_settings, restart_settings
 from agent.pods import PodHooks
+from agent.reload import CONFIGURATION, Plan, apply, plan, restore
+from agent.stopping import Mode, take_leave
+from bgp.messages import Notification
 from bgp.settings import PeerSettings
 from bgp.speaker import Speaker
-from bgp.status import SessionChange
+from bgp.status import SessionChange, SpeakerError
 from cni import masquerade
 from cni.commands import notes_directory
 from cni.errors import Code
@@ -33,7 +36,8 @@ from cni.podnet import PodNetwork
 from cni.server import CniServer
 from config.check import overlaps_with_subnets
 from config.kernel import POD_METRIC, ROUTE_PROTOCOL
-from config.model import Config
+from config.load import load
+from config.model import DEFAULT_PATH, Config
 from config.nexthop import NextHops
 from config.prefix import NAMES, Family, text
 from ipam.ledger import Assignment as Given
@@ -51,18 +55,22 @@ from routes.table import Result, State
 log = logging.getLogger("podroute.agent")
 
 STATE_FILE = "routes.json"
-CONFIGURATION = "configuration"
-"""Owner of the prefixes that the file's ``advertise`` lists."""
 
 
 class Node:
     """Runs a node from its configuration. ``run`` is the whole life; the parts are public for the API to read."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, path: str = DEFAULT_PATH) -> None:
         self.config = config
+        self.path = path
+        """Where ``config`` came from, and ``reload`` looks."""
         self.started_at = time.time()
         self.state = "starting"
         self._peers = {name: peer_settings(config, name, peer) for name, peer in config.peers_here().items()}
+        self.stop_mode: Mode = "graceful"
+        """How the agent is being stopped."""
+        self._farewell: Notification | None = None
+        self._reloading = asyncio.Lock()
         self._started = asyncio.Event()
         self._ending = asyncio.Event()
         self._failure: BaseException | None = None
@@ -82,6 +90,7 @@ class Node:
             on_results=self._fib_results,
             table=config.routes.table,
             metric=config.routes.metric,
+            on_room=lambda: self.speaker.fib_ready(),
         )
         self.speaker = Speaker(
             asn=config.node.asn,
@@ -92,10 +101,15 @@ class Node:
             listen=config.bgp.listen_addresses,
             max_paths=config.bgp.max_paths,
             hostname=config.node.name,
+            cluster_id=config.bgp.cluster_octets,
+            restart=restart_settings(config.bgp.graceful_restart),
             on_failure=self._failed,
+            fib_full=lambda: self.fib.full,
         )
         self._mesh = Mesh(config, self.ipam, self.speaker)
-        self.sweep = LeftoverSweep(self.speaker, self.fib, self._peers)
+        self.sweep = LeftoverSweep(
+            self.speaker, self.fib, self._peers, patience=config.bgp.graceful_restart.restart_time
+        )
         self.advertising = Advertising(
             self.speaker,
             self.ipam.blocks,
@@ -126,11 +140,13 @@ class Node:
 
     @property
     def running(self) -> bool:
-        return self.state == "running"
+        return self.state in ("running", "draining")
 
-    def stop(self) -> None:
-        """Have ``run`` end."""
-        self._ending.set()
+    def stop(self, mode: Mode | None = None) -> None:
+        """Have ``run`` end, as ``mode`` says; None: as configured."""
+        if not self._ending.is_set():
+            self.stop_mode = mode or self.config.on_stop.mode
+            self._ending.set()
 
     async def run(self) -> None:
         """Start, work until ``stop`` is called, and end. Raises the rooms' errors, and StartError."""
@@ -141,9 +157,8 @@ class Node:
             notify("READY=1")
             log.info("running", extra={"fields": {"node": self.config.node.name, "as": self.config.node.asn}})
             await self._ending.wait()
-            self.state = "stopping"
             notify("STOPPING=1")
-            log.info("stopping: routes and pods stay as they are")
+            await self._take_leave()
         log.info("stopped")
         if self._failure is not None:
             raise self._failure
@@ -159,7 +174,7 @@ class Node:
         self.monitor.subscribe(self._kernel_event, lambda: self.speaker.next_hops_changed(()))
         stack.push_async_callback(self.resolver.stop)
         await self.fib.start(peers=self._peers)
-        stack.push_async_callback(self.fib.stop, keep=True)
+        stack.push_async_callback(self._stop_fib)
         await self.ipam.start()
         stack.push_async_callback(self.ipam.stop)
         stack.push_async_callback(self.cni.stop)  # before its start: it also clears up a start that failed
@@ -171,14 +186,48 @@ class Node:
             self.speaker.originate(family, prefix, owner=CONFIGURATION, source="configured")
         for settings in self._peers.values():
             self.speaker.add_peer(settings)
-        await self.speaker.start()
-        stack.push_async_callback(self.speaker.stop, notification=None)
+        await self.speaker.start(retained=self.fib.retained)
+        stack.push_async_callback(self._stop_speaker)
         self._mesh.start()
         stack.push_async_callback(self._mesh.stop)
         self.advertising.start()
         stack.push_async_callback(self.advertising.stop)
         self.sweep.start()
         stack.push_async_callback(self.sweep.stop)
+
+    async def reload(self, *, dry_run: bool) -> Plan:
+        """Change over to what the file says now, all of it or nothing; ``dry_run``: only say what that would be.
+
+        Raises ConfigError, RestartNeededError or SpeakerError; the configuration so far then holds on.
+        """
+        async with self._reloading:
+            new = await asyncio.to_thread(load, self.path)
+            peers = {name: peer_settings(new, name, peer) for name, peer in new.peers_here().items()}
+            old, before = self.config, self._peers
+            steps = plan(old, new, before, peers)
+            if not dry_run:
+                try:
+                    await apply(steps, self.speaker, old, new, peers)
+                except SpeakerError:
+                    await restore(steps, self.speaker, old, new, before)
+                    raise
+                self.config, self._peers = new, peers
+                log.info("configuration reloaded", extra={"fields": steps.as_json()})
+            return steps
+
+    async def _take_leave(self) -> None:
+        mode = self.stop_mode
+        log.info("stopping", extra={"fields": {"mode": mode}})
+        if mode != "graceful":
+            self.state = "draining"
+            self._farewell = await take_leave(self.speaker, mode, self.config.on_stop.drain_time)
+        self.state = "stopping"
+
+    async def _stop_speaker(self) -> None:
+        await self.speaker.stop(notification=self._farewell)
+
+    async def _stop_fib(self) -> None:
+        await self.fib.stop(keep=self.stop_mode != "purge")
 
     async def _masquerade(self) -> None:
         """Set masquerade up or remove it, as configured; where it is off, a node without nft is fine."""
@@ -267,7 +316,7 @@ class Node:
             self.fib.update(family, changes)
 
     def _session_changed(self, change: SessionChange) -> None:
-        if not change.up and self.state != "stopping":
+        if not change.up and not change.retained and self.state != "stopping":
             self.fib.peer_lost(change.peer)
 
     def _fib_results(self, results: list[Result]) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from ipaddress import ip_address
 
 from agent.errors import StartError
+from bgp.graceful_restart import RestartSettings
 from bgp.policy import Changes, Match, Policy, PrefixMatch, Rule
 from bgp.settings import PeerSettings
 from config import model
 from config import policy as written
 from config.password import read_password
-from config.values import parse_community
+from config.values import community_octets
 
 
 def peer_settings(config: model.Config, name: str, peer: model.Peer) -> PeerSettings:
@@ -28,6 +29,7 @@ def peer_settings(config: model.Config, name: str, peer: model.Peer) -> PeerSett
         passive=peer.passive,
         hold_time=peer.hold_time,
         connect_retry=peer.connect_retry,
+        route_reflector_client=peer.route_reflector_client,
         password=_password(name, peer.password_file) if peer.password_file else None,
     )
 
@@ -59,6 +61,11 @@ def _password(name: str, path: str) -> bytes:
         raise StartError(f"peers.{name}.passwordFile: {error}") from error
 
 
+def restart_settings(restart: model.GracefulRestart) -> RestartSettings:
+    """Return how the speaker restarts, and helps peers that do."""
+    return RestartSettings(restart.enabled, restart.restart_time, restart.stale_time, restart.deferral_time)
+
+
 def _policy(policy: written.Policy) -> Policy:
     return Policy(rules=tuple(_rule(rule) for rule in policy.rules), accept=policy.default == "accept")
 
@@ -68,21 +75,25 @@ def _rule(rule: written.Rule) -> Rule:
         prefixes=tuple(PrefixMatch(*prefixes) for prefixes in rule.match.prefixes),
         sources=frozenset(rule.match.source),
         family=rule.match.family_number,
+        communities=frozenset(map(community_octets, rule.match.communities)),
+        as_path=rule.match.as_path,
+        next_hops=tuple(PrefixMatch(*prefixes) for prefixes in rule.match.next_hop),
     )
     return Rule(rule.name, rule.action == "accept", match, _changes(rule.set))
 
 
 def _changes(changes: written.Changes) -> Changes:
-    communities = [parse_community(text) for text in changes.communities]
+    communities = [community_octets(text) for text in changes.communities]
     return Changes(
         local_pref=changes.local_pref,
         med=changes.med,
-        communities=frozenset(_octets(c, 2) for c in communities if len(c) == 2),
-        large_communities=frozenset(_octets(c, 4) for c in communities if len(c) == 3),
+        communities=frozenset(c for c in communities if len(c) == 4),
+        extended_communities=frozenset(c for c in communities if len(c) == 8),
+        large_communities=frozenset(c for c in communities if len(c) == 12),
+        remove_communities=frozenset(map(community_octets, changes.remove_communities)),
+        replace_communities=changes.replace_communities,
         prepend=changes.prepend,
         next_hop_self=changes.next_hop == "self",
+        next_hop_keep=changes.next_hop == "keep",
+        weight=changes.weight,
     )
-
-
-def _octets(community: tuple[int, ...], width: int) -> bytes:
-    return b"".join(part.to_bytes(width, "big") for part in community)

@@ -38,6 +38,12 @@ class PodHooks:
         for assignment in assignments:
             self._fib.forget_pod(assignment.family, assignment.prefix)
 
+    def bridged(self, assignments: Sequence[Assignment]) -> None:
+        """Take the cover off IPv6 blocks: the kernel gives the subnet's route metric 256, behind a cover's."""
+        for assignment in assignments:
+            if assignment.family == 6:
+                self._fib.remove_cover(6, assignment.block)
+
     async def advertised(self, assignments: Sequence[Assignment]) -> None:
         await self._advertising.wait(assignments)
 

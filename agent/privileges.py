@@ -7,7 +7,9 @@ NEEDED = {
     "CAP_NET_ADMIN": 12,
     "CAP_SYS_ADMIN": 21,
 }
-"""Port 179; routes, links and sysctls; entering containers' network namespaces."""
+"""Port 179; routes, links and sysctls; entering containers' network namespaces. Without one of them nothing works."""
+USEFUL = ("CAP_NET_BROADCAST",)
+"""To hear of a container's MAC address that changes, at once instead of at CHECK."""
 
 
 def missing_privileges(status: str = "/proc/self/status") -> list[str]:

@@ -57,6 +57,23 @@ def peers(answer: Iterable[Answer]) -> None:
     _print(table, "no peers are configured")
 
 
+def reloaded(answer: Answer) -> None:
+    """What a reload did, or would do, a line each."""
+    texts = {
+        "resets": "session resets",
+        "added": "peer begins",
+        "removed": "peer ends",
+        "policies": "policies change",
+        "advertised": "is advertised",
+        "withdrawn": "is withdrawn",
+    }
+    lines = [f"{name}: {what}" for key, what in texts.items() for name in answer[key]]
+    console = Console()
+    console.print("reloaded" if answer["applied"] else "would change (nothing is done)")
+    for line in lines or ["nothing changes"]:
+        console.print(f"  {line}", highlight=False)
+
+
 def routes(answer: Iterable[Answer]) -> None:
     table = _table("PREFIX", "", "NEXT HOP", "PEER", "PREF", "AS PATH", "KERNEL", "WHY")
     for route in answer:
@@ -72,6 +89,31 @@ def routes(answer: Iterable[Answer]) -> None:
             table.add_row(*first, *cells, kernel, path["reason"] or route["problem"] or "")
             first, kernel = [""], Text("")
     _print(table, "no routes")
+
+
+def explain(answer: Answer) -> None:
+    console = Console()
+    about = "" if answer["asked"] == answer["prefix"] else f", which answers for {answer['asked']}"
+    console.print(Text.assemble((answer["prefix"], "bold"), about))
+    for line in answer["summary"]:
+        console.print(f"  {line}", markup=False, highlight=False)
+    table = _table("", "FROM", "NEXT HOP", "REACHED", "PREF", "AS PATH", "RULE", "WHY NOT")
+    for path in answer["paths"]:
+        mark = Text("best", "green") if path["best"] else Text("used", "green") if path["used"] else Text("")
+        origin = path["peer"] or path["owner"]
+        cells = [path["nextHop"] or "-", path["reached"], str(path["localPref"]), path["asPath"], path["rule"]]
+        table.add_row(mark, origin, *cells, path["reason"])
+    _print(table, "no paths")
+    fib = _table("METRIC", "WHOSE", "DESIRED", "IN THE KERNEL", "STATE")
+    for route in answer["fib"]:
+        state = Text(route["state"], "green" if route["state"] == "installed" else "yellow")
+        desired, kernel = (", ".join(route[side]) or "-" for side in ("desired", "kernel"))
+        fib.add_row(str(route["metric"]), route["owner"], desired, kernel, state)
+    _print(fib, "no routes, neither desired nor in the kernel")
+    exports = _table("TOLD TO", "", "BY")
+    for export in answer["exports"]:
+        exports.add_row(export["peer"], "yes" if export["advertised"] else "no", export["reason"])
+    _print(exports, "told to nobody")
 
 
 def blocks(answer: Iterable[Answer]) -> None:

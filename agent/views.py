@@ -141,7 +141,7 @@ def _route(node: Node, family: Family, text: str, paths: list[Route]) -> Json:
     return {
         "prefix": text,
         "family": NAMES[family],
-        "paths": [_path(path) for path in paths],
+        "paths": [path_json(path) for path in paths],
         "kernel": shown.state.value if shown else "-",
         "desired": list(shown.desired) if shown else [],
         "installed": list(shown.kernel) if shown else [],
@@ -155,7 +155,7 @@ def _worst(route: FibRoute) -> bool:
     return route.state is not State.INSTALLED
 
 
-def _path(path: Route) -> Json:
+def path_json(path: Route) -> Json:
     return {
         "peer": path.peer,
         "owner": ", ".join(path.owners),
@@ -208,6 +208,7 @@ def _peer(peer: PeerStatus) -> Json:
                 "endOfRib": status.end_of_rib,
                 "received": status.received,
                 "accepted": status.accepted,
+                "stale": status.stale,
                 "advertised": status.advertised,
                 "problem": status.problem,
             }

@@ -6,7 +6,6 @@ Takes its configuration as JSON on the command line; answers each line on standa
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import socket
 import sys
@@ -42,7 +41,8 @@ class Measured:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.routes = 0
-        self.longest = 0.0
+        self.longest = self.longest_cpu = 0.0
+        self._watching = True
         self._speaker = Speaker(
             asn=config["as"],
             router_id=socket.inet_aton(config["address"]),
@@ -57,7 +57,7 @@ class Measured:
                 address=peer["address"],
                 asn=peer["as"],
                 import_policy=OWN,
-                export_policy=EVERYTHING if peer["receives"] else OWN if peer.get("own") else NOTHING,
+                export_policy=OWN if config.get("ownOnly") else EVERYTHING if peer["receives"] else NOTHING,
                 families=frozenset((4,)),
                 passive=True,
                 hold_time=peer.get("holdTime", 90),
@@ -74,42 +74,42 @@ class Measured:
         print("ready", flush=True)
         watch = loop.create_task(self._watch())
         while line := await reader.readline():
-            await self._obey(json.loads(line))
+            command = json.loads(line)
+            self._obey(command)
             counts = [peer.families[4] for peer in self._speaker.peers()]
             answer = {
                 "received": sum(count.received for count in counts),
                 "advertised": sum(count.advertised for count in counts),
                 "routes": self.routes,
                 "longest": self.longest,
+                "longestCpu": self.longest_cpu,
                 "collection": collector.longest,
                 "idle": self._speaker.idle,
                 "cpu": time.process_time(),
             }
             print(json.dumps(answer), flush=True)
+            if command.get("reset"):
+                self.longest = self.longest_cpu = 0.0
         watch.cancel()
 
-    async def _obey(self, command: dict[str, Any]) -> None:
+    def _obey(self, command: dict[str, Any]) -> None:
         if "originate" in command:
             prefix = bytes.fromhex(command["originate"])
             self._speaker.originate(4, prefix, owner="benchmark", source="configured")
-        if command.get("reset"):
-            self.longest = 0.0
         if "watch" in command:
             self._watching = command["watch"]
 
     async def _watch(self) -> None:
         while True:
-            before = time.perf_counter()
+            before, cpu = time.perf_counter(), time.thread_time()
             await asyncio.sleep(_TICK if self._watching else 0.2)
             if self._watching:
                 self.longest = max(self.longest, time.perf_counter() - before - _TICK)
-
-    _watching = True
+                self.longest_cpu = max(self.longest_cpu, time.thread_time() - cpu)
 
     def _on_fib(self, family: Family, changes: list[tuple[bytes, NextHops | None]]) -> None:
         self.routes += len(changes)
 
 
 if __name__ == "__main__":
-    gc.freeze()
     asyncio.run(Measured(json.loads(sys.argv[1])).run())

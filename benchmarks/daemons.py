@@ -116,9 +116,14 @@ class Podroute(Daemon):
     def version(cls) -> str | None:
         return "here"
 
+    def __init__(self, lab: Lab, asn: int, peers: Sequence[BenchPeer], *, own_only: bool = False) -> None:
+        self._own_only = own_only
+        super().__init__(lab, asn, peers)
+
     def _spawn(self) -> subprocess.Popen[str]:
         config = {
             "as": self.asn,
+            "ownOnly": self._own_only,
             "address": DAEMON,
             "peers": [
                 {"address": p.address, "as": p.asn, "receives": p.receives, "holdTime": p.hold_time} for p in self.peers
@@ -188,8 +193,13 @@ class Frr(Daemon):
         return _version("/usr/lib/frr/bgpd", "--version")
 
     def _spawn(self) -> subprocess.Popen[str]:
-        lines = ["no log unique-id", f"router bgp {self.asn}", f" bgp router-id {DAEMON}"]
-        lines += [" no bgp ebgp-requires-policy"]
+        lines = [
+            "route-map ALL permit 10",
+            "route-map NONE deny 10",
+            f"router bgp {self.asn}",
+            f" bgp router-id {DAEMON}",
+            " no bgp ebgp-requires-policy",
+        ]
         lines += [" no bgp network import-check", " bgp disable-ebgp-connected-route-check"]
         for p in self.peers:
             lines += [f" neighbor {p.address} remote-as {p.asn}", f" neighbor {p.address} passive"]
@@ -198,7 +208,7 @@ class Frr(Daemon):
         for p in self.peers:
             lines += [f"  neighbor {p.address} route-map {'NONE' if p.receives else 'ALL'} in"]
             lines += [f"  neighbor {p.address} route-map {'ALL' if p.receives else 'NONE'} out"]
-        lines += [" exit-address-family", "route-map ALL permit 10", "route-map NONE deny 10"]
+        lines += [" exit-address-family"]
         config = self.directory / "bgpd.conf"
         config.write_text("\n".join(lines) + "\n")
         argv = ["/usr/lib/frr/bgpd", "-Z", "-S", "-f", str(config), "-i", str(self.directory / "pid")]

@@ -27,7 +27,7 @@ from bgp.attributes import (
 from bgp.messages import BgpError, Negotiated
 from bgp.paths import Hop, Path, Peer
 from bgp.policy import Policy
-from bgp.table import MASK, Queue, Table
+from bgp.table import MASK, PLACE, Queue, Table
 from bgp.update import MpReach, decode_mp_reach, decode_mp_unreach, decode_nlri, end_of_rib, split
 from config.nexthop import NextHop, NextHops
 from config.prefix import FAMILIES, NAMES, Family, address_text
@@ -45,6 +45,8 @@ class RibPeer:
     """How often our own AS may occur in an AS_PATH from this peer."""
     enforce_first_as: bool = True
     """The AS_PATH from an external peer must start with its AS; off for route servers (RFC 7947)."""
+    reflector_client: bool = False
+    """RFC 4456: routes of other internal peers are reflected to it, and its routes to them."""
 
 
 class Received(NamedTuple):
@@ -64,6 +66,7 @@ class SessionFacts(NamedTuple):
     own_addresses: frozenset[bytes]
     """Our addresses on this session: no next hop may be one of them (RFC 4271 section 6.3)."""
     router_id: bytes
+    cluster_id: bytes
 
 
 class _KnownNextHop(NamedTuple):
@@ -94,6 +97,8 @@ class AdjRibIn:
         """What the peer says of these prefixes by now is in its table."""
         self.end_of_rib: set[Family] = set()
         """Families whose End-of-RIB has arrived on the present session."""
+        self._stale: dict[Family, list[dict[bytes, Path]]] = {4: [], 6: []}
+        """By shard, prefixes of an earlier session that the peer has not announced again (RFC 4724 section 4.2)."""
         self._local_as = local_as
         self._hop = hop
         self._intern = intern
@@ -105,6 +110,11 @@ class AdjRibIn:
         self._multiprotocol: WeakValueDictionary[bytes, Path] = WeakValueDictionary()
         """By next hop and what follows a leading MP_REACH_NLRI."""
         self._next_hops: dict[bytes, _KnownNextHop] = {}
+
+    @property
+    def up(self) -> bool:
+        """There is a session."""
+        return self._session is not None
 
     def start(self, session: SessionFacts) -> None:
         """Begin a session: UPDATEs are judged by what it negotiated."""
@@ -124,16 +134,57 @@ class AdjRibIn:
             self._session = self._session._replace(own_addresses=addresses)
             self._next_hops.clear()
 
-    def stop(self) -> None:
-        """End the session: everything that the peer announced is withdrawn."""
+    def stop(self, retain: frozenset[Family] = frozenset()) -> None:
+        """End the session: what the peer announced is withdrawn, or stale in the families ``retain``.
+
+        What is stale already goes even there: the peer has had its chance to announce it again.
+        """
         self._session = None
         self._next_hops.clear()
         self.end_of_rib.clear()
         for family in FAMILIES:
-            gone = self.tables[family]
-            self.tables[family] = Table()
-            for shard in gone.shards:
-                self.dirty[family].add(shard)
+            if family in retain:
+                self.drop_stale(family)
+                self.mark_stale(family)
+            else:
+                self._withdraw_all(family)
+
+    def mark_stale(self, family: Family) -> None:
+        """From now on, what the peer does not announce again is stale."""
+        self._stale[family] = [dict(shard) for shard in self.tables[family].shards]
+
+    def stale(self, family: Family) -> int:
+        """Return how many prefixes the peer has not announced again since ``mark_stale``, or a session before."""
+        return sum(map(len, self._stale[family]))
+
+    def drop_stale(self, family: Family) -> int:
+        """Withdraw what is stale, and return how much it is."""
+        stale, self._stale[family] = self._stale[family], []
+        count = sum(map(len, stale))
+        if count == len(self.tables[family]):
+            self._withdraw_all(family)
+        else:
+            for shard in stale:
+                self._withdraw(family, list(shard))
+        return count
+
+    def _withdraw_all(self, family: Family) -> None:
+        gone = self.tables[family]
+        self.tables[family] = Table()
+        self._stale[family] = []
+        for shard in gone.shards:
+            self.dirty[family].add(shard)
+
+    @property
+    def negotiated(self) -> Negotiated | None:
+        """What the present session is made of."""
+        return None if self._session is None else self._session.negotiated
+
+    def reconsider_all(self) -> None:
+        """Have the decision process look again at everything that the peer announces."""
+        for family, table in self.tables.items():
+            for shard in table.shards:
+                self.dirty[family].add(list(shard))
 
     def reconsider(self, family: Family, prefixes: Iterable[bytes]) -> None:
         """Have the decision process look again at those of ``prefixes`` that the peer announces."""
@@ -156,10 +207,11 @@ class AdjRibIn:
             if marker is not None:
                 if marker in families:
                     self.end_of_rib.add(marker)
+                    self.drop_stale(marker)
                     return Received(end_of_rib=marker)
                 return Received(faults=(f"End-of-RIB of {NAMES[marker]}, which was not negotiated",))
-        withdrawn = decode_nlri(4, withdrawn_field)
-        reach = decode_nlri(4, nlri_field)
+        withdrawn = decode_nlri(4, withdrawn_field) if withdrawn_field else []
+        reach = decode_nlri(4, nlri_field) if nlri_field else []
         if 4 not in families and (withdrawn or reach):
             return Received(faults=("IPv4 routes, which were not negotiated",))
         if reach:
@@ -167,7 +219,7 @@ class AdjRibIn:
             if path is not None:
                 self._withdraw(4, withdrawn)
                 self._announce(4, reach, path)
-                return Received(announced={4: reach})
+                return Received(None, (), {4: reach})
         elif not raw:
             self._withdraw(4, withdrawn)
             return _NOTHING
@@ -242,19 +294,29 @@ class AdjRibIn:
                     self._multiprotocol[leading[0]] = path
                 self._announce(reach.family, reach.prefixes, path)
                 announced[reach.family] = announced.get(reach.family, []) + reach.prefixes
-        return Received(faults=tuple(faults), announced=announced or None)
+        return Received(None, tuple(faults), announced or None)
 
     def _announce(self, family: Family, prefixes: list[bytes], path: Path) -> None:
         shards = self.tables[family].shards
         for prefix in prefixes:
-            shards[hash(prefix) & MASK][prefix] = path
+            shards[PLACE[hash(prefix) & MASK]][prefix] = path
         self.dirty[family].add(prefixes)
+        if self._stale[family]:
+            self._freshen(family, prefixes)
 
     def _withdraw(self, family: Family, prefixes: list[bytes]) -> None:
         if prefixes:
             shards = self.tables[family].shards
-            gone = [prefix for prefix in prefixes if shards[hash(prefix) & MASK].pop(prefix, None) is not None]
+            gone = [prefix for prefix in prefixes if shards[PLACE[hash(prefix) & MASK]].pop(prefix, None) is not None]
             self.dirty[family].add(gone)
+            if self._stale[family]:
+                self._freshen(family, prefixes)
+
+    def _freshen(self, family: Family, prefixes: list[bytes]) -> None:
+        """The peer has said something about prefixes: they are not stale any more."""
+        stale = self._stale[family]
+        for prefix in prefixes:
+            stale[PLACE[hash(prefix) & MASK]].pop(prefix, None)
 
     def _path(self, attributes: Attributes, next_hop: bytes) -> Path:
         known = self._next_hops.get(next_hop)
@@ -288,8 +350,8 @@ class AdjRibIn:
             return "ORIGINATOR_ID is our own BGP identifier"
         if self.peer.ibgp:
             clusters = attributes.value(CLUSTER_LIST) or b""
-            if session.router_id in [clusters[at : at + 4] for at in range(0, len(clusters), 4)]:
-                return "CLUSTER_LIST holds our own identifier"
+            if session.cluster_id in [clusters[at : at + 4] for at in range(0, len(clusters), 4)]:
+                return "CLUSTER_LIST holds our own cluster"
         return ""
 
     def _make_parser(self, four_octet_as: bool) -> AttributeParser:

@@ -16,10 +16,11 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 from bgp import nlri
 from bgp.attribute_encoding import ExportKind, exported
 from bgp.attributes import NO_ADVERTISE, NO_EXPORT, NO_EXPORT_SUBCONFED
+from bgp.messages import BORR, EORR
 from bgp.paths import Path, Peer
 from bgp.policy import Changes, ExportPolicy, Policy, Source, Verdict
-from bgp.table import Table
-from bgp.update import Announcement, announcements, encode_end_of_rib, fits, room, withdrawals
+from bgp.table import MASK, PLACE, Table
+from bgp.update import Announcement, announcements, encode_end_of_rib, encode_refresh_marker, fits, room, withdrawals
 from config.prefix import Family
 
 _SLICE = 5000
@@ -54,6 +55,10 @@ class Exported:
         self.peer = peer
         """Who announced it: that peer does not get it back."""
 
+    def says(self, other: Exported) -> bool:
+        """Tell whether a peer that knows ``other`` would learn nothing."""
+        return (self.before, self.after, self.next_hop) == (other.before, other.after, other.next_hop)
+
 
 Change = tuple[Exported | None, Exported | None]
 """What a prefix was announced with, and what it is to be announced with; None: not at all."""
@@ -66,6 +71,10 @@ class Told(NamedTuple):
     queue: deque[bytes]
     """Messages packed and not yet taken; they count as told."""
     end_of_rib_due: bool
+    next_hop: bytes
+    """The session's own next hop in all that."""
+    refresh_due: bool
+    """A refresh between BoRR and EoRR is not complete."""
 
 
 class _Plan(NamedTuple):
@@ -82,9 +91,11 @@ class _Plan(NamedTuple):
 class _Whole:
     """A table that a member is to be told, sorted by route before it is packed; a part at a time, both."""
 
-    def __init__(self, shards: list[dict[bytes, Exported]], *, first: bool) -> None:
+    def __init__(self, shards: list[dict[bytes, Exported]], *, first: bool, marked: bool = False) -> None:
         self.first = first
         """The member has been told nothing of it yet."""
+        self.marked = marked
+        """Goes out between BoRR and EoRR (RFC 7313)."""
         self.begun = False
         self._shards = shards
         self._routes: defaultdict[Exported, list[bytes]] = defaultdict(list)
@@ -134,6 +145,8 @@ class Member:
         self.queue: deque[bytes] = deque()
         """Messages packed and not yet taken."""
         self.end_of_rib_due = True
+        self.refresh_due = False
+        """The peer asked for a refresh before it had End-of-RIB, after which it gets one (RFC 7313 section 4)."""
 
 
 class ExportGroup:
@@ -148,6 +161,8 @@ class ExportGroup:
         self.members: dict[str, Member] = {}
         self.announced_by: Counter[Peer] = Counter()
         """How many routes of the table each peer announced to us."""
+        self.deferred = False
+        """What there is to tell is not complete yet, whatever the log says: End-of-RIB has to wait."""
         self._source = source
         self._policy = ExportPolicy(key.policy)
         constant = self._policy.constant(key.family, "learned")
@@ -190,22 +205,35 @@ class ExportGroup:
 
     def update(self, best: Mapping[bytes, Path | None]) -> None:
         """Take in changed best paths; None: no longer any."""
-        table, log, own_only, complete = self.table, self._log, self.own_only, self.complete
+        table, shards, log, complete = self.table, self.table.shards, self._log, self.complete
+        constant = self._policy.constant(self.key.family, "learned") is not None
+        last: Path | None = None
+        known: Exported | None = None
+        gained: defaultdict[Peer, int] = defaultdict(int)
         for prefix, path in best.items():
-            new = None if path is None or (own_only and path.peer is not None) else self._export(prefix, path)
-            old = table.get(prefix)
+            if path is None or (self.own_only and path.peer is not None):
+                new = None
+            elif path is last:
+                new = known
+            else:
+                new = self._export(prefix, path)
+                if constant and path.peer is not None:  # what follows from the path alone holds for the next prefix too
+                    last, known = path, new
+            at = PLACE[hash(prefix) & MASK]
+            old = shards[at].get(prefix)
             if new is old:
                 continue
             if new is None:
-                del table[prefix]
+                del table.writable(at)[prefix]
             else:
-                table[prefix] = new
+                table.writable(at)[prefix] = new
                 if new.peer is not None:
-                    self.announced_by[new.peer] += 1
+                    gained[new.peer] += 1
             if old is not None and old.peer is not None:
-                self.announced_by[old.peer] -= 1
+                gained[old.peer] -= 1
             if complete:  # before that, no member has been told anything
                 log.append((prefix, old, new))
+        self.announced_by.update(gained)
         if len(log) > _LOG_LIMIT:
             self._trim()
 
@@ -222,8 +250,15 @@ class ExportGroup:
         backlog = member.backlog
         for prefix, route in self.table.items():
             backlog[prefix] = initial.setdefault(route, (None, route))
+        same_next_hop = told.next_hop == next_hop
         for prefix, held in told.routes.items():
-            backlog[prefix] = held, self.table.get(prefix)
+            wanted = self.table.get(prefix)
+            if same_next_hop and wanted is not None and wanted.peer is not peer and held.says(wanted):
+                del backlog[prefix]
+            else:
+                backlog[prefix] = held, wanted
+        if told.refresh_due:
+            self.refresh(peer.name, enhanced=True)
 
     def told(self, name: str) -> Told:
         """Return what a peer has been told on its session so far."""
@@ -239,7 +274,8 @@ class ExportGroup:
             if table.first:
                 for prefix in table:
                     routes.pop(prefix, None)
-        return Told(routes, member.queue, member.end_of_rib_due)
+        refresh_due = member.refresh_due or any(table.marked for table in member.tables)
+        return Told(routes, member.queue, member.end_of_rib_due, member.next_hop, refresh_due)
 
     def leave(self, name: str) -> None:
         """Remove a peer."""
@@ -249,12 +285,14 @@ class ExportGroup:
         """Return our own next hop in what a peer is told."""
         return self.members[name].next_hop
 
-    def refresh(self, name: str) -> None:
-        """Announce everything to a peer once more (RFC 2918 section 4)."""
+    def refresh(self, name: str, *, enhanced: bool = False) -> None:
+        """Announce everything to a peer once more (RFC 2918 section 4), between BoRR and EoRR where ``enhanced``."""
         member = self.members[name]
-        if self.complete and (not member.tables or member.tables[-1].begun):
+        if enhanced and member.end_of_rib_due:
+            member.refresh_due = True
+        elif self.complete and (not member.tables or member.tables[-1].begun):
             self._absorb(member)
-            member.tables.append(_Whole(self.table.snapshot(), first=False))
+            member.tables.append(_Whole(self.table.snapshot(), first=False, marked=enhanced))
 
     def advertised(self, name: str) -> int:
         """Return how many prefixes the peer is, or is about to be, told."""
@@ -262,7 +300,7 @@ class ExportGroup:
 
     def has_outgoing(self, name: str) -> bool:
         member = self.members[name]
-        due = member.end_of_rib_due and self.complete
+        due = member.end_of_rib_due and self.complete and not self.deferred
         return bool(member.queue or member.tables or member.backlog or member.cursor < self.end or due)
 
     def outgoing(self, name: str, max_bytes: int) -> list[bytes]:
@@ -285,7 +323,7 @@ class ExportGroup:
 
     def verdict(self, prefix: bytes, path: Path) -> Verdict:
         """Return what the export policy says about a route."""
-        return self._policy.evaluate(self.key.family, prefix, self._source_of(prefix, path))
+        return self._policy.evaluate(self.key.family, prefix, self._source_of(prefix, path), path)
 
     def withheld(self, path: Path) -> str:
         """Return why a path may not be announced to this kind of session whatever the policy says; empty if it may."""
@@ -296,7 +334,9 @@ class ExportGroup:
             return "community no-advertise (RFC 1997)"
         if not self.key.kind.ibgp:
             return "community no-export (RFC 1997)" if scope & (NO_EXPORT | NO_EXPORT_SUBCONFED) else ""
-        return "learned from an internal peer (RFC 4271 section 9.2)" if path.peer.ibgp else ""
+        if path.peer.ibgp and not (path.peer.client or self.key.kind.client):
+            return "learned from an internal peer (RFC 4271 section 9.2), and neither is a client (RFC 4456)"
+        return ""
 
     def _source_of(self, prefix: bytes, path: Path) -> Source:
         return "learned" if path.peer is not None else self._source(prefix)
@@ -307,7 +347,7 @@ class ExportGroup:
         source = self._source_of(prefix, path)
         verdict = self._policy.constant(self.key.family, source)
         if verdict is None:
-            verdict = self._policy.evaluate(self.key.family, prefix, source)
+            verdict = self._policy.evaluate(self.key.family, prefix, source, path)
         if not verdict.accepted:
             return None
         known = self._by_path.setdefault(path, {})
@@ -316,9 +356,12 @@ class ExportGroup:
         return known[verdict.changes]
 
     def _encode(self, path: Path, changes: Changes) -> Exported | None:
-        before, after = exported(path.attributes, self.key.kind, changes)
+        reflected = path.peer is not None and path.peer.ibgp
+        originator = path.peer.identifier if path.peer is not None and reflected else None
+        before, after = exported(path.attributes, self.key.kind, changes, originator)
         next_hop = None
-        if self.key.kind.ibgp and path.hop is not None and not changes.next_hop_self and not path.hop.device:
+        keeps = self.key.kind.ibgp or changes.next_hop_keep
+        if keeps and path.hop is not None and not changes.next_hop_self and not path.hop.device:
             next_hop = path.hop.address
             if self.key.family == 4 and len(next_hop) > self.key.next_hop_size:
                 next_hop = None  # an IPv6 next hop on a session that has not negotiated RFC 8950
@@ -334,13 +377,18 @@ class ExportGroup:
     def _advance(self, member: Member) -> int:
         """Pack the next stretch of what a member has not been told; return its size, 0 where there is nothing."""
         if member.tables:
-            count = member.tables[0].sort()
+            whole = member.tables[0]
+            if whole.marked and not whole.begun:
+                member.queue.append(encode_refresh_marker(self.key.family, BORR))
+            count = whole.sort()
             if not count:
-                routes = member.tables[0].take()
+                routes = whole.take()
                 others = [(route, some) for route, some in routes if route.peer is not member.peer]
                 member.queue.extend(self._render(self._pack([], others, set()), member.next_hop))
                 if not routes:
                     member.tables.popleft()
+                    if whole.marked:
+                        member.queue.append(encode_refresh_marker(self.key.family, EORR))
                 count = 1 + sum(len(some) for _, some in routes)
         elif member.backlog:
             backlog = member.backlog
@@ -360,9 +408,12 @@ class ExportGroup:
             member.queue.extend(self._render(plan, member.next_hop))
             if len(self._plans) > 8 or len(self._log) > _SLICE:
                 self._trim()
-        elif member.end_of_rib_due and self.complete:
+        elif member.end_of_rib_due and self.complete and not self.deferred:
             member.end_of_rib_due = False
             member.queue.append(encode_end_of_rib(self.key.family))
+            if member.refresh_due:
+                member.refresh_due = False
+                self.refresh(member.peer.name, enhanced=True)
             count = 1
         else:
             count = 0

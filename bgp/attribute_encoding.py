@@ -14,7 +14,6 @@ from bgp.attributes import (
     COMMUNITIES,
     DEFAULT_LOCAL_PREF,
     EXTENDED_COMMUNITIES,
-    LARGE_COMMUNITIES,
     LOCAL_PREF,
     MED,
     NAMES,
@@ -29,6 +28,7 @@ from bgp.attributes import (
     pack_attribute,
     scope_of,
 )
+from bgp.conditions import COMMUNITY_CODES
 from bgp.policy import Changes
 
 _NOT_TO_EXTERNAL = (LOCAL_PREF, MED, ORIGINATOR_ID, CLUSTER_LIST)
@@ -47,6 +47,10 @@ class ExportKind(NamedTuple):
     local_as: int
     ibgp: bool
     four_octet_as: bool
+    client: bool = False
+    """The peer is a client of our route reflector (RFC 4456)."""
+    cluster_id: bytes = b""
+    """Of our route reflector, four octets."""
 
 
 def own_attributes() -> Attributes:
@@ -59,7 +63,7 @@ def own_attributes() -> Attributes:
 def imported(attributes: Attributes, changes: Changes, peer_as: int) -> Attributes:
     """Return the attributes that an import policy makes of those received."""
     items = _items(attributes)
-    _add_communities(items, changes)
+    _change_communities(items, changes)
     if changes.med is not None:
         items[MED] = OPTIONAL, changes.med.to_bytes(4, "big")
     if changes.prepend:
@@ -72,12 +76,17 @@ def imported(attributes: Attributes, changes: Changes, peer_as: int) -> Attribut
     changed.med = attributes.med if changes.med is None else changes.med
     changed.local_pref = attributes.local_pref if changes.local_pref is None else changes.local_pref
     changed.originator = attributes.originator
+    changed.weight = changes.weight
     changed.scope = scope_of(items[COMMUNITIES][1]) if COMMUNITIES in items else 0
     return changed
 
 
-def exported(attributes: Attributes, kind: ExportKind, changes: Changes) -> tuple[bytes, bytes]:
+def exported(
+    attributes: Attributes, kind: ExportKind, changes: Changes, originator: bytes | None = None
+) -> tuple[bytes, bytes]:
     """Return the attribute section for a session, as the parts before and after NEXT_HOP.
+
+    ``originator`` is the BGP identifier of the internal peer from which the route is reflected; None: it is not.
 
     Everything but the next hop and the NLRI is in them, so that sessions which differ in those only can share it.
     """
@@ -94,10 +103,13 @@ def exported(attributes: Attributes, kind: ExportKind, changes: Changes) -> tupl
         local_pref = local_pref if changes.local_pref is None else changes.local_pref
         local_pref = DEFAULT_LOCAL_PREF if local_pref is None else local_pref
         items[LOCAL_PREF] = WELL_KNOWN, local_pref.to_bytes(4, "big")
+        if originator is not None:  # RFC 4456 section 8
+            items.setdefault(ORIGINATOR_ID, (OPTIONAL, originator))
+            items[CLUSTER_LIST] = OPTIONAL, kind.cluster_id + items.get(CLUSTER_LIST, (0, b""))[1]
     if changes.med is not None:
         items[MED] = OPTIONAL, changes.med.to_bytes(4, "big")
     items[AS_PATH] = WELL_KNOWN, path
-    _add_communities(items, changes)
+    _change_communities(items, changes)
     for code, (flags, value) in items.items():
         if code not in NAMES:
             items[code] = flags | PARTIAL, value  # RFC 4271 section 5: passed on without being understood
@@ -117,15 +129,22 @@ def _pack(items: Items) -> bytes:
     return b"".join(pack_attribute(flags, code, value) for code, (flags, value) in sorted(items.items()))
 
 
-def _add_communities(items: Items, changes: Changes) -> None:
-    for code, added, size in (
-        (COMMUNITIES, changes.communities, 4),
-        (LARGE_COMMUNITIES, changes.large_communities, 12),
+def _change_communities(items: Items, changes: Changes) -> None:
+    """Take communities of all kinds away and add others, in this order."""
+    for size, added in (
+        (4, changes.communities),
+        (8, changes.extended_communities),
+        (12, changes.large_communities),
     ):
-        if added:
-            _, present = items.get(code, (0, b""))
-            known = {present[at : at + size] for at in range(0, len(present), size)}
-            items[code] = OPTIONAL_TRANSITIVE, present + b"".join(sorted(added - known))
+        code = COMMUNITY_CODES[size]
+        flags, value = items.get(code, (OPTIONAL_TRANSITIVE, b""))
+        present = [value[at : at + size] for at in range(0, len(value), size)]
+        kept = [] if changes.replace_communities else [c for c in present if c not in changes.remove_communities]
+        wanted = kept + sorted(added.difference(kept))
+        if wanted != present:
+            items[code] = flags, b"".join(wanted)
+            if not wanted:
+                del items[code]
 
 
 def _strip_extended_communities(items: Items) -> None:

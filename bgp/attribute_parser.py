@@ -21,6 +21,7 @@ from bgp.attributes import (
     COMMUNITIES,
     EXTENDED_COMMUNITIES,
     EXTENDED_LENGTH,
+    GRACEFUL_SHUTDOWN,
     IPV6_EXTENDED_COMMUNITIES,
     LARGE_COMMUNITIES,
     LOCAL_PREF,
@@ -122,6 +123,7 @@ class AttributeParser:
 
     def __init__(self, *, local_as: int, ibgp: bool, four_octet_as: bool, first_as: int | None = None) -> None:
         self.local_as = local_as
+        self.ibgp = ibgp
         self.first_as = None if ibgp else first_as
         self.width = 4 if four_octet_as else 2
         self._rules = dict(_RULES)
@@ -281,6 +283,8 @@ def _aggregator(walk: _Walk, value: bytes) -> str:
 def _communities(walk: _Walk, value: bytes) -> str:
     """RFC 7606 section 7.8."""
     walk.attributes.scope = scope_of(value)
+    if not walk.parser.ibgp and GRACEFUL_SHUTDOWN in [value[at : at + 4] for at in range(0, len(value), 4)]:
+        walk.attributes.local_pref = 0  # RFC 8326 section 4: any other way is better
     return _multiple(4, value)
 
 

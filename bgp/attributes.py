@@ -19,6 +19,9 @@ NO_EXPORT, NO_ADVERTISE, NO_EXPORT_SUBCONFED = 1, 2, 4
 
 DEFAULT_LOCAL_PREF = 100
 
+GRACEFUL_SHUTDOWN = b"\xff\xff\x00\x00"
+"""The community of a route that will go soon (RFC 8326 section 3)."""
+
 NAMES = MappingProxyType(
     {
         ORIGIN: "ORIGIN",
@@ -62,6 +65,7 @@ class Attributes:
         "path_length",
         "raw",
         "scope",
+        "weight",
     )
 
     def __init__(self, raw: bytes) -> None:
@@ -78,6 +82,8 @@ class Attributes:
         self.local_pref: int | None = None
         self.originator: bytes | None = None
         self.scope = 0
+        self.weight = 0
+        """What import policy put above all else."""
 
     def __iter__(self) -> Iterator[tuple[int, int, bytes]]:
         """Iterate over ``(flags, code, value)`` in the order received."""

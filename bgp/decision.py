@@ -20,25 +20,27 @@ class Step(IntEnum):
 
     ORIGINATED = 1
     """A route of our own before any learned one: nobody draws away the traffic of a prefix that starts here."""
-    LOCAL_PREF = 2
+    WEIGHT = 2
+    """What import policy set here above all that is the AS's; the higher."""
+    LOCAL_PREF = 3
     """Section 9.1.1: the higher degree of preference."""
-    AS_PATH_LENGTH = 3
+    AS_PATH_LENGTH = 4
     """(a)"""
-    ORIGIN = 4
+    ORIGIN = 5
     """(b)"""
-    MED = 5
+    MED = 6
     """(c): the lower one, among paths of one neighbouring AS; no MED counts as 0."""
-    EXTERNAL = 6
+    EXTERNAL = 7
     """(d): learned from another AS before learned inside ours."""
-    INTERIOR_COST = 7
+    INTERIOR_COST = 8
     """(e): the nearer next hop."""
-    IDENTIFIER = 8
+    IDENTIFIER = 9
     """(f): the lower BGP identifier, or ORIGINATOR_ID of a reflected path (RFC 4456 section 9)."""
-    CLUSTER_LIST = 9
+    CLUSTER_LIST = 10
     """RFC 4456 section 9: the shorter one."""
-    PEER_ADDRESS = 10
+    PEER_ADDRESS = 11
     """(g): the lower address of the peer."""
-    MULTIPATH = 11
+    MULTIPATH = 12
     """Not a comparison: paths equal up to (e) that carry traffic beside the best one."""
 
 
@@ -143,6 +145,7 @@ def _tie_break(path: Path) -> tuple[Any, ...]:
 
 _STEPS: tuple[tuple[Step, Callable[[list[Path], Options], list[Path]]], ...] = (
     (Step.ORIGINATED, _lowest(lambda p: p.peer is not None)),
+    (Step.WEIGHT, _lowest(lambda p: -p.attributes.weight)),
     (Step.LOCAL_PREF, _lowest(lambda p: -p.local_pref)),
     (Step.AS_PATH_LENGTH, _lowest(lambda p: p.attributes.path_length)),
     (Step.ORIGIN, _lowest(lambda p: p.attributes.origin)),

@@ -15,7 +15,7 @@ EXTENDED_LIMIT = 65535
 
 _HEADER = Struct("!16sHB")
 
-_MINIMUM = {
+_MINIMUM: dict[int, int] = {
     MessageType.OPEN: 29,
     MessageType.UPDATE: 23,
     MessageType.NOTIFICATION: 21,
@@ -24,7 +24,10 @@ _MINIMUM = {
 }
 """RFC 4271 section 6.1; a ROUTE-REFRESH has an error code of its own for its length (RFC 7313 section 5)."""
 
-_MAXIMUM = {MessageType.OPEN: STANDARD_LIMIT, MessageType.KEEPALIVE: HEADER_SIZE}
+_UPDATE = int(MessageType.UPDATE)
+_SHORTEST_UPDATE = _MINIMUM[MessageType.UPDATE]
+
+_MAXIMUM: dict[int, int] = {MessageType.OPEN: STANDARD_LIMIT, MessageType.KEEPALIVE: HEADER_SIZE}
 """RFC 8654 section 4 keeps OPEN short, RFC 4271 section 4.4 KEEPALIVE empty."""
 
 
@@ -79,17 +82,22 @@ class Framer:
                 raise BgpError(1, 1, reason=f"marker is {marker.hex()}, expected all ones")
             if not HEADER_SIZE <= length <= self.limit:
                 self._bad_length(length, kind, HEADER_SIZE, self.limit)
-            minimum = _MINIMUM.get(kind)
-            if minimum is None:
-                raise BgpError(1, 3, bytes((kind,)), f"unknown message type {kind}")
-            maximum = _MAXIMUM.get(kind, self.limit)
-            if not minimum <= length <= maximum:
-                self._bad_length(length, kind, minimum, maximum)
+            if kind != _UPDATE or length < _SHORTEST_UPDATE:
+                self._check(length, kind)
             end = start + length
             if len(self._buffer) < end:
                 return
             self._position = end
             yield kind, self._buffer[start + HEADER_SIZE : end]
+
+    def _check(self, length: int, kind: int) -> None:
+        """Raise BgpError for a type that does not exist, or may not have this length."""
+        minimum = _MINIMUM.get(kind)
+        if minimum is None:
+            raise BgpError(1, 3, bytes((kind,)), f"unknown message type {kind}")
+        maximum = _MAXIMUM.get(kind, self.limit)
+        if not minimum <= length <= maximum:
+            self._bad_length(length, kind, minimum, maximum)
 
     @staticmethod
     def _bad_length(length: int, kind: int, minimum: int, maximum: int) -> None:

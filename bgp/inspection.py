@@ -217,7 +217,7 @@ class Inspection:
         )
 
     def _received(self, family: Family, prefix: bytes, rib: PeerRib, path: Path) -> Route:
-        verdict = rib.policy.evaluate(family, prefix)
+        verdict = rib.policy.evaluate(family, prefix, path)
         violated = self._own[family].violated(prefix)
         if violated is not None:
             ineligible = f"refused: {text(family, violated)} is our own"
@@ -240,7 +240,9 @@ class Inspection:
 
     def _rule(self, family: Family, prefix: bytes, name: str) -> str:
         rib = self._peers.get(name)
-        return rib.policy.evaluate(family, prefix).rule if rib is not None else ""
+        if rib is None:
+            return ""
+        return rib.policy.evaluate(family, prefix, rib.adj_in.tables[family].get(prefix)).rule
 
     def _view(
         self,

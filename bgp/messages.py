@@ -94,6 +94,14 @@ class Negotiated:
     def ibgp(self) -> bool:
         return self.local.asn == self.peer.asn
 
+    def extended(self, family: Family) -> bool:
+        """Tell whether prefixes of a family may have IPv6 next hops (RFC 8950 section 4)."""
+        return family == 4 and (4, 6) in self.local.extended_next_hop & self.peer.extended_next_hop
+
+    @property
+    def enhanced_refresh(self) -> bool:
+        return self.local.enhanced_refresh and self.peer.enhanced_refresh
+
     @property
     def keepalive(self) -> float:
         """Seconds between KEEPALIVEs, a third of the hold time (RFC 4271 section 4.4)."""
@@ -107,6 +115,10 @@ class Notification:
     code: int
     subcode: int
     data: bytes = b""
+
+
+BORR, EORR = 1, 2
+"""Subtypes of ROUTE-REFRESH that begin and end the answer to one (RFC 7313 section 3.2)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,8 @@ def decode(data: bytes, bits: int) -> list[bytes]:
         return []
     length = data[0]
     step = 1 + (length + 7 >> 3)
+    if size == step and not length & 7 and length <= bits:
+        return [data]
     # Where every step-th octet is the same length octet, the whole field is prefixes of that length, by induction.
     if not length & 7 and length <= bits and size % step == 0 and data[::step].count(length) * step == size:
         return list(chain.from_iterable(iter_unpack(f"{step}s", data)))

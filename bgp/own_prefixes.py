@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from bgp.policy import Source
 from config.prefix import Family, contains
@@ -58,6 +58,13 @@ class OwnPrefixes:
     def guards(self) -> bool:
         """There is something that peers may not announce."""
         return bool(self._guarded)
+
+    def touched(self, prefixes: Iterable[bytes]) -> list[bytes]:
+        """Return those of many prefixes for which ``violated`` may have something to say."""
+        if not self._guarded:
+            return []
+        leads = self._leads
+        return list(prefixes) if self._any_lead else [prefix for prefix in prefixes if prefix[1:2] in leads]
 
     def violated(self, prefix: bytes) -> bytes | None:
         """Return the guarded prefix that ``prefix`` is, or is a more specific of; None where there is none."""

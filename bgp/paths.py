@@ -9,12 +9,14 @@ from config.nexthop import NextHops, Resolution
 class Peer:
     """Who announces paths. One object per configured peer; the session's facts are set when it comes up."""
 
-    __slots__ = ("address", "asn", "device", "ibgp", "identifier", "name")
+    __slots__ = ("address", "asn", "client", "device", "ibgp", "identifier", "name")
 
-    def __init__(self, name: str, asn: int, *, ibgp: bool) -> None:
+    def __init__(self, name: str, asn: int, *, ibgp: bool, client: bool = False) -> None:
         self.name = name
         self.asn = asn
         self.ibgp = ibgp
+        self.client = client
+        """An internal peer to and from which we reflect routes (RFC 4456 section 6)."""
         self.identifier = bytes(4)
         """BGP identifier."""
         self.address = b""

@@ -14,13 +14,14 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 
-from bgp import codec
+from bgp import codec, graceful_restart
 from bgp.collision import Collision
 from bgp.connection import READ_SIZE
 from bgp.fsm import COLLISION, Change, FsmSettings, Timer
 from bgp.fsm_table import Event, State
+from bgp.graceful_restart import Restart
 from bgp.inspection import Counts
-from bgp.messages import GracefulRestart, Negotiated, Notification, Open, RouteRefresh
+from bgp.messages import BORR, Negotiated, Notification, Open, RouteRefresh
 from bgp.quiet import Quiet
 from bgp.rib import Rib
 from bgp.session import Session
@@ -37,6 +38,8 @@ CONFIGURATION_CHANGE = Notification(6, 6)
 
 _QUIET = 10.0
 """Seconds between two log lines about faults in a peer's UPDATEs."""
+_SETTLED = 3.0
+"""Seconds after which a new connection of an established peer is no late one of the same start, but a restart."""
 _RANK = list(State)
 _UNDER_WAY = (State.OPEN_SENT, State.OPEN_CONFIRM, State.ESTABLISHED)
 
@@ -54,9 +57,12 @@ class Local:
     random: Callable[[], float]
     end_of_rib_wait: float
     """Seconds after which a family counts as complete though the peer sent no End-of-RIB."""
+    restart: Restart
     on_session: Callable[[SessionChange], None]
     wake: Callable[[], None]
     """There is work for the RIB, or something to send."""
+    unread: Callable[[], None]
+    """``readers`` is not empty."""
     notify: Callable[[], None]
     """Something changed that ``converged`` looks at."""
     readers: deque[Session] = field(default_factory=deque)
@@ -80,6 +86,11 @@ class Peer:
         self._since = time.time()
         self._reason = "waiting for the peer to connect" if settings.passive else "not connected yet"
         self._established: Session | None = None
+        self._negotiated: Negotiated | None = None
+        """Of the established session, or the last that was."""
+        self._farewell: Notification | None = None
+        """The NOTIFICATION, sent or received, that ends the established session."""
+        self._stale_timer: asyncio.TimerHandle | None = None
         self._established_count = 0
         self._last_open: Open | None = None
         self._last_sent: NotificationRecord | None = None
@@ -109,8 +120,10 @@ class Peer:
     async def stop(self, notification: Notification | None) -> None:
         """End all connections: with a NOTIFICATION, or (None) without a word."""
         self._stopped = True
+        self._cancel_stale_timer()
         for session in self.sessions:
-            session.handle(Event.ManualStop, notification=notification)
+            agreed = self._negotiated if session is self._established else None
+            session.handle(Event.ManualStop, notification=graceful_restart.final(agreed, notification))
         if self._outgoing is not None:
             await self._outgoing.closed()
         while self._tasks:
@@ -136,6 +149,14 @@ class Peer:
             return False
         session.write_updates(rib.outgoing(self.name, budget))
         return session.can_write and rib.has_outgoing(self.name)
+
+    def ask_refresh(self) -> bool:
+        """Ask the peer to announce everything once more (RFC 2918); False: no session, or it cannot."""
+        session, agreed = self._established, self._negotiated
+        if session is None or agreed is None or not agreed.peer.route_refresh:
+            return False
+        session.write_updates([codec.encode_route_refresh(RouteRefresh(f)) for f in sorted(agreed.families)])
+        return True
 
     def waiting_for(self) -> str | None:
         """Return what keeps this peer from having converged, None where nothing does."""
@@ -170,7 +191,8 @@ class Peer:
         gone = self._next_hops.keys() - found.keys()
         if gone:
             reason = ", ".join(self._no_next_hop(family) for family in sorted(gone))
-            session.handle(Event.AutomaticStop, reason=reason, notification=CONFIGURATION_CHANGE)
+            notification = graceful_restart.final(session.negotiated, CONFIGURATION_CHANGE)
+            session.handle(Event.AutomaticStop, reason=reason, notification=notification)
         elif found != self._next_hops:
             self._next_hops = found
             local = session.connection.local.packed
@@ -184,9 +206,13 @@ class Peer:
             asn=self._local.asn,
             hold_time=self.settings.hold_time,
             identifier=self._local.router_id,
-            families=self.settings.offered,
-            # Without families: we keep nothing over a restart, but want the End-of-RIB (RFC 4724 section 3).
-            graceful_restart=GracefulRestart(restart_time=0),
+            families=self.settings.families,
+            enhanced_refresh=True,
+            extended_message=True,
+            extended_next_hop=self.settings.extended_next_hop,
+            graceful_restart=self._local.restart.capability(
+                self.settings.families, established_before=self._established_count > 0
+            ),
             hostname=self._local.hostname,
         )
 
@@ -201,6 +227,9 @@ class Peer:
         return codec.negotiate(self.local_open(), peer, self.settings.asn)
 
     def survives(self, session: Session, peer: Open) -> bool:
+        established = self._established
+        if session.incoming and established is not None and self._is_restart(session, established):
+            established.handle(Event.TcpConnectionFails, reason="the peer has restarted: it opened another connection")
         collision = Collision((self._local.router_id, self._local.asn), (peer.identifier, peer.asn))
         losers = collision.losers(session, [other for other in self.sessions if other is not session])
         if session in losers:
@@ -220,35 +249,54 @@ class Peer:
         family = received.end_of_rib
         if family is not None and self._end_of_rib.get(family) == "waiting":
             self._end_of_rib[family] = "received"
+            self._local.restart.complete(self.name, family)
             log.info("End-of-RIB received", extra=self._fields(family=NAMES[family]))
         self._local.wake()
 
     def refresh(self, session: Session, request: RouteRefresh) -> None:
-        if request.subtype == 0 and session.negotiated and request.family in session.negotiated.families:
-            self._local.rib.refresh(self.name, request.family)
-            self._local.wake()
+        agreed, family, rib = session.negotiated, request.family, self._local.rib
+        if agreed is None or family not in agreed.families:
+            return
+        if request.subtype == 0:
+            rib.refresh(self.name, family)
+        elif not agreed.enhanced_refresh:
+            return  # RFC 7313 section 5: such a message is ignored
+        elif request.subtype == BORR:
+            rib.refresh_begins(self.name, family)
+            self._await_stale(self._local.restart.settings.stale_time, "no end of its route refresh")
+        else:
+            count = rib.refresh_ends(self.name, family)
+            log.info("route refresh received", extra=self._fields(family=NAMES[family], removed=count))
+        self._local.wake()
 
     def sent(self, session: Session, notification: Notification) -> None:
+        if session is self._established:
+            self._farewell = notification
         if notification != COLLISION:
             self._last_sent = self._record("NOTIFICATION sent", notification)
 
     def received(self, session: Session, notification: Notification) -> None:
+        if session is self._established:
+            self._farewell = notification
         if notification != COLLISION or not self._another_under_way(session):
             self._last_received = self._record("NOTIFICATION received", notification)
 
     def up(self, session: Session, negotiated: Negotiated) -> None:
         connection = session.connection
         assert connection is not None
-        self._established = session
+        self._established, self._negotiated, self._farewell = session, negotiated, None
         self._established_count += 1
         self._since, self._reason = time.time(), ""
         for other in [s for s in self.sessions if s is not session]:
             other.handle(Event.AutomaticStop if other.state is State.IDLE else Event.OpenCollisionDump)
         self._next_hops = self._own_next_hops(session, negotiated)
         self._end_of_rib = dict.fromkeys(negotiated.families, "waiting")
-        self._end_of_rib_timer = asyncio.get_running_loop().call_later(
-            self._local.end_of_rib_wait, self._end_of_rib_timed_out
-        )
+        restart = negotiated.peer.graceful_restart
+        patience = self._local.end_of_rib_wait
+        if restart is not None and restart.restarting:  # it waits for others' tables before it sends its own
+            patience = max(patience, self._local.restart.settings.stale_time)
+        loop = asyncio.get_running_loop()
+        self._end_of_rib_timer = loop.call_later(patience, self._end_of_rib_timed_out, patience)
         self._local.rib.peer_up(
             self.name,
             negotiated,
@@ -256,7 +304,10 @@ class Peer:
             local_address=connection.local.packed,
             device=connection.remote.device,
             next_hops=self._next_hops,
+            keep=graceful_restart.confirmed(negotiated),
         )
+        self._await_stale(self._local.restart.settings.stale_time, "no End-of-RIB after its restart")
+        self._local.restart.established(self.name, negotiated)
         families = ",".join(NAMES[family] for family in sorted(negotiated.families))
         log.info(
             "session established",
@@ -270,14 +321,19 @@ class Peer:
 
     def down(self, session: Session, reason: str) -> None:
         families = frozenset(self._end_of_rib)
+        retained: frozenset[Family] = frozenset()
+        if not self._stopped and self._negotiated is not None:
+            retained = graceful_restart.retained(self._negotiated, self._farewell)
         self._established = None
-        self._local.on_session(SessionChange(self.name, False, reason, families))
+        self._local.on_session(SessionChange(self.name, False, reason, families, retained))
         self._since, self._reason = time.time(), reason
         if self._end_of_rib_timer is not None:
             self._end_of_rib_timer.cancel()
         self._next_hops, self._end_of_rib = {}, {}
-        self._local.rib.peer_down(self.name)
-        log.warning("session lost: %s", reason, extra=self._fields(address=str(self.endpoint)))
+        self._local.rib.peer_down(self.name, retained)
+        kept = {"kept": ",".join(NAMES[family] for family in sorted(retained))} if retained else {}
+        log.warning("session lost: %s", reason, extra=self._fields(address=str(self.endpoint), **kept))
+        self._await_restart()
         self._local.wake()
 
     def changed(self, session: Session, change: Change) -> None:
@@ -296,7 +352,7 @@ class Peer:
 
     def arrived(self, session: Session) -> None:
         self._local.readers.append(session)
-        self._local.wake()
+        self._local.unread()
 
     def writable(self, session: Session) -> None:
         self._local.wake()
@@ -351,16 +407,53 @@ class Peer:
     def _own_next_hops(self, session: Session, negotiated: Negotiated) -> dict[Family, bytes]:
         assert session.connection is not None
         local = session.connection.local.packed
-        found = {family: self._local.resolver.local(local, family) for family in negotiated.families}
+        of_session: Family = 4 if len(local) == 4 else 6
+        found = {
+            family: self._local.resolver.local(local, of_session if negotiated.extended(family) else family)
+            for family in negotiated.families
+        }
         return {family: next_hop for family, next_hop in found.items() if next_hop is not None}
 
-    def _end_of_rib_timed_out(self) -> None:
+    def _is_restart(self, session: Session, established: Session) -> bool:
+        """A peer that restarts may be back before its old connection is known to be dead (RFC 4724 section 5)."""
+        agreed = self._negotiated
+        if agreed is None or session is established or not graceful_restart.retained(agreed, None):
+            return False
+        return asyncio.get_running_loop().time() - established.fsm.since >= _SETTLED
+
+    def _await_restart(self) -> None:
+        """Give a lost peer the time that it asked for, at most ours (RFC 4724 section 4.2)."""
+        restart = self._negotiated.peer.graceful_restart if self._negotiated else None
+        limit = self._local.restart.settings.stale_time
+        self._await_stale(min(restart.restart_time, limit) if restart else 0.0, "it did not come back in time")
+
+    def _await_stale(self, seconds: float, why: str) -> None:
+        self._cancel_stale_timer()
+        if any(self._local.rib.stale(self.name, family) for family in NAMES):
+            self._stale_timer = asyncio.get_running_loop().call_later(seconds, self._stale_timed_out, why)
+
+    def _cancel_stale_timer(self) -> None:
+        if self._stale_timer is not None:
+            self._stale_timer.cancel()
+            self._stale_timer = None
+
+    def _stale_timed_out(self, why: str) -> None:
+        self._stale_timer = None
+        count = self._local.rib.drop_stale(self.name)
+        if count:
+            log.warning("stale paths removed: %s", why, extra=self._fields(count=count))
+        if self._established is None:
+            self._local.on_session(SessionChange(self.name, False, self._reason))
+        self._local.wake()
+
+    def _end_of_rib_timed_out(self, patience: float) -> None:
         for family, state in self._end_of_rib.items():
             if state == "waiting":
                 self._end_of_rib[family] = "timed out"
+                self._local.restart.complete(self.name, family)
                 log.warning(
                     "no End-of-RIB within %g s: taken as complete",
-                    self._local.end_of_rib_wait,
+                    patience,
                     extra=self._fields(family=NAMES[family]),
                 )
         self._local.notify()
@@ -418,12 +511,11 @@ class Peer:
             accepted=counts.accepted if counts else 0,
             advertised=counts.advertised if counts else 0,
             refused=counts.refused if counts else 0,
+            stale=self._local.rib.stale(self.name, family),
         )
 
     def _problem(self, family: Family) -> str | None:
         name = NAMES[family]
-        if family not in self.settings.offered:
-            return f"{name} not offered: an IPv6 session carries IPv6 only"
         if self._established is None:
             return None
         if family not in self._end_of_rib:

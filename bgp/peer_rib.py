@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from weakref import WeakKeyDictionary
 
 from bgp.adj_rib_in import AdjRibIn, RibPeer
@@ -28,9 +29,8 @@ class PeerRib:
     @property
     def busy(self) -> bool:
         """The decision process has prefixes of this peer to look at."""
-        return self.waiting > 0
+        return any(queue.waiting for queue in self.adj_in.dirty.values())
 
-    @property
-    def waiting(self) -> int:
-        """How many prefixes the decision process has yet to look at."""
-        return sum(queue.waiting for queue in self.adj_in.dirty.values())
+    def waiting(self, families: Iterable[Family]) -> int:
+        """How many prefixes of these families the decision process has yet to look at."""
+        return sum(self.adj_in.dirty[family].waiting for family in families)

@@ -7,11 +7,14 @@ Plain frozen dataclasses describe a policy (equal policies compare equal, so pee
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from config.prefix import BITS, Family, parse, text
+from bgp.attributes import GRACEFUL_SHUTDOWN
+from bgp.conditions import All, Condition, has_as_path, has_community
+from bgp.paths import Path
+from config.prefix import BITS, FAMILIES, Family, parse, text
 
 Source = Literal["block", "configured", "exception", "static", "learned"]
 """Where a route comes from: our own block, configuration, an address outside our blocks, a static route, a peer."""
@@ -60,6 +63,12 @@ class Match:
     sources: frozenset[Source] = frozenset()
     """On export, a rule that names no source applies to our own routes and never to learned ones."""
     family: Family | None = None
+    communities: frozenset[bytes] = frozenset()
+    """Any of these: communities of 4 octets, extended ones of 8, large ones of 12."""
+    as_path: str = ""
+    """A regular expression over the text of the AS_PATH (bgp.conditions.compile_as_path)."""
+    next_hops: tuple[PrefixMatch, ...] = ()
+    """The next hop of a learned route lies in one of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +81,20 @@ class Changes:
     """Communities to add, four octets each (RFC 1997)."""
     large_communities: frozenset[bytes] = frozenset()
     """Large communities to add, twelve octets each (RFC 8092)."""
+    extended_communities: frozenset[bytes] = frozenset()
+    """Extended communities to add, eight octets each (RFC 4360)."""
+    remove_communities: frozenset[bytes] = frozenset()
+    """Communities to take away, of any kind, told apart by their size."""
+    replace_communities: bool = False
+    """Take all communities of all kinds away before any are added."""
+    weight: int = 0
+    """Import: preferred before everything else, the higher the more; it stays in this speaker."""
     prepend: int = 0
     """How often an AS is put before the AS_PATH once more: ours on export to another AS, the peer's on import."""
     next_hop_self: bool = False
     """Export: announce ourselves as the next hop, also to an internal peer."""
+    next_hop_keep: bool = False
+    """Export: announce a learned route with the next hop that it has, also to another AS (RFC 4271 section 5.1.3)."""
 
 
 NO_CHANGES = Changes()
@@ -102,6 +121,19 @@ REJECT = Policy()
 """What an external peer without configured policy gets in both directions (RFC 8212)."""
 
 
+def shutting_down(policy: Policy) -> Policy:
+    """Return an export policy that passes the same routes as ``policy``, as those to avoid (RFC 8326 section 4)."""
+    rules = tuple(
+        replace(rule, changes=_avoided(rule.changes)) if rule.accept else rule
+        for rule in (*policy.rules, *((Rule("default accept", True),) if policy.accept else ()))
+    )
+    return Policy(rules)
+
+
+def _avoided(changes: Changes) -> Changes:
+    return replace(changes, local_pref=0, communities=changes.communities | {GRACEFUL_SHUTDOWN})
+
+
 class Verdict(NamedTuple):
     accepted: bool
     changes: Changes
@@ -111,6 +143,7 @@ class Verdict(NamedTuple):
 
 class _Step(NamedTuple):
     prefixes: _PrefixSet | None
+    conditions: All
     verdict: Verdict
 
 
@@ -144,21 +177,24 @@ class _Program:
             if source not in (rule.match.sources or sources):
                 continue
             verdict = Verdict(rule.accept, rule.changes if rule.accept else NO_CHANGES, rule.name)
-            self._steps.append(_Step(_PrefixSet(prefixes) if prefixes else None, verdict))
-            if not prefixes:
+            conditions = All(_conditions(rule.match))
+            self._steps.append(_Step(_PrefixSet(prefixes) if prefixes else None, conditions, verdict))
+            if not prefixes and not conditions:
                 return
         accept = policy.accept and source in sources
-        self._steps.append(_Step(None, Verdict(accept, NO_CHANGES, f"default {'accept' if accept else 'reject'}")))
+        self._steps.append(
+            _Step(None, All(()), Verdict(accept, NO_CHANGES, f"default {'accept' if accept else 'reject'}"))
+        )
 
     @property
     def constant(self) -> Verdict | None:
-        """The verdict where it is the same for every prefix."""
+        """The verdict where it is the same for every prefix and path."""
         first = self._steps[0]
-        return first.verdict if first.prefixes is None else None
+        return first.verdict if first.prefixes is None and not first.conditions else None
 
-    def evaluate(self, prefix: bytes) -> Verdict:
-        for prefixes, verdict in self._steps:
-            if prefixes is None or prefix in prefixes:
+    def evaluate(self, prefix: bytes, path: Path | None) -> Verdict:
+        for prefixes, conditions, verdict in self._steps:
+            if (prefixes is None or prefix in prefixes) and conditions.hold(path):
                 return verdict
         raise AssertionError("the last step matches every prefix")
 
@@ -176,9 +212,9 @@ class ImportPolicy:
         """Return the verdict that holds for every prefix of a family, None where prefixes matter."""
         return self._programs[family].constant
 
-    def evaluate(self, family: Family, prefix: bytes) -> Verdict:
-        """Return what happens to a prefix that the peer announces."""
-        return self._programs[family].evaluate(prefix)
+    def evaluate(self, family: Family, prefix: bytes, path: Path | None = None) -> Verdict:
+        """Return what happens to a prefix that the peer announces; without its path, as if it had no attributes."""
+        return self._programs[family].evaluate(prefix, path)
 
 
 class ExportPolicy:
@@ -193,9 +229,31 @@ class ExportPolicy:
         """Return the verdict that holds for every prefix of a family and source, None where prefixes matter."""
         return self._programs[family, source].constant
 
-    def evaluate(self, family: Family, prefix: bytes, source: Source) -> Verdict:
+    def evaluate(self, family: Family, prefix: bytes, source: Source, path: Path | None = None) -> Verdict:
         """Return what happens to a prefix that comes from ``source``."""
-        return self._programs[family, source].evaluate(prefix)
+        return self._programs[family, source].evaluate(prefix, path)
+
+
+def _conditions(match: Match) -> Iterator[Condition]:
+    if match.communities:
+        yield has_community(match.communities)
+    if match.as_path:
+        yield has_as_path(match.as_path)
+    if match.next_hops:
+        yield _has_next_hop(match.next_hops)
+
+
+def _has_next_hop(matches: Iterable[PrefixMatch]) -> Condition:
+    sets: dict[Family, _PrefixSet] = {f: _PrefixSet(m for m in matches if m.family == f) for f in FAMILIES}
+
+    def holds(path: Path) -> bool:
+        if path.hop is None:
+            return False
+        address = path.hop.address
+        family: Family = 4 if len(address) == 4 else 6
+        return bytes((BITS[family],)) + address in sets[family]
+
+    return holds
 
 
 def _shorten(prefix: bytes, length: int) -> bytes:

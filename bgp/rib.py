@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from weakref import WeakValueDictionary
 
 from bgp.adj_rib_in import AdjRibIn, Received, RibPeer, SessionFacts
@@ -20,7 +21,7 @@ from bgp.messages import Negotiated
 from bgp.own_prefixes import OwnPrefixes
 from bgp.paths import Hop, Path, Peer
 from bgp.peer_rib import PeerRib
-from bgp.policy import NO_CHANGES, Source
+from bgp.policy import NO_CHANGES, ImportPolicy, Policy, Source
 from bgp.table import Queue
 from config.nexthop import NextHopResolver, NextHops
 from config.prefix import FAMILIES, Family, text
@@ -52,18 +53,23 @@ class Rib:
         resolver: NextHopResolver,
         on_fib: OnFib,
         max_paths: int = 64,
+        cluster_id: bytes | None = None,
         multipath_relax: bool = True,
         always_compare_med: bool = False,
     ) -> None:
         options = Options(max_paths, multipath_relax, always_compare_med)
         self.local_as = local_as
         self.router_id = router_id
+        self.cluster_id = cluster_id or router_id
         self.loc: dict[Family, LocRib] = {f: LocRib(f, options, self._intern) for f in FAMILIES}
         self.own: dict[Family, OwnPrefixes] = {f: OwnPrefixes(f) for f in FAMILIES}
         self.peers: dict[str, PeerRib] = {}
         self._resolver = resolver
         self._on_fib = on_fib
         self._leaving: list[PeerRib] = []
+        self._deferred: set[Family] = set()
+        self._catching_up: set[Family] = set()
+        """No longer deferred, but what arrived meanwhile is not decided yet."""
         self._turn = 0
         self._hops: WeakValueDictionary[tuple[bytes, str], Hop] = WeakValueDictionary()
         self._interned: dict[NextHops, NextHops] = {}
@@ -86,7 +92,7 @@ class Rib:
         """Add a peer; ValueError where the name is taken."""
         if settings.name in self.peers:
             raise ValueError(f"peer {settings.name} exists")
-        peer = Peer(settings.name, settings.asn, ibgp=settings.asn == self.local_as)
+        peer = Peer(settings.name, settings.asn, ibgp=settings.asn == self.local_as, client=settings.reflector_client)
         self.peers[settings.name] = PeerRib(settings, AdjRibIn(peer, settings, self.local_as, self._hop, self._intern))
 
     def remove_peer(self, name: str) -> None:
@@ -103,17 +109,24 @@ class Rib:
         local_address: bytes,
         device: str,
         next_hops: Mapping[Family, bytes],
+        keep: frozenset[Family] = frozenset(),
     ) -> None:
         """Begin a session: judge UPDATEs by what it negotiated, and announce the Loc-RIB.
 
         Addresses are packed. ``next_hops`` are our own on this session; a negotiated family without one is not
-        announced to the peer.
+        announced to the peer. Stale paths stay in the families ``keep``, until End-of-RIB or ``drop_stale``.
         """
         rib = self.peers[name]
-        self.peer_down(name)
+        if rib.adj_in.up:
+            self.peer_down(name, keep)
+        for family in FAMILIES:
+            if family not in keep:
+                rib.adj_in.drop_stale(family)
         peer = rib.adj_in.peer
         peer.identifier, peer.address, peer.device = negotiated.peer.identifier, peer_address, device
-        rib.adj_in.start(SessionFacts(negotiated, _own_addresses(local_address, next_hops), self.router_id))
+        rib.adj_in.start(
+            SessionFacts(negotiated, _own_addresses(local_address, next_hops), self.router_id, self.cluster_id)
+        )
         for family in sorted(negotiated.families):
             self._join(rib, negotiated, family, next_hops.get(family))
 
@@ -134,14 +147,52 @@ class Rib:
                 self._leave(rib, family)
                 self._join(rib, negotiated, family, next_hops[family], told)
 
-    def peer_down(self, name: str) -> None:
-        """End a session, if there is one: all paths of the peer go."""
+    def peer_down(self, name: str, retain: frozenset[Family] = frozenset()) -> None:
+        """End a session, if there is one: all paths of the peer go, but for the families ``retain``: they are stale."""
         rib = self.peers[name]
         for family in FAMILIES:
             self._leave(rib, family)
-        rib.adj_in.stop()
-        for refused in rib.refused.values():
-            refused.clear()
+        rib.adj_in.stop(retain)
+        for family, refused in rib.refused.items():
+            if family not in retain:
+                refused.clear()
+
+    def stale(self, name: str, family: Family) -> int:
+        """Return how many paths of a peer are stale (RFC 4724 section 4.2)."""
+        return self.peers[name].adj_in.stale(family)
+
+    def drop_stale(self, name: str) -> int:
+        """Withdraw what is stale of a peer, and return how much it is."""
+        return sum(self.peers[name].adj_in.drop_stale(family) for family in FAMILIES)
+
+    def defer(self, families: Iterable[Family]) -> None:
+        """Take in what peers announce, but select nothing of it until ``select`` (RFC 4724 section 4.1).
+
+        Routes of our own are announced all the same; End-of-RIB waits.
+        """
+        self._deferred.update(families)
+        for group in self._groups.values():
+            group.deferred = group.key.family in self._deferred
+
+    def select(self, family: Family) -> None:
+        """End the deferral of a family."""
+        self._deferred.discard(family)
+        self._catching_up.add(family)
+
+    def set_policies(self, name: str, import_policy: Policy, export_policy: Policy) -> None:
+        """Have other policies hold for a peer from now on; its session goes on (no route is asked for again)."""
+        rib = self.peers[name]
+        old = rib.settings
+        rib.settings = replace(old, import_policy=import_policy, export_policy=export_policy)
+        if import_policy != old.import_policy:
+            rib.policy = ImportPolicy(import_policy)
+            rib.adj_in.reconsider_all()
+        negotiated = rib.adj_in.negotiated
+        if export_policy != old.export_policy and negotiated is not None:
+            for family, group in list(rib.groups.items()):
+                next_hop, told = group.next_hop(name), group.told(name)
+                self._leave(rib, family)
+                self._join(rib, negotiated, family, next_hop, told)
 
     def receive(self, name: str, body: bytes) -> Received:
         """Take in the body of an UPDATE from an established session.
@@ -154,11 +205,8 @@ class Rib:
             return received
         refusals: list[str] = []
         for family, prefixes in received.announced.items():
-            own = self.own[family]
-            if not own.guards:
-                continue
-            refused = rib.refused[family]
-            for prefix in prefixes:
+            own, refused = self.own[family], rib.refused[family]
+            for prefix in own.touched(prefixes) if own.guards else ():
                 violated = own.violated(prefix)
                 if violated is not None and prefix not in refused:
                     refused[prefix] = violated
@@ -169,7 +217,16 @@ class Rib:
         """Announce a family to a peer once more, because it asked (RFC 2918)."""
         group = self.peers[name].groups.get(family)
         if group is not None:
-            group.refresh(name)
+            negotiated = self.peers[name].adj_in.negotiated
+            group.refresh(name, enhanced=negotiated is not None and negotiated.enhanced_refresh)
+
+    def refresh_begins(self, name: str, family: Family) -> None:
+        """The peer begins to announce a family once more: what it does not repeat is stale (RFC 7313 section 4)."""
+        self.peers[name].adj_in.mark_stale(family)
+
+    def refresh_ends(self, name: str, family: Family) -> int:
+        """The peer has announced all there is: withdraw what is stale, and return how much it is."""
+        return self.peers[name].adj_in.drop_stale(family)
 
     def end_of_rib_received(self, name: str) -> set[Family]:
         """Return the families whose End-of-RIB has arrived on the present session."""
@@ -243,7 +300,7 @@ class Rib:
         for family in FAMILIES if self._turn % 2 else FAMILIES[::-1]:
             left -= self._run_walks(family, left)
             for rib in ribs[first:] + ribs[:first]:
-                if left <= 0:
+                if left <= 0 or family in self._deferred:
                     break
                 left -= self._run_peer(rib, family, left)
             self._settle(family)
@@ -259,12 +316,18 @@ class Rib:
         while self._discarded and left > 0:
             left -= len(self._discarded.pop()) // _LIGHT
         self._leaving = [rib for rib in self._leaving if rib.busy]
+        for family in [f for f in self._catching_up if not any(rib.waiting((f,)) for rib in ribs)]:
+            self._catching_up.discard(family)
+            for group in self._groups.values():
+                if group.key.family == family:
+                    group.deferred = False
         return self.busy
 
     @property
     def waiting(self) -> int:
-        """How many prefixes that peers announced or withdrew have not been decided yet."""
-        return sum(rib.waiting for rib in (*self.peers.values(), *self._leaving))
+        """How many prefixes that peers announced or withdrew are to be decided and have not been yet."""
+        families = [family for family in FAMILIES if family not in self._deferred]
+        return sum(rib.waiting(families) for rib in (*self.peers.values(), *self._leaving))
 
     @property
     def busy(self) -> bool:
@@ -273,7 +336,8 @@ class Rib:
             any(self._walks.values())
             or bool(self._discarded)
             or any(c.best or c.fib for c in self._changes.values())
-            or any(rib.busy for rib in (*self.peers.values(), *self._leaving))
+            or bool(self._catching_up)
+            or self.waiting > 0
             or not all(group.complete for group in self._groups.values())
         )
 
@@ -302,14 +366,15 @@ class Rib:
         self, rib: PeerRib, negotiated: Negotiated, family: Family, next_hop: bytes | None, told: Told | None = None
     ) -> None:
         """Have a family announced to a peer, which gets the whole of it first."""
-        both = negotiated.local.extended_next_hop & negotiated.peer.extended_next_hop
-        if next_hop is None or (family == 4 and len(next_hop) > 4 and (4, 6) not in both):
+        if next_hop is None or (family == 4 and len(next_hop) > 4 and not negotiated.extended(4)):
             return
-        kind = ExportKind(self.local_as, rib.adj_in.peer.ibgp, negotiated.four_octet_as)
+        peer = rib.adj_in.peer
+        kind = ExportKind(self.local_as, peer.ibgp, negotiated.four_octet_as, peer.client, self.cluster_id)
         key = GroupKey(family, rib.settings.export_policy, kind, negotiated.send_limit, len(next_hop))
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = ExportGroup(key, self.own[family].source)
+            group.deferred = family in self._deferred | self._catching_up
             group.fill(self._best_paths(family, list(self.own[family]) if group.own_only else self.loc[family].table))
         if told is not None:
             group.work(None)  # else what is still to come would be withdrawn first
@@ -336,11 +401,20 @@ class Rib:
         peer = rib.adj_in.peer
         constant = rib.policy.constant(family)
         unchanged = constant is not None and constant.accepted and constant.changes == NO_CHANGES
-        if unchanged and not self.own[family].guards and not rib.refused[family]:
-            exported = not all(g.own_only for g in self._groups.values() if g.key.family == family)
-            return loc.take(prefixes, peer, table, changes, exported=exported)
         gained = 0
-        for prefix in prefixes:
+        singly = prefixes
+        if unchanged:
+            refused = rib.refused[family]
+            singly = self.own[family].touched(prefixes)
+            if refused:
+                singly += [prefix for prefix in prefixes if prefix in refused]
+            others = prefixes
+            if singly:
+                apart = set(singly)
+                others = [prefix for prefix in prefixes if prefix not in apart]
+            exported = not all(g.own_only for g in self._groups.values() if g.key.family == family)
+            gained = loc.take(others, peer, table, changes, exported=exported)
+        for prefix in singly:
             path = self._import(rib, family, prefix, table.get(prefix))
             gained += loc.replace(prefix, peer, path, changes)
         return gained
@@ -353,7 +427,7 @@ class Rib:
         rib.refused[family].pop(prefix, None)
         if path is None:
             return None
-        accepted, changes, _ = rib.policy.constant(family) or rib.policy.evaluate(family, prefix)
+        accepted, changes, _ = rib.policy.constant(family) or rib.policy.evaluate(family, prefix, path)
         if not accepted:
             return None
         if changes == NO_CHANGES:

@@ -35,6 +35,8 @@ from bgp.sockets import Endpoint
 
 log = logging.getLogger("podroute.bgp")
 
+_UPDATE = int(MessageType.UPDATE)
+
 
 class Owner(Protocol):
     """What a session needs of its peer; ``session`` is the one that calls."""
@@ -281,12 +283,12 @@ class Session:
                 self._owner.arrived(self)
 
     def _process(self, messages: Iterator[tuple[int, bytes]], budget: int) -> None:
-        connection, updates = self._connection, 0
+        connection, fsm, updates = self._connection, self.fsm, 0
         self._more = False
         try:
             for kind, body in messages:
                 self.messages_in += 1
-                if kind == MessageType.UPDATE and self.state is State.ESTABLISHED:
+                if kind == _UPDATE and fsm.state is State.ESTABLISHED:
                     self._owner.update(self, body)
                     updates += 1
                 else:

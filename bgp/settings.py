@@ -25,7 +25,7 @@ class PeerSettings:
     """The address to connect from; None: the kernel's choice."""
     port: int = BGP_PORT
     families: frozenset[Family] = frozenset(FAMILIES)
-    """Address families to offer; IPv4 over an IPv6 session is left out (it would need RFC 8950)."""
+    """Address families to offer. IPv4 over an IPv6 session has IPv6 next hops where the peer can too (RFC 8950)."""
     passive: bool = False
     """Never connect, wait for the peer to."""
     hold_time: int = 90
@@ -35,6 +35,8 @@ class PeerSettings:
     """TCP-MD5 key (RFC 2385)."""
     multihop: int | None = None
     """Routers that packets of an external session may cross plus one; None: the peer is on the link."""
+    route_reflector_client: bool = False
+    """We reflect routes of other internal peers to this one, and its routes to them (RFC 4456)."""
     ttl_security: int | None = None
     """GTSM (RFC 5082): the peer is at most so many hops away, 1 is on the link."""
 
@@ -52,9 +54,9 @@ class PeerSettings:
         return None if self.local_address is None else Endpoint.parse(self.local_address)
 
     @property
-    def offered(self) -> frozenset[Family]:
-        """The families that go into our OPEN."""
-        return self.families if len(self.endpoint.packed) == 4 else self.families & {6}
+    def extended_next_hop(self) -> frozenset[tuple[Family, Family]]:
+        """What we offer of RFC 8950: IPv4 prefixes with IPv6 next hops, where the session itself is IPv6."""
+        return frozenset(((4, 6),)) if len(self.endpoint.packed) == 16 and 4 in self.families else frozenset()
 
     def tcp_options(self, local_as: int) -> TcpOptions:
         """Return the socket options for this peer as seen from a speaker in ``local_as``."""

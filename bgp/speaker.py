@@ -16,16 +16,17 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from bgp.adj_rib_in import RibPeer
+from bgp.graceful_restart import Restart, RestartSettings
 from bgp.listener import Listener
 from bgp.messages import Notification
 from bgp.peer import Local, Peer
-from bgp.policy import Source
+from bgp.policy import REJECT, Policy, Source, shutting_down
 from bgp.rib import Rib
 from bgp.settings import PeerSettings
 from bgp.sockets import Endpoint, OpenSocket, open_socket
 from bgp.status import Convergence, PeerStatus, SessionChange, SpeakerError
 from config.nexthop import NextHopResolver, NextHops
-from config.prefix import Family
+from config.prefix import NAMES, Family
 
 log = logging.getLogger("podroute.bgp")
 
@@ -34,7 +35,7 @@ DECONFIGURED = Notification(6, 3)
 
 _SLICE = 0.008
 """Seconds of reading, of deciding and of writing in one turn of the event loop."""
-_LEAST, _MOST = 16, 65536
+_LEAST, _MOST = 16, 8192
 """Bounds of the number of prefixes decided in one slice."""
 _BACKLOG = 50_000
 """Prefixes that wait to be decided at which no more octets are processed: peers are to slow down, not we to grow."""
@@ -51,6 +52,8 @@ class Speaker:
 
     ``on_fib`` gets batches of Loc-RIB changes, ``on_session`` each session that comes up or is lost, the latter before
     anything else is done about it. ``listen`` holds addresses and ports; without any, podroute only connects.
+    ``cluster_id`` is four octets, None: the router ID (RFC 4456 section 7).
+    ``fib_full`` tells that ``on_fib`` should be spared for a while: peers are then not read, until ``fib_ready``.
     ``on_failure`` gets an exception that is a fault of podroute's own and after which the speaker does no more.
     """
 
@@ -64,15 +67,26 @@ class Speaker:
         on_session: Callable[[SessionChange], None],
         listen: Sequence[tuple[str, int]] = (("0.0.0.0", 179), ("::", 179)),
         max_paths: int = 64,
+        cluster_id: bytes | None = None,
         hostname: str = "",
         end_of_rib_wait: float = 30.0,
+        restart: RestartSettings = RestartSettings(),  # noqa: B008 immutable
         opener: OpenSocket = open_socket,
         random: Callable[[], float] = random_module.random,
         on_failure: Callable[[BaseException], None] = lambda error: None,
+        fib_full: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.rib = Rib(local_as=asn, router_id=router_id, resolver=resolver, on_fib=on_fib, max_paths=max_paths)
+        self.rib = Rib(
+            local_as=asn,
+            router_id=router_id,
+            resolver=resolver,
+            on_fib=on_fib,
+            max_paths=max_paths,
+            cluster_id=cluster_id,
+        )
         self._listen = tuple(listen)
         self._on_failure = on_failure
+        self._fib_full = fib_full
         self._local = Local(
             asn=asn,
             router_id=router_id,
@@ -82,8 +96,10 @@ class Speaker:
             opener=opener,
             random=random,
             end_of_rib_wait=end_of_rib_wait,
+            restart=Restart(restart, self._select),
             on_session=on_session,
             wake=self._wake,
+            unread=self._work_on,
             notify=self._notify,
         )
         self._peers: dict[str, Peer] = {}
@@ -93,12 +109,21 @@ class Speaker:
         self._listeners: list[Listener] = []
         self._work = asyncio.Event()
         self._idle = True
+        self._pending = False
+        """The RIB may have something to decide, or peers may have something to be written to them."""
+        self._lagging = False
+        """Decisions lag so far behind that no more octets are to be processed."""
         self._changed = asyncio.Event()
         self._budget = 1024
         self._task: asyncio.Task[None] | None = None
+        self._deferral: asyncio.TimerHandle | None = None
 
-    async def start(self) -> None:
-        """Listen, and connect to the peers known so far. Raises SpeakerError where it cannot listen."""
+    async def start(self, *, retained: frozenset[Family] = frozenset()) -> None:
+        """Listen, and connect to the peers known so far. Raises SpeakerError where it cannot listen.
+
+        ``retained`` are the families whose routes the kernel kept over a restart of ours (RFC 4724 section 4.1): peers
+        are told so, and routes are not selected before all peers have sent theirs, or too long have not.
+        """
         try:
             for address, port in self._listen:
                 self._listeners.append(Listener(address, port, self._local.opener, self._accept))
@@ -107,6 +132,7 @@ class Speaker:
         except BaseException:
             self._close_listeners()
             raise
+        self._begin_restart(retained)
         self._task = asyncio.get_running_loop().create_task(self._run(), name="bgp")
         self._task.add_done_callback(self._ended)
         for peer in self._peers.values():
@@ -115,6 +141,8 @@ class Speaker:
     async def stop(self, *, notification: Notification | None) -> None:
         """End all sessions, with this NOTIFICATION or (None) without a word, and stop listening."""
         self._close_listeners()
+        if self._deferral is not None:
+            self._deferral.cancel()
         await asyncio.gather(*(peer.stop(notification) for peer in self._peers.values()))
         if self._task is not None:
             self._task.cancel()
@@ -147,6 +175,7 @@ class Speaker:
                 asn=settings.asn,
                 import_policy=settings.import_policy,
                 export_policy=settings.export_policy,
+                reflector_client=settings.route_reflector_client,
             )
         )
         if self._task is not None:
@@ -162,8 +191,28 @@ class Speaker:
         if peer.settings.password is not None:
             for listener in self._listeners:
                 listener.set_password(peer.endpoint, b"")
+        self._local.restart.forget(name)
         self.rib.remove_peer(name)
         self._wake()
+
+    def ask_refresh(self, name: str) -> bool:
+        """Ask a peer to announce everything once more; False: it has no session, or cannot. Raises KeyError."""
+        return self._peers[name].ask_refresh()
+
+    def set_policies(self, name: str, import_policy: Policy, export_policy: Policy) -> None:
+        """Have other policies hold for a peer from now on, without touching its session. Raises KeyError."""
+        self.rib.set_policies(name, import_policy, export_policy)
+        self._wake()
+
+    def shut_gracefully(self) -> None:
+        """Announce all that is announced as what is to be avoided, because it will go soon (RFC 8326)."""
+        for name, rib in self.rib.peers.items():
+            self.set_policies(name, rib.settings.import_policy, shutting_down(rib.settings.export_policy))
+
+    def withdraw(self) -> None:
+        """Withdraw all that is announced; sessions stay."""
+        for name, rib in self.rib.peers.items():
+            self.set_policies(name, rib.settings.import_policy, REJECT)
 
     def originate(self, family: Family, prefix: bytes, *, owner: str, source: Source) -> None:
         """Advertise a prefix of our own (wire bytes); ``owner`` is who may retract it."""
@@ -181,6 +230,11 @@ class Speaker:
             peer.next_hops_changed()
         self._wake()
 
+    def fib_ready(self) -> None:
+        """``fib_full`` does not hold any more: read on."""
+        if self._local.readers:
+            self._wake()
+
     # Status.
 
     def peers(self) -> list[PeerStatus]:
@@ -193,6 +247,10 @@ class Speaker:
     def converged(self) -> Convergence:
         """Tell whether all peers are established, their tables complete, and ours written and acknowledged by TCP."""
         waiting = [line for peer in self._peers.values() if (line := peer.waiting_for())]
+        for family, peers in self._local.restart.waiting.items():
+            waiting.append(
+                f"route selection ({NAMES[family]}) after our restart: End-of-RIB of {', '.join(sorted(peers))}"
+            )
         if not self._idle:
             waiting.append("best paths to be decided")
         if not waiting:
@@ -250,6 +308,10 @@ class Speaker:
 
     def _wake(self) -> None:
         self._idle = False
+        self._pending = True
+        self._work.set()
+
+    def _work_on(self) -> None:
         self._work.set()
 
     def _notify(self) -> None:
@@ -263,7 +325,7 @@ class Speaker:
             if self._slice():
                 self._work.set()
                 await asyncio.sleep(0)
-            else:
+            elif not self._idle and not self._local.readers:
                 self._idle = True
                 self._notify()
 
@@ -277,18 +339,25 @@ class Speaker:
         """Read, decide and write, each for some milliseconds; True: there is more to do at once."""
         start = time.perf_counter()
         unread = self._read(start + _SLICE)
+        if not self._pending:  # nothing but keepalives
+            return unread
+        self._pending = False
         read = time.perf_counter()
         more = self.rib.run(self._budget)
+        self._lagging = more and self.rib.waiting >= _BACKLOG
         decided = time.perf_counter()
         if more:
             factor = _SLICE / max(decided - read, 1e-6)
             self._budget = int(min(max(self._budget * min(factor, 2.0), _LEAST), _MOST))
-        return self._flush(decided + _SLICE) or more or unread
+        self._pending = self._flush(decided + _SLICE) or more
+        return self._pending or unread
 
     def _read(self, until: float) -> bool:
-        """Process what peers sent, each in turn, unless decisions lag behind; True: there is more."""
+        """Process what peers sent, each in turn, unless decisions or the FIB lag behind; True: there is more to do."""
         readers = self._local.readers
-        if self.rib.waiting < _BACKLOG:
+        if self._fib_full():
+            return False
+        if not self._lagging:
             while readers and time.perf_counter() < until:
                 session = readers.popleft()
                 if session.read(_READ):
@@ -315,6 +384,31 @@ class Speaker:
         if peer.settings.password is not None:
             for listener in self._listeners:
                 listener.set_password(peer.endpoint, peer.settings.password)
+
+    # Graceful restart.
+
+    @property
+    def deferred(self) -> frozenset[Family]:
+        """Families in which nothing is selected yet, after a restart of ours."""
+        return frozenset(self._local.restart.waiting)
+
+    def _begin_restart(self, retained: frozenset[Family]) -> None:
+        restart = self._local.restart
+        restart.begin(retained, {peer.name: peer.settings.families for peer in self._peers.values()})
+        if restart.active:
+            self.rib.defer(restart.waiting)
+            loop = asyncio.get_running_loop()
+            self._deferral = loop.call_later(restart.settings.deferral, self._deferral_over)
+
+    def _select(self, family: Family) -> None:
+        self.rib.select(family)
+        log.info("route selection begins after our restart", extra={"fields": {"family": NAMES[family]}})
+        self._wake()
+
+    def _deferral_over(self) -> None:
+        for family, peers in self._local.restart.expire().items():
+            fields = {"family": NAMES[family], "peers": ",".join(sorted(peers))}
+            log.warning("End-of-RIB still missing after our restart", extra={"fields": fields})
 
     def _close_listeners(self) -> None:
         for listener in self._listeners:

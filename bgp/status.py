@@ -23,6 +23,8 @@ class SessionChange:
     """Why it went down; empty for one that came up."""
     families: frozenset[Family] = frozenset()
     """The families that were negotiated."""
+    retained: frozenset[Family] = frozenset()
+    """The families whose paths stay because the peer restarts gracefully; a second change without any ends that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,8 @@ class FamilyStatus:
     """Prefixes in Adj-RIB-Out."""
     refused: int = 0
     """Received prefixes that are our own, or more specifics of them."""
+    stale: int = 0
+    """Received prefixes of an earlier session that the peer has not announced again (RFC 4724 section 4.2)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,22 @@ from itertools import islice
 from typing import Generic, TypeVar, overload
 
 SHARDS = 64
-MASK = SHARDS - 1
-"""``shards[hash(prefix) & MASK]`` is where a prefix belongs; loops over many prefixes say it themselves."""
+MASK = 0xFFF
+
+
+def _places() -> bytes:
+    """Give the last shard twice as many places as the first, and the others a share in between.
+
+    Shards of one size would grow at the same time, and the pause would be as long as that of one large dict. So their
+    growth is spread evenly over the time in which the table doubles.
+    """
+    shares = [2 ** (n / SHARDS) for n in range(SHARDS)]
+    ends = [sum(shares[: n + 1]) / sum(shares) * (MASK + 1) for n in range(SHARDS)]
+    return bytes(next(n for n, end in enumerate(ends) if place < end or n == SHARDS - 1) for place in range(MASK + 1))
+
+
+PLACE = _places()
+"""``shards[PLACE[hash(prefix) & MASK]]`` is where a prefix belongs; loops over many prefixes say it themselves."""
 
 V = TypeVar("V")
 D = TypeVar("D")
@@ -33,7 +47,7 @@ class Table(Generic[V]):
         return sum(map(len, self.shards))
 
     def __contains__(self, prefix: object) -> bool:
-        return prefix in self.shards[hash(prefix) & MASK]
+        return prefix in self.shards[PLACE[hash(prefix) & MASK]]
 
     def __iter__(self) -> Iterator[bytes]:
         for shard in self.shards:
@@ -48,24 +62,24 @@ class Table(Generic[V]):
             yield from list(shard.values())
 
     def __getitem__(self, prefix: bytes) -> V:
-        return self.shards[hash(prefix) & MASK][prefix]
+        return self.shards[PLACE[hash(prefix) & MASK]][prefix]
 
     @overload
     def get(self, prefix: bytes) -> V | None: ...
     @overload
     def get(self, prefix: bytes, default: D) -> V | D: ...
     def get(self, prefix: bytes, default: D | None = None) -> V | D | None:
-        return self.shards[hash(prefix) & MASK].get(prefix, default)
+        return self.shards[PLACE[hash(prefix) & MASK]].get(prefix, default)
 
     def __setitem__(self, prefix: bytes, value: V) -> None:
-        self.writable(hash(prefix) & MASK)[prefix] = value
+        self.writable(PLACE[hash(prefix) & MASK])[prefix] = value
 
     def __delitem__(self, prefix: bytes) -> None:
-        del self.writable(hash(prefix) & MASK)[prefix]
+        del self.writable(PLACE[hash(prefix) & MASK])[prefix]
 
     def pop(self, prefix: bytes) -> V | None:
         """Remove a prefix; return what it had, None where it is not in the table."""
-        return self.writable(hash(prefix) & MASK).pop(prefix, None)
+        return self.writable(PLACE[hash(prefix) & MASK]).pop(prefix, None)
 
     def snapshot(self) -> list[dict[bytes, V]]:
         """Return the shards as they are now. Nobody may change them: the table copies one before it writes to it."""

@@ -40,10 +40,10 @@ def split(body: bytes) -> tuple[bytes, bytes, bytes]:
     Raises BgpError 3/1 where their lengths contradict the message's (RFC 7606 section 3 (b)).
     """
     size = len(body)
-    start = 2 + int.from_bytes(body[:2], "big")
+    start = 2 + (body[0] << 8 | body[1]) if size > 1 else 2
     if start + 2 > size:
         raise BgpError(3, 1, reason=f"withdrawn routes length {start - 2} overruns a body of {size} octets")
-    end = start + 2 + int.from_bytes(body[start : start + 2], "big")
+    end = start + 2 + (body[start] << 8 | body[start + 1])
     if end > size:
         raise BgpError(3, 1, reason=f"path attribute length {end - start - 2} overruns a body of {size} octets")
     return body[2:start], body[start + 2 : end], body[end:]
@@ -129,6 +129,11 @@ def withdrawals(family: Family, prefixes: Iterable[bytes], limit: int) -> list[b
         lengths = pack("!HHBBH", 0, _MP_HEADER + size, OPTIONAL | EXTENDED_LENGTH, MP_UNREACH, size)
         messages.append(frame(MessageType.UPDATE, lengths + head + part))
     return messages
+
+
+def encode_refresh_marker(family: Family, subtype: int) -> bytes:
+    """Return a framed ROUTE-REFRESH that begins (1, BoRR) or ends (2, EoRR) what answers one (RFC 7313 section 3.2)."""
+    return frame(MessageType.ROUTE_REFRESH, pack("!HBB", AFI[family], subtype, UNICAST))
 
 
 class Announcement(NamedTuple):

@@ -30,7 +30,7 @@ class Delegate:
         self._addresses = addresses
         self._lock = asyncio.Lock()
 
-    async def add(self, request: Request) -> Result:
+    async def add(self, request: Request) -> tuple[Result, Sequence[Assignment]]:
         """Give addresses to a handle that has none. Raises CniError and AddressError."""
         handle = request.handle
         if await self._addresses.lookup(handle):
@@ -44,12 +44,13 @@ class Delegate:
                 await self._addresses.release(handle)
                 raise
         families: list[Family] = sorted({assignment.family for assignment in assignments})
-        return Result(
+        result = Result(
             interfaces=(),
             ips=[Ip(a.family, f"{a.address}/{a.block[0]}", _gateway(a.family, a.block), None) for a in assignments],
             routes=[Route(_DEFAULT[family], "") for family in families],
             dns=request.dns,
         )
+        return result, assignments
 
     async def check(self, request: Request) -> None:
         """Raise CniError unless the ledger holds what the result of ADD says."""

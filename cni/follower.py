@@ -42,6 +42,8 @@ _FILTER: Final = (
 )
 _EVENTS = 64
 """Read before the event loop gets its turn again."""
+_GATHER = 0.02
+"""Seconds in which events come together: an ADD makes several, and none of them is of interest."""
 
 
 class _Pod(NamedTuple):
@@ -58,14 +60,17 @@ class Follower:
         self._pods: dict[int, _Pod] = {}
         """By the index of the host end."""
         self._socket: socket.socket | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._jobs: set[asyncio.Task[None]] = set()
 
     def start(self, sock: socket.socket) -> None:
         """Follow what ``sock`` of ``open_events`` hears; it is closed by ``stop``."""
         self._socket = sock
-        asyncio.get_running_loop().add_reader(sock, self._readable)
+        asyncio.get_running_loop().add_reader(sock, self._gather)
 
     async def stop(self) -> None:
+        if self._timer:
+            self._timer.cancel()
         if self._socket:
             asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
@@ -95,8 +100,15 @@ class Follower:
         if pod and now not in (pod.mac, b""):
             await self._follow(index, pod, lambda: os.dup(netns))
 
-    def _readable(self) -> None:
+    def _gather(self) -> None:
         assert self._socket
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._socket)
+        self._timer = loop.call_later(_GATHER, self._read)
+
+    def _read(self) -> None:
+        assert self._socket
+        asyncio.get_running_loop().add_reader(self._socket, self._gather)
         for _ in range(_EVENTS):
             try:
                 data, ancillary, _, _ = self._socket.recvmsg(65536, 64)
@@ -109,7 +121,7 @@ class Follower:
                 everything = [(index, pod.handle, pod.mac) for index, pod in self._pods.items()]
                 self._begin(self.restore(everything))
                 return
-            if any(kind == _LISTEN_ALL_NSID for _, kind, _ in ancillary):  # else it is the host's own
+            if ancillary:  # the id of the namespace; without one it is the host's own
                 link = netlink.decode_link(data[_HEADER.size :])
                 pod = self._pods.get(link.peer)
                 if pod and pod.mac != link.mac:

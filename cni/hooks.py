@@ -105,6 +105,9 @@ class Hooks(Protocol):
     async def pod_removed(self, handle: Handle, assignments: Sequence[Assignment], host_ifname: str) -> None:
         """The pod's host routes are about to go."""
 
+    def bridged(self, assignments: Sequence[Assignment]) -> None:
+        """Another plugin has put the blocks of these addresses on a subnet: the routes over them are its own."""
+
     async def advertised(self, assignments: Sequence[Assignment]) -> None:
         """Return once the blocks of a new pod's addresses are advertised, or have had their time."""
 

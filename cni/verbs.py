@@ -42,6 +42,8 @@ T = TypeVar("T")
 
 ALLOCATION_LIMIT = 45.0
 """Seconds to wait for an address; below the plugin's own patience."""
+_ROUTED = "ptp"
+"""The one main plugin that wires its containers as podroute does, without a subnet."""
 _DEFAULT = {4: "0.0.0.0/0", 6: "::/0"}
 
 
@@ -114,6 +116,9 @@ class Verbs:
             await self._hooks.pod_added(
                 attachment.handle, attachment.assignments, attachment.attributes["hostInterface"], restored=True
             )
+        for attachment in await self._addresses.attachments():
+            if attachment.attributes.get("plugin", _ROUTED) != _ROUTED:
+                self._hooks.bridged(attachment.assignments)
         for note in read_notes(notes):
             found = await self._addresses.lookup(note.request.handle)
             if found is None or _created(found) <= note.at:
@@ -166,9 +171,7 @@ class Verbs:
     async def _carry_out(self, request: Request, message: Message, netns: int | None) -> bytes:
         match request.verb:
             case "ADD" if request.delegated:
-                result = await self._delegate.add(request)
-                await self._hooks.advertised(await self._assigned(request.handle))
-                return encode_result(result, request.version)
+                return await self._add_delegated(request)
             case "ADD":
                 return await self._add(request, self._namespace(request, message, netns))
             case "CHECK" if request.delegated:
@@ -192,6 +195,13 @@ class Verbs:
             raise CniError(Code.INVALID_NETNS, f"CNI_NETNS {request.netns} cannot be opened", why)
         check_pod(netns, self._links.host, request.netns)
         return netns
+
+    async def _add_delegated(self, request: Request) -> bytes:
+        result, assignments = await self._delegate.add(request)
+        if request.plugin != _ROUTED:
+            self._hooks.bridged(assignments)
+        await self._hooks.advertised(assignments)
+        return encode_result(result, request.version)
 
     def _living(self, netns: int | None) -> int | None:
         """Return the descriptor of a pod's namespace where it is one."""
@@ -293,10 +303,6 @@ class Verbs:
         if not assignments:
             raise AddressError("the node has no block of addresses", retry=False)
         return assignments
-
-    async def _assigned(self, handle: Handle) -> Sequence[Assignment]:
-        attachment = await self._addresses.lookup(handle)
-        return attachment.assignments if attachment else ()
 
     async def _check(self, request: Request, netns: int) -> None:
         handle = request.handle

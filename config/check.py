@@ -135,6 +135,9 @@ def _peers(config: Config) -> Iterator[Problem]:
                 read_password(peer.password_file)
             except ValueError as error:
                 yield Problem((*at, "passwordFile"), str(error))
+        if peer.route_reflector_client and peer.asn != config.node.asn:
+            text = f"is true for a peer in AS {peer.asn}, must be false: clients are in our own AS {config.node.asn}"
+            yield Problem((*at, "routeReflectorClient"), text)
         for direction, policy in (("import", peer.import_policy), ("export", peer.export_policy)):
             if policy:
                 yield from _policy((*at, direction), policy)
@@ -146,12 +149,6 @@ def _peers(config: Config) -> Iterator[Problem]:
 
 def _addresses(at: Location, peer: Peer) -> Iterator[Problem]:
     name: dict[Family, str] = {4: "an IPv4", 6: "an IPv6"}
-    if peer.family == 6 and "ipv4" in peer.families:
-        text = (
-            f"holds ipv4 on the IPv6 session to {peer.address}, must be [ipv6]: IPv4 routes with IPv6 next hops "
-            "(RFC 8950) are not supported; use a peer with an IPv4 address"
-        )
-        yield Problem((*at, "families"), text)
     if len(set(peer.families)) != len(peer.families):
         yield Problem((*at, "families"), "names a family twice, must name each once")
     if peer.local_address:

@@ -103,6 +103,7 @@ class Peer(Section):
     passive: bool = Field(default=False, description="true (wait for the peer to connect) or false")
     hold_time: HoldTime = Field(default=HOLD_TIME, description=_HOLD)
     connect_retry: int = Field(default=CONNECT_RETRY, ge=1, le=3600, description=_RETRY)
+    route_reflector_client: bool = Field(default=False, description="true (an internal peer only) or false")
     nodes: Labels = Field(default={}, description=_NODES)
     import_policy: PolicyOrAction | None = Field(default=None, alias="import", description="accept, reject or a policy")
     export_policy: PolicyOrAction | None = Field(default=None, alias="export", description="accept, reject or a policy")
@@ -135,6 +136,15 @@ class Peer(Section):
         return value
 
 
+class GracefulRestart(Section):
+    """Restarts of this node and of its peers that interrupt no traffic (RFC 4724, RFC 8538)."""
+
+    enabled: bool = Field(default=True, description="true or false")
+    restart_time: int = Field(default=120, ge=1, le=4095, description="1 to 4095 seconds")
+    stale_time: int = Field(default=360, ge=1, le=86400, description="1 to 86400 seconds")
+    deferral_time: int = Field(default=60, ge=1, le=3600, description="1 to 3600 seconds")
+
+
 class Mesh(Section):
     """Sessions with all other nodes whose records in the store have certain labels; their AS is in the record."""
 
@@ -159,6 +169,15 @@ class Bgp(Section):
     hold_time: HoldTime = Field(default=HOLD_TIME, description=_HOLD)
     connect_retry: int = Field(default=CONNECT_RETRY, ge=1, le=3600, description=_RETRY)
     max_paths: int = Field(default=64, ge=1, le=256, description="1 (no multipath) to 256 next hops")
+    cluster_id: RouterId | None = Field(default=None, description='four octets such as "10.1.1.11"')
+    graceful_restart: GracefulRestart = Field(
+        default=GracefulRestart(), description="a mapping of enabled, restartTime, staleTime and deferralTime"
+    )
+
+    @property
+    def cluster_octets(self) -> bytes | None:
+        """The cluster ID of our route reflector, four octets; None: the router ID (RFC 4456 section 7)."""
+        return None if self.cluster_id is None else IPv4Address(self.cluster_id).packed
 
     @property
     def listen_addresses(self) -> list[tuple[str, int]]:
@@ -208,6 +227,13 @@ class Api(Section):
     socket: SocketPath = Field(default="/run/podroute/api.sock", description="the path of a Unix socket")
 
 
+class OnStop(Section):
+    """What SIGTERM does, and `podroute stop` without a mode."""
+
+    mode: Literal["graceful", "drain", "purge"] = Field(default="graceful", description="graceful, drain or purge")
+    drain_time: int = Field(default=10, ge=0, le=3600, description="0 to 3600 seconds")
+
+
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="debug, info, warning or error"
@@ -228,13 +254,14 @@ class Config(Section):
     pools: dict[Name, Pool] = Field(default={}, description="a mapping of pools by name")
     ipam: Ipam = Field(default=Ipam(), description="a mapping of blocksPerNode, lease, idleAfter and graceTime")
     advertise: list[Prefix] = Field(default=[], description='a list of prefixes such as ["192.0.2.1/32"]')
-    bgp: Bgp = Field(default=Bgp(), description="a mapping of listen, holdTime, connectRetry and maxPaths")
+    bgp: Bgp = Field(default=Bgp(), description="a mapping such as {listen: [], holdTime: 90}")
     peers: dict[Name, Peer] = Field(default={}, description="a mapping of peers by name")
     mesh: dict[Name, Mesh] = Field(default={}, description="a mapping of selections of nodes to peer with, by name")
     routes: Routes = Field(default=Routes(), description="a mapping of table and metric")
     cni: Cni = Field(default=Cni(), description="a mapping of socket, mtu, binDir, confDir and so on")
     api: Api = Field(default=Api(), description="a mapping with socket")
     log: Log = Field(default=Log(), description="a mapping of level and format")
+    on_stop: OnStop = Field(default=OnStop(), description="a mapping of mode and drainTime")
 
     @property
     def advertised(self) -> list[tuple[Family, bytes]]:

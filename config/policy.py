@@ -77,6 +77,14 @@ def _short_form(value: Any) -> Any:
     raise wrong(value, "accept, reject or a mapping of default and rules")
 
 
+def _as_path(value: Any) -> str:
+    try:
+        re.compile(value)
+    except (re.error, TypeError):
+        raise wrong(value, 'a regular expression over AS numbers such as "^65001_", in quotes') from None
+    return str(value)
+
+
 class Match(Section):
     """What a rule asks of a prefix; what is left out matches everything."""
 
@@ -85,6 +93,15 @@ class Match(Section):
     )
     source: list[Source] = Field(default=[], description="a list of block, configured and learned")
     family: FamilyName | None = Field(default=None, description="ipv4 or ipv6")
+    communities: list[Community] = Field(
+        default=[], description='a list of communities such as "65000:100", "65000:1:2" or "rt:65000:1", in quotes'
+    )
+    as_path: Annotated[str, BeforeValidator(_as_path)] = Field(
+        default="", description='a regular expression over AS numbers such as "^65001_", in quotes'
+    )
+    next_hop: list[Annotated[PrefixRange, PlainValidator(_range), PlainSerializer(str)]] = Field(
+        default=[], description='a list of prefixes such as "10.0.0.0/8 le 32"'
+    )
 
     @property
     def family_number(self) -> Family | None:
@@ -100,14 +117,19 @@ class Changes(Section):
         default=[], description='a list of communities to add such as "65000:100", in quotes'
     )
     prepend: int = Field(default=0, ge=0, le=10, description="how often our AS is prepended, 0 to 10")
-    next_hop: Literal["self"] | None = Field(default=None, description="self")
+    next_hop: Literal["self", "keep"] | None = Field(default=None, description="self or keep")
+    remove_communities: list[Community] = Field(
+        default=[], description='a list of communities to remove such as "65000:100", in quotes'
+    )
+    replace_communities: bool = Field(default=False, description="true (remove all before any are added) or false")
+    weight: int = Field(default=0, ge=0, le=65535, description="0 to 65535")
 
 
 class Rule(Section):
     name: Name = Field(description="the rule's name, unique within its policy")
-    match: Match = Field(default=Match(), description="a mapping of prefixes, source and family")
+    match: Match = Field(default=Match(), description="a mapping such as {prefixes: [], source: []}")
     action: Action = Field(description="accept or reject")
-    set: Changes = Field(default=Changes(), description="a mapping of localPref, med, communities, prepend and nextHop")
+    set: Changes = Field(default=Changes(), description="a mapping such as {localPref: 200}")
 
 
 class Policy(Section):

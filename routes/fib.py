@@ -18,6 +18,7 @@ from routes import netlink
 from routes.encode import delete_nexthop
 from routes.installer import Installer
 from routes.leftovers import Reader, load, save, snapshot
+from routes.live import KernelRoute, describe, read_prefix
 from routes.messages import Event, LinkEvent, Route
 from routes.monitor import Monitor
 from routes.nexthops import Registry
@@ -54,8 +55,9 @@ class Fib:
     """Construct and start it in the loop's thread, inside the namespace whose routes it writes, after the monitor.
 
     The monitor and the resolver belong to the caller. ``on_results`` hears, in batches, of routes that are not
-    installed and why, and of their recovery. ``objects=False`` does without next-hop objects, as happens by itself on
-    kernels before 5.3. Covers and routes to pods have metrics of their own (COVER_METRIC, POD_METRIC).
+    installed and why, and of their recovery. ``on_room`` is called when ``full`` has ended. ``objects=False`` does
+    without next-hop objects, as happens by itself on kernels before 5.3. Covers and routes to pods have metrics of
+    their own (COVER_METRIC, POD_METRIC).
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Fib:
         objects: bool = True,
         compare_interval: float = 60.0,
         receive_buffer: int = 16 << 20,
+        on_room: Callable[[], None] = lambda: None,
     ) -> None:
         self._monitor = monitor
         self._interfaces = monitor.interfaces
@@ -81,12 +84,14 @@ class Fib:
         self._objects = objects
         self._interval = compare_interval
         self._receive_buffer = receive_buffer
+        self._on_room = on_room
         self._cover = Target(Kind.COVER)
         self._pod_targets: dict[int, Target] = {}
         self._pods: dict[tuple[Family, bytes], str] = {}
         self._pods_of: dict[str, set[tuple[Family, bytes]]] = {}
         self._confirmed: dict[Family, set[str]] = {4: set(), 6: set()}
         self._early: list[Event] | None = []
+        self._retained: set[Family] = set()
         self._sock: socket.socket | None = None
         self._installer_: Installer | None = None
         self._reconciler: Reconciler | None = None
@@ -171,7 +176,9 @@ class Fib:
         For an established session that ended, not for one that could not be established.
         """
         installer = self._installer
-        installer.urgent(installer.registry.peer_lost(peer))
+        quick, slow = installer.registry.peer_lost(peer)
+        installer.at_once(quick)
+        installer.urgent(slow)
         self.sweep(peer, restore=False)
         installer.schedule()
 
@@ -212,8 +219,18 @@ class Fib:
         return self._installer.backlog
 
     @property
+    def full(self) -> bool:
+        """So much waits for the kernel that more would only wait, and keep what is urgent waiting: read no peer now."""
+        return self._installer_ is not None and self._installer_.full
+
+    @property
     def counters(self) -> Counter[str]:
         return self._installer.counters
+
+    @property
+    def retained(self) -> frozenset[Family]:
+        """The families in which the kernel still held routes of an earlier run at the start: it went on forwarding."""
+        return frozenset(self._retained)
 
     @property
     def uses_objects(self) -> bool:
@@ -231,6 +248,24 @@ class Fib:
             if f == family:
                 for found in table.statuses():
                     yield self._shown(found)
+
+    async def read(self, family: Family, prefix: bytes) -> list[KernelRoute]:
+        """Return what the kernel holds of one prefix now, routes of others included, the one it uses first.
+
+        Takes as long as a dump of the table, in a thread. Raises OSError.
+        """
+        names = {link.ifindex: link.name for link in self._interfaces.links()}
+        with netlink.open_socket() as sock:  # here, where the namespace is the right one
+
+            def read() -> list[KernelRoute]:
+                return describe(sock, read_prefix(sock, family, self._table, prefix), names)
+
+            return await asyncio.to_thread(read)
+
+    @property
+    def protocol(self) -> int:
+        """Protocol number of our routes."""
+        return self._protocol
 
     @property
     def _installer(self) -> Installer:
@@ -263,6 +298,7 @@ class Fib:
             state_file=self._state_file,
             on_results=self._on_results,
             on_unverified=self._unverified,
+            on_room=self._on_room,
         )
 
     async def _adopt(self, installer: Installer, peers: Collection[str] | None) -> None:
@@ -283,6 +319,8 @@ class Fib:
             learned_elsewhere = target.kind is Kind.LEARNED and route.metric != (self._effective(route.family))
             held = installer.other if learned_elsewhere else target
             installer.table(route.family, route.metric).leave_stale(route.prefix, held)
+            if held.kind is not Kind.OTHER and not held.absent:
+                self._retained.add(route.family)
 
         found = await asyncio.to_thread(reader.read, self._sock, saved, peers, place)
         installer.raw([delete_nexthop(identifier) for identifier in found.unknown_objects])

@@ -166,7 +166,8 @@ def nexthops_request() -> bytes:
 def match_request(family: Family, prefix: bytes) -> bytes:
     """Payload of RTM_GETROUTE for the FIB entry that the prefix's first address matches."""
     octets = 4 if family == 4 else 16
-    head = RTMSG.pack(AF[family], octets * 8, 0, 0, 0, 0, 0, 0, RTM_F_LOOKUP_TABLE | RTM_F_FIB_MATCH)
+    flags = RTM_F_FIB_MATCH | (RTM_F_LOOKUP_TABLE if family == 4 else 0)  # which IPv6 knows not, and refuses
+    head = RTMSG.pack(AF[family], octets * 8, 0, 0, 0, 0, 0, 0, flags)
     return head + attribute(RTA_DST, prefix[1:].ljust(octets, b"\0"))
 
 

@@ -160,8 +160,8 @@ def receive_refusals(sock: socket.socket) -> tuple[list[Refusal], bool]:
                     refused.append(answer)
 
 
-def dump(sock: socket.socket, kind: int, payload: bytes) -> Iterator[tuple[bytes, Message]]:
-    """Ask for a table and yield its messages, each with the buffer that holds it.
+def dump(sock: socket.socket, kind: int, payload: bytes, *, needle: bytes = b"") -> Iterator[tuple[bytes, Message]]:
+    """Ask for a table and yield its messages, each with the buffer that holds it; only those that hold ``needle``.
 
     ``payload`` filters in the kernel (strict checking is on). A table that does not exist is empty. Raises OSError, and
     DumpInterruptedError at the end where the table changed meanwhile. Must be run to its end.
@@ -184,7 +184,8 @@ def dump(sock: socket.socket, kind: int, payload: bytes) -> Iterator[tuple[bytes
                 if answer.errno == errno.ENOENT:
                     return
                 raise OSError(answer.errno, answer.text or os.strerror(answer.errno))
-            yield data, msg
+            if not needle or data.find(needle, msg.start, msg.end) >= 0:
+                yield data, msg
 
 
 def settled_dump(sock: socket.socket, kind: int, payload: bytes, attempts: int = 5) -> list[tuple[bytes, Message]]:

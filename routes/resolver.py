@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 from config.kernel import MAIN_TABLE, ROUTE_PROTOCOL
 from config.nexthop import Gateway, Resolution
-from config.prefix import BITS, FAMILIES, Family
+from config.prefix import BITS, FAMILIES, Family, address_text, text
 from routes import netlink
 from routes.dumps import read_nexthops, read_routes
 from routes.foreign import ForeignRoutes
@@ -71,6 +71,9 @@ class Resolver:
         self._sock = netlink.open_socket()
         self._monitor.subscribe(self._event, self._overrun)
         self._tables, self._nexthops = _read(self._sock, self._protocol)
+        # Who asked before the start was told that nothing can be reached.
+        self._fresh.clear()
+        self._schedule()
 
     async def stop(self) -> None:
         """Let go of the kernel; the answers stay."""
@@ -100,25 +103,41 @@ class Resolver:
                 return fit[0]
         return None
 
+    def explain(self, address: bytes, device: str = "") -> str:
+        """Return in words how a next hop is reached, or why it is not."""
+        return self._examine(address, device)[1]
+
     def _resolve(self, address: bytes, device: str) -> Resolution | None:
+        return self._examine(address, device)[0]
+
+    def _examine(self, address: bytes, device: str) -> tuple[Resolution | None, str]:
         family: Family = 4 if len(address) == 4 else 6
-        if self._interfaces.owns(address) or not _routable(address):
-            return None
+        if self._interfaces.owns(address):
+            return None, "it is this node's own address"
+        if not _routable(address):
+            return None, "it is not the address of a host"
         if device:
             link = self._interfaces.named(device)
-            return Resolution((Gateway(address, device),), 0) if link is not None and link.up else None
+            if link is None or not link.up:
+                return None, f"interface {device} {'does not exist' if link is None else 'is down'}"
+            return Resolution((Gateway(address, device),), 0), f"on-link at {device}"
         if family == 6 and address[0] == 0xFE and address[1] & 0xC0 == 0x80:
-            return None  # link-local: without a device it is nowhere
+            return None, "it is link-local, and no interface is stated"
+        why = "no route leads there"
         for route in self._tables[family].matches(address):
+            name = f"{text(family, route.prefix)} (protocol {route.protocol}, metric {route.metric})"
             if not route.prefix[0] and not self._via_default:
-                return None
-            if route.kind != RTN_UNICAST:
-                return None  # unreachable, blackhole, prohibit: somebody says no
+                return None, f"{why}, and the default route does not count"
+            if route.kind != RTN_UNICAST:  # unreachable, blackhole, prohibit: somebody says no
+                return None, f"route {name} rejects it"
             gateways = tuple(sorted({g for path in self._paths(route) if (g := self._gateway(path, address))}))
             if gateways:
                 on_link = all(gateway.address == address for gateway in gateways)
-                return Resolution(gateways, 0 if on_link else route.metric)
-        return None
+                ways = ", ".join(f"{address_text(gateway.address)} dev {gateway.device}" for gateway in gateways)
+                words = f"on-link at {gateways[0].device}" if on_link else f"via {ways}"
+                return Resolution(gateways, 0 if on_link else route.metric), f"{words}, by route {name}"
+            why = f"route {name} leads over an interface that is down"
+        return None, why
 
     def _paths(self, route: Route) -> Iterator[Path]:
         """Yield a route's paths, read from its next-hop object where the route itself shows none."""

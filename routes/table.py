@@ -129,13 +129,25 @@ class Table:
         shards, mask = self.shards, self._mask
         last: NextHops | None = None
         target: Target | None = None
+        gained = 0
         for prefix, hops in changes:
             if hops is not last:
+                if target is not None:
+                    target.refs += gained
+                    gained = 0
                 last = hops
                 target = resolve(hops) if hops is not None else None
             shard = shards[hash(prefix) & mask]
-            if shard.desired.get(prefix) is not target or shard.stale:
-                self._set(shard, prefix, target)
+            desired = shard.desired
+            if prefix in desired or target is None or shard.failed or shard.stale or prefix in shard.dirty:
+                if desired.get(prefix) is not target or shard.stale:
+                    self._set(shard, prefix, target)
+            else:  # what _set would do, for by far the most
+                desired[prefix] = target
+                shard.dirty[prefix] = None
+                gained += 1
+        if target is not None:
+            target.refs += gained
 
     def set(self, prefix: bytes, target: Target | None) -> None:
         self._set(self.shard(prefix), prefix, target)
@@ -217,9 +229,17 @@ class Table:
         dirty, shard.dirty = shard.dirty, {}
         desired, unsure = shard.desired, self._unsure
         waiting: list[bytes] = []
-        start = len(batch.prefixes)
+        prefixes, wants, chosen = batch.prefixes, batch.wants, batch.shapes
+        start = len(prefixes)
+        plain: Target | None = None
+        added = self._delete
         for prefix, held in dirty.items():
             want = desired.get(prefix)
+            if held is None and want is plain and want is not None:  # one more new route to where the last one led
+                prefixes.append(prefix)
+                wants.append(want)
+                chosen.append(added[prefix[0]])
+                continue
             if held is not None and held.absent:
                 held = None
             if want is not None:
@@ -233,11 +253,14 @@ class Table:
                 continue
             if want is None:
                 shapes = self._delete
+            elif held is None or held is unsure:
+                shapes = added = want.shapes(self.place, ADD)
+                plain = want
             else:
-                shapes = want.shapes(self.place, ADD if held in (None, unsure) else REPLACE)
-            batch.prefixes.append(prefix)
-            batch.wants.append(want)
-            batch.shapes.append(shapes[prefix[0]])
+                shapes = want.shapes(self.place, REPLACE)
+            prefixes.append(prefix)
+            wants.append(want)
+            chosen.append(shapes[prefix[0]])
         for prefix in waiting:
             shard.dirty[prefix] = dirty.pop(prefix)
         if dirty:

@@ -69,13 +69,13 @@ class Agent:
             )
         return self.process
 
-    async def start(self) -> Agent:
+    async def start(self, *, wrap: tuple[str, ...] = ()) -> Agent:
         ready = self.directory / "ready.sock"
         ready.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
             listener.bind(str(ready))
             listener.settimeout(0.1)
-            process = self.spawn(env={"NOTIFY_SOCKET": str(ready)})
+            process = self.spawn(wrap=wrap, env={"NOTIFY_SOCKET": str(ready)})
             async with asyncio.timeout(PATIENCE):
                 while True:
                     try:

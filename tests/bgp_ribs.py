@@ -33,7 +33,7 @@ class Resolver:
 class Node:
     """A speaker without sessions: a RIB, the FIB it asks for, and a log of what went wrong."""
 
-    def __init__(self, name: str, asn: int, number: int, **options: int | bool) -> None:
+    def __init__(self, name: str, asn: int, number: int, **options: int | bool | bytes | None) -> None:
         self.name = name
         self.asn = asn
         self.number = number

@@ -96,9 +96,10 @@ async def running(
     listen: Sequence[tuple[str, int]] = (("0.0.0.0", 179), ("::", 179)),
     resolver: TableResolver | None = None,
     farewell: Notification | None = Notification(6, 2),  # noqa: B008 immutable
+    retained: frozenset[Family] = frozenset(),
     **options: Any,
 ) -> AsyncIterator[Node]:
-    """Run a speaker with its sockets in ``ns``; it stops with ``farewell``."""
+    """Run a speaker with its sockets in ``ns``; it stops with ``farewell``. ``retained``: see ``Speaker.start``."""
     changes: list[SessionChange] = []
     fib: dict[tuple[Family, bytes], NextHops] = {}
 
@@ -120,7 +121,7 @@ async def running(
     )
     for settings in peers:
         speaker.add_peer(settings)
-    await speaker.start()
+    await speaker.start(retained=retained)
     try:
         yield Node(speaker, changes, fib)
     finally:

@@ -10,6 +10,7 @@ import ctypes
 import json
 import signal
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,10 @@ while :; do sleep 3600; done
 
 
 class Frr:
-    """A router configured with ``config``, as ``vtysh`` takes it."""
+    """A router configured with ``config``, as ``vtysh`` takes it; ``options`` are further ones of its daemons."""
 
-    def __init__(self, ns: Netns, config: str) -> None:
+    def __init__(self, ns: Netns, config: str, *, options: Mapping[str, Sequence[str]] | None = None) -> None:
+        self._options = options or {}
         argv = ["unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child", "sh", "-c", _HOUSE]
         self._house = subprocess.Popen(
             ns.command(*argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=_die_with_us
@@ -53,7 +55,7 @@ class Frr:
 
     def start(self, name: str) -> None:
         """Start a daemon and wait until vtysh reaches it."""
-        self.run(str(DAEMONS / name), "-d", "-A", "127.0.0.1", "-P", "0")
+        self.run(str(DAEMONS / name), "-d", "-A", "127.0.0.1", "-P", "0", *self._options.get(name, ()))
         self._until(f"test -S /var/run/frr/{name}.vty", f"start of {name}")
 
     def end(self, name: str, how: signal.Signals = signal.SIGTERM) -> None:

@@ -61,9 +61,9 @@ class House:
             raise AssertionError(f"{' '.join(argv)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
         return done.stdout
 
-    def begin(self, *argv: str) -> None:
-        """Start a command inside that stays."""
-        self.run("sh", "-c", f"{' '.join(argv)} >/dev/null 2>&1 &")
+    def begin(self, *argv: str, log: str = "/dev/null") -> None:
+        """Start a command inside that stays, and is started again when it dies."""
+        self.run("sh", "-c", f"while :; do {' '.join(argv)}; sleep 0.2; done >>{log} 2>&1 &")
 
     def until(self, test: str, what: str) -> None:
         """Wait until a shell command succeeds inside. Raises AssertionError."""
@@ -118,7 +118,15 @@ class Gobgp:
 
     def __init__(self, ns: Netns, config: str) -> None:
         self.house = House(ns, ("/etc/gobgp",), {"/etc/gobgp/gobgp.toml": config})
-        self.house.begin("gobgpd", "-f", "/etc/gobgp/gobgp.toml", "--pprof-disable", "--api-hosts", "127.0.0.1:50051")
+        self.house.begin(
+            "gobgpd",
+            "-f",
+            "/etc/gobgp/gobgp.toml",
+            "--pprof-disable",
+            "--api-hosts",
+            "127.0.0.1:50051",
+            log="/etc/gobgp/log",
+        )
         self.house.until("gobgp global >/dev/null 2>&1", "start of GoBGP")
 
     def gobgp(self, command: str) -> str:

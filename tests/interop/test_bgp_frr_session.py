@@ -205,7 +205,7 @@ async def test_a_reset_by_frr_is_told_and_the_routes_come_back(rack: Rack) -> No
         await node.until(lambda: entry(LEARNED4) in node.fib, "FRR's prefix")
         await asyncio.to_thread(rack.frr.vtysh, "-c", "clear bgp *")
         await node.until(lambda: not node.sessions[-1].up or len(node.sessions) > 1, "loss of the session")
-        assert node.sessions[1].reason == "received Cease/Administrative Reset"
+        assert node.sessions[1].reason == "received Cease/Hard Reset: Cease/Administrative Reset"
         await node.until(lambda: entry(LEARNED4) not in node.fib or len(node.sessions) > 2, "routes gone")
         await node.until(lambda: node.status("tor-v4").established_count == 2, "a second session")
         await node.until(lambda: entry(LEARNED4) in node.fib, "FRR's prefix again")
@@ -216,9 +216,9 @@ async def test_the_shutdown_text_of_frr_is_shown(rack: Rack) -> None:
         await converged(node)  # FRR's End-of-RIB says that it too holds the session for established
         await rack.tell(f"router bgp {TOR_AS}", f"neighbor {NODE4} shutdown message rack work until nine")
         status = await node.lost("tor-v4")
-        assert status.reason == 'received Cease/Administrative Shutdown: "rack work until nine"'
+        assert status.reason == 'received Cease/Hard Reset: Cease/Administrative Shutdown: "rack work until nine"'
         assert status.last_received is not None
-        assert (status.last_received.code, status.last_received.subcode) == (6, 2)
+        assert (status.last_received.code, status.last_received.subcode) == (6, 9)
 
 
 async def test_our_shutdown_text_is_shown_by_frr(rack: Rack) -> None:
@@ -258,3 +258,37 @@ async def test_md5(rack: Rack) -> None:
     await rack.tell(f"router bgp {TOR_AS}", f"neighbor {NODE4} password s3cret", f"neighbor {NODE6} password s3cret")
     async with rack.speaker(tor4(password=b"s3cret"), tor6(password=b"s3cret", passive=True)) as node:
         await converged(node)
+
+
+async def test_route_refresh_both_ways(rack: Rack, caplog: pytest.LogCaptureFixture) -> None:
+    """RFC 2918, and RFC 7313 where FRR has it: it marks the ends of its answer, and takes ours."""
+    caplog.set_level("INFO", logger="podroute.bgp")
+    async with rack.speaker(tor4()) as node:
+        node.speaker.originate(*entry(OWN4), owner="test", source="block")
+        await converged(node)
+        assert "enhanced route refresh" in node.status("tor-v4").capabilities
+        assert node.speaker.ask_refresh("tor-v4")
+        await node.until(lambda: caplog.text.count("route refresh received") == 2, "the ends of FRR's answers")
+        assert entry(LEARNED4) in node.fib
+        before = node.status("tor-v4").messages_out
+        await asyncio.to_thread(rack.frr.vtysh, "-c", "clear bgp ipv4 unicast * soft in")
+        # BoRR, the route, EoRR
+        await node.until(lambda: node.status("tor-v4").messages_out >= before + 3, "our answer")
+        await rack.frr_has(OWN4, 4)
+        assert len(node.sessions) == 1
+
+
+async def test_ipv4_with_ipv6_next_hops_both_ways(rack: Rack) -> None:
+    """RFC 8950 on an IPv6 session, and extended messages (RFC 8654) where FRR offers them."""
+    await rack.tell(f"router bgp {TOR_AS}", f"neighbor {NODE6} capability extended-nexthop")
+    await rack.tell(f"router bgp {TOR_AS}", "address-family ipv4 unicast", f"neighbor {NODE6} activate")
+    async with rack.speaker(tor6(families=frozenset((4, 6)))) as node:
+        node.speaker.originate(*entry(OWN4), owner="test", source="block")
+        await converged(node)
+        assert "extended next hop ipv4 via ipv6" in node.status("tor-v6").capabilities
+        assert "extended message" in node.status("tor-v6").capabilities
+        await node.until(lambda: entry(LEARNED4) in node.fib, "FRR's prefix")
+        (hop,) = node.fib[entry(LEARNED4)]
+        assert hop.address == packed(TOR6)
+        (path,) = await rack.frr_has(OWN4, 4)
+        assert path["nexthops"][0]["ip"] == NODE6

@@ -122,6 +122,9 @@ class Hooks:
     async def pod_removed(self, handle: Handle, assignments: Sequence[Assignment], host_ifname: str) -> None:
         self.pods.pop(handle, None)
 
+    def bridged(self, assignments: Sequence[Assignment]) -> None:
+        pass
+
     async def advertised(self, assignments: Sequence[Assignment]) -> None:
         pass
 

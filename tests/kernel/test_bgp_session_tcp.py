@@ -143,8 +143,8 @@ async def test_the_shutdown_text_reaches_the_other_end_and_the_session_comes_bac
             await both_up(a, b)
         status = await b.lost("a")
         assert status.last_received is not None
-        assert status.last_received.text == 'Cease/Administrative Shutdown: "maintenance ✓"'
-        assert status.reason == 'received Cease/Administrative Shutdown: "maintenance ✓"'
+        assert status.last_received.text == 'Cease/Hard Reset: Cease/Administrative Shutdown: "maintenance ✓"'
+        assert status.reason == 'received Cease/Hard Reset: Cease/Administrative Shutdown: "maintenance ✓"'
         assert [change.up for change in b.sessions] == [True, False]
         async with node_a(ns) as a:
             await both_up(a, b)
@@ -353,7 +353,7 @@ async def test_link_local_peers_over_ipv6(netns: Maker) -> None:
         node_b(other, peers=[peer("a", "fe80::1%eth9", 65001, **SOON)], listen=anywhere) as b,
     ):
         await both_up(a, b)
-        assert a.status("b").families[4].problem == "ipv4 not offered: an IPv6 session carries IPv6 only"
+        assert a.status("b").families[4].next_hop == "fe80::1", "RFC 8950"
         assert b.status("a").families[6].negotiated
 
 

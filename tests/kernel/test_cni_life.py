@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest_asyncio
 
 from cni import verbs
 from cni.hooks import AddressError, Handle
-from cni.podnet import host_ifname
+from cni.podnet import PodLinks, host_ifname
 from tests.kernel.cni_node import Ledger, Node, Outcome, pings
 from tests.netns import Netns
 
@@ -191,6 +192,62 @@ class TestDelete:
         assert (await node.delete("old", pod)).status == 0
         assert pings(node.host, *new.addresses)
         assert [handle.container_id for handle in node.ledger.held] == ["new"]
+
+    async def test_answers_once_the_pod_is_cut_off(
+        self, node: Node, netns: MakeNetns, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The address is free only when the link is gone."""
+        deleted = threading.Event()
+        original = PodLinks.delete_cut
+
+        def delete_cut(links: PodLinks) -> None:
+            assert deleted.wait(20)
+            original(links)
+
+        monkeypatch.setattr(PodLinks, "delete_cut", delete_cut)
+        pod = netns()
+        added = await node.add("c1", pod)
+        assert (await node.delete("c1", pod)).status == 0
+        assert "state DOWN" in node.host.run("ip", "link", "show", host_ifname(C1))
+        assert node.host.run("ip", "route", "show", "proto", "201") == ""
+        assert node.host.run("ip", "-6", "route", "show", "proto", "201") == ""
+        assert not pings(pod, "192.0.2.1")
+        assert list(node.ledger.held) == [C1], "not free yet"
+        assert node.hooks.pods == {}
+        assert (await node.call("CHECK", "c1", pod.path, prevResult=added.json)).json["code"] == 102
+        assert (await node.delete("c1", pod)).status == 0
+        again = asyncio.create_task(node.add("c1", netns()))
+        other = await node.add("c2", netns())
+        assert not set(other.addresses) & set(added.addresses)
+        assert not again.done()
+        deleted.set()
+        assert pings(node.host, *(await again).addresses)
+
+    async def test_what_is_freed_by_it_is_waited_for(self, tmp_path: Path, netns: MakeNetns) -> None:
+        node = Node(tmp_path, netns(), ledger=Ledger(size=1))
+        await node.start()
+        for number in range(5):
+            assert (await node.add(f"c{number}", netns())).status == 0
+            assert (await node.delete(f"c{number}")).status == 0
+        await node.stop()
+        assert node.traces() == []
+
+    async def test_links_that_cannot_be_deleted(
+        self, node: Node, netns: MakeNetns, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """They stay cut off and in the ledger, until DEL, GC or the next start tries again."""
+
+        def delete_cut(links: PodLinks) -> None:
+            raise OSError(16, "Device or resource busy")
+
+        await node.add("c1", netns())
+        with monkeypatch.context() as patched:
+            patched.setattr(PodLinks, "delete_cut", delete_cut)
+            assert (await node.delete("c1")).status == 0
+            await node.settled()
+        assert list(node.ledger.held) == [C1]
+        assert (await node.delete("c1")).status == 0
+        assert await node.remains() == []
 
     async def test_the_network_of_that_name_only(self, node: Node, netns: MakeNetns) -> None:
         added = await node.add("c1", netns())

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from cni.hooks import Handle
-from cni.podnet import host_ifname
+from cni.podnet import PodNetwork, host_ifname
 from tests.kernel.cni_node import Ledger, Node, open_descriptors, pings
 from tests.netns import Netns, link
 
@@ -291,3 +291,25 @@ async def test_a_mac_that_changed_while_the_agent_was_away_is_followed(node: Nod
     await node.start()
     assert pings(node.host, *added.addresses)
     assert pings(pod, "192.0.2.1", "2001:db8::1")
+
+
+@pytest.mark.parametrize("forwarding", [False, True])
+async def test_forwarding_inside_the_pod(tmp_path: Path, netns: MakeNetns, forwarding: bool) -> None:
+    node = Node(tmp_path, netns())
+    node.network = PodNetwork(forwarding=forwarding)
+    await node.start()
+    pod = netns()
+    pod.run("sh", "-c", f"echo {int(not forwarding)} >/proc/sys/net/ipv4/ip_forward")
+    assert (await node.add("c1", pod)).status == 0
+    assert pod.run("cat", "/proc/sys/net/ipv4/ip_forward") == f"{int(forwarding)}\n"
+    assert pod.run("cat", "/proc/sys/net/ipv6/conf/all/forwarding") == f"{int(forwarding)}\n"
+    await node.stop()
+
+
+async def test_nobodys_announcement_of_a_pods_address_wins(node: Node, netns: MakeNetns) -> None:
+    added = await node.add("c1", netns())
+    for family, address, via in (("-4", added.addresses[0], "192.0.2.9"), ("-6", added.addresses[1], "2001:db8::9")):
+        learned = [address, "via", via, "dev", "uplink", "proto", "201", "metric", "20"]
+        node.host.run("ip", family, "route", "add", *learned)
+        assert "uplink" not in node.host.run("ip", family, "route", "get", address)
+    assert pings(node.host, *added.addresses)

@@ -20,6 +20,7 @@ from cni.server import CniServer, ServerError
 from cni.wire import HEADER
 from tests.kernel.cni_node import INTERPRETER, Ledger, Node, open_descriptors, pings
 from tests.netns import Netns
+from tests.unit.test_cni_old_plugin import ADD, DEL
 
 pytestmark = pytest.mark.root
 MakeNetns = Callable[[], Netns]
@@ -103,6 +104,19 @@ async def exchange(path: Path, *parts: bytes, end: bool = True) -> bytes:
         return b""
     finally:
         writer.close()
+
+
+async def test_a_plugin_of_protocol_version_1(node: Node, netns: MakeNetns) -> None:
+    """As it was installed by the first release, to the byte; its descriptor comes with the first one."""
+    pod = netns()
+    for request, status in ((ADD, 0), (ADD, 1), (DEL, 0), (DEL, 0)):
+        with socket.socket(socket.AF_UNIX) as old:
+            old.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(old, str(node.installed.socket))
+            socket.send_fds(old, [request], [pod.fd])
+            header = await asyncio.get_running_loop().sock_recv(old, HEADER.size)
+            assert HEADER.unpack(header)[:3] == (b"PRCN", 1, status)
+    assert await node.remains() == []
 
 
 class TestBytes:

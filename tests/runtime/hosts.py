@@ -62,7 +62,8 @@ async def _agent_answers(net: Lab, node: Node) -> None:
 
 
 async def _converges(node: Node) -> None:
-    await node.run("podroute", "wait-converged", "--timeout", "60", timeout=70)
+    done = await node.run("podroute", "wait-converged", "--timeout", "30", check=False, timeout=40)
+    assert done.returncode == 0, f"{done.stderr}\n{node.log.read_text()[-4000:]}"
 
 
 async def ask(node: Node, *command: str) -> Any:

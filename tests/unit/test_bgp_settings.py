@@ -42,10 +42,11 @@ def test_local_address_and_address_are_of_one_family() -> None:
         settings(local_address="fd00::2")
 
 
-def test_an_ipv6_session_offers_ipv6_only() -> None:
-    assert settings("fd00::1").offered == {6}
-    assert settings("10.1.1.1").offered == {4, 6}
-    assert settings("10.1.1.1", families=frozenset((6,))).offered == {6}
+def test_ipv4_over_an_ipv6_session_is_offered_with_ipv6_next_hops() -> None:
+    """RFC 8950 section 4."""
+    assert settings("fd00::1").extended_next_hop == {(4, 6)}
+    assert settings("10.1.1.1").extended_next_hop == set()
+    assert settings("fd00::1", families=frozenset((6,))).extended_next_hop == set()
 
 
 @pytest.mark.parametrize(

@@ -66,11 +66,12 @@ def peer(**values: str) -> str:
             "advertise: [192.0.2.1/32, 192.0.2.1/32]",
             ["f:advertise[1]: 192.0.2.1/32 is given twice, must be given once: remove one"],
         ),
+        (peer(address="'fd00::1'", families="[ipv4, ipv6]"), []),
         (
-            peer(address="'fd00::1'", families="[ipv4, ipv6]"),
+            peer(routeReflectorClient="true"),
             [
-                "f:peers.t.families: holds ipv4 on the IPv6 session to fd00::1, must be [ipv6]: IPv4 routes with IPv6 "
-                "next hops (RFC 8950) are not supported; use a peer with an IPv4 address"
+                "f:peers.t.routeReflectorClient: is true for a peer in AS 65011, must be false: "
+                "clients are in our own AS 65000"
             ],
         ),
         (peer(families="[ipv4, ipv6]"), []),

@@ -235,7 +235,6 @@ peers:
         "f:peers.a.families[0]:",
         "f:peers.b.address:",
         "f:peers.b.address:",
-        "f:peers.c.families:",
     ]
 
 

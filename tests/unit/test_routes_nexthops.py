@@ -141,8 +141,9 @@ def test_losing_a_peer_is_one_deletion_per_object() -> None:
     registry, _, kernel = prepared()
     targets = [used(registry, key) for key in ((A,), (A, B), (B,), (A, B, C))]
     settle(registry, kernel)
-    requests = registry.peer_lost("a")
+    requests, slow = registry.peer_lost("a")
     assert len(requests) == 1
+    assert slow == []  # nothing that takes many routes along
     for request in requests:
         kernel.one(request)
     assert [kernel.group(target) for target in targets] == [
@@ -225,7 +226,7 @@ def test_changed_while_requests_are_on_their_way() -> None:
     registry, _, kernel = prepared()
     target = used(registry, (A, B))
     operations = registry.take()
-    for request in registry.peer_lost("a"):  # overtakes, and finds nothing to delete
+    for request in registry.peer_lost("a")[0]:  # overtakes, and finds nothing to delete
         kernel.one(request)
     registry.completed(operations, kernel.run(operations))
     settle(registry, kernel)
@@ -274,7 +275,7 @@ def test_without_objects_a_change_means_a_new_target() -> None:
     assert [path.gateway for path in successor.paths()] == [B.address]
     assert not target.absent  # its routes are still there
     successor.refs += 1
-    assert registry.peer_lost("b") == []
+    assert registry.peer_lost("b") == ([], [])
     last = registry.successor(successor)
     assert last.absent
     assert registry.successor(target).absent

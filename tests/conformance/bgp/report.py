@@ -16,8 +16,7 @@ looks at what it answers and at what it passes on to a second session: {versions
 
 A `+` means that the outcome is one that the RFC allows. Otherwise the outcome itself is shown: `accept`, `discard` (the
 attribute), `withdraw` (the routes), `stale` (the UPDATE had no effect), `reset` with the NOTIFICATION's code and
-subcode, `closed` (without one). Rows of level *may* are listed and count: one of several outcomes is right, others are
-not.
+subcode, `closed` (without one). Rows of level *may* are listed and count: some outcomes are right, others are not.
 
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from tests.conformance.bgp import wire
 from tests.conformance.bgp.cases import Case, Result
@@ -24,6 +24,7 @@ class Suite:
         self.target = target
         self.observer: Observer | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._watching = asyncio.Lock()
         self._live: set[Connection] = set()
         """Established sessions that are kept alive."""
         self._sources: asyncio.Queue[str] = asyncio.Queue()
@@ -36,13 +37,25 @@ class Suite:
 
     async def start(self) -> None:
         """Establish the observer's session. Raises NotRunError."""
-        if self.target.observer is None:
-            return
+        self._tasks.append(asyncio.create_task(self._keep_alive()))
+        await self._watch()
+
+    async def _watch(self) -> None:
+        """Establish the observer's session if it is not. Raises NotRunError."""
+        async with self._watching:
+            if self.target.observer is None or (self.observer is not None and not self.observer.fault):
+                return
+            if self.observer is not None:
+                self._live.discard(self.observer.connection)
+                await self.observer.connection.close()
+            await self._begin_to_watch(self.target.observer)
+
+    async def _begin_to_watch(self, source: str) -> None:
         # An internal suite watches on an external session and the other way round.
-        connection = await established(self.target, self.target.observer, as_number=self.target.observer_as)
+        connection = await established(self.target, source, as_number=self.target.observer_as)
         self.observer = Observer(connection)
         self._live.add(connection)
-        self._tasks = [asyncio.create_task(self.observer.run()), asyncio.create_task(self._keep_alive())]
+        self._tasks.append(asyncio.create_task(self.observer.run()))
 
     async def stop(self) -> None:
         for connection in [c for idle in self._sessions.values() for c in idle]:
@@ -83,25 +96,41 @@ class Suite:
             idle.append(connection)
 
     async def run(self, cases: Iterable[Case], done: Callable[[Result], None]) -> None:
-        """Run cases; ``done`` gets each result as it comes."""
+        """Run cases; ``done`` gets each result as it comes.
+
+        What could not be run, or may have suffered from a case that took the speaker down, is run once more alone.
+        """
         waiting = [case for case in cases if case.expected(internal=self.target.internal) is not None]
         waiting.reverse()
+        again: list[Case] = []
 
         async def work() -> None:
             while waiting:
-                done(await self._run(waiting.pop()))
+                result = await self._run(waiting.pop())
+                if result.met or not result.outcome.startswith(("closed", "not run")):
+                    done(result)
+                else:
+                    again.append(result.case)
 
         async with asyncio.TaskGroup() as group:
             for _ in range(min(WORKERS, len(self.target.sources))):
                 group.create_task(work())
+        for case in again:
+            done(await self._run(case))
 
     async def _run(self, case: Case) -> Result:
         start = time.monotonic()
         try:
             async with asyncio.timeout(CASE_TIME):
+                await self._watch()
                 outcome = await case.run(self)
         except EndedError as ended:
             outcome = describe(ended)
+            if ended.how == "closed" and self.observer is not None:
+                with suppress(NotRunError):  # a speaker that dies takes the observer's session along
+                    await self.observer.until(lambda: False, patience=0.5)
+                if self.observer.fault:
+                    outcome = "closed, with all other sessions"
         except NotRunError as error:
             outcome = f"not run: {error}"
         except TimeoutError:

@@ -170,7 +170,8 @@ def gobgp(ns: Netns) -> Iterator[None]:
         parts.append(
             f'[[neighbors]]\n[neighbors.config]\nneighbor-address = "{peer.address}"\npeer-as = {peer.asn}\n'
             f"[neighbors.transport.config]\npassive-mode = {str(peer.passive).lower()}\n"
-            f"[neighbors.timers.config]\nconnect-retry = 1\nidle-hold-time-after-reset = 1{families}"
+            f"[neighbors.timers.config]\nconnect-retry = 1\nidle-hold-time-after-reset = 1\n"
+            f"[neighbors.error-handling.config]\ntreat-as-withdraw = true{families}"
         )
     router = Gobgp(ns, "\n".join(parts))
     try:

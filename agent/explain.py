@@ -1,0 +1,135 @@
+"""`podroute explain`: one prefix from what peers say to what the kernel holds, and why these differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from agent.node import Node
+from agent.views import path_json
+from bgp.inspection import Explanation, Route
+from config.prefix import BITS, NAMES, Family, contains, make, of_address, text
+from routes.fib import FibRoute
+from routes.live import KernelRoute, protocol_name
+from routes.table import State
+
+Json = dict[str, Any]
+
+
+async def explain(node: Node, family: Family, asked: bytes) -> Json:
+    """Explain a prefix; where nothing is known of it, the longest one that is known and covers it."""
+    prefix = _known(node, family, asked)
+    held = node.fib.route(family, prefix)
+    live = await node.fib.read(family, prefix)
+    known = node.speaker.rib.explain(family, prefix)
+    return {
+        "asked": text(family, asked),
+        "prefix": text(family, prefix),
+        "family": NAMES[family],
+        "summary": [
+            *await _pods(node, family, asked),
+            *_decision(known),
+            *_problems(known, held, live, node.fib.protocol),
+        ],
+        "paths": [{**path_json(path), "reached": _reached(node, path)} for path in known.routes],
+        "decided": known.decided,
+        "exports": [
+            {"peer": export.peer, "advertised": export.advertised, "reason": export.reason} for export in known.exports
+        ],
+        "fib": _fib(held, live, node.fib.protocol),
+    }
+
+
+def _known(node: Node, family: Family, asked: bytes) -> bytes:
+    """Return the prefix itself or the longest above it that any table knows; itself if there is none."""
+    bits = BITS[family]
+    address = int.from_bytes(asked[1:].ljust(bits // 8, b"\0"), "big")
+    for length in range(asked[0], -1, -1):
+        prefix = make(family, address, length)
+        if node.speaker.rib.explain(family, prefix).routes or node.fib.route(family, prefix):
+            return prefix
+    return asked
+
+
+async def _pods(node: Node, family: Family, asked: bytes) -> list[str]:
+    """Tell which block and which pod an address belongs to."""
+    lines = []
+    for block in node.ipam.blocks():
+        if block.family == family and contains(block.prefix, asked):
+            lines.append(f"in block {text(family, block.prefix)} of pool {block.pool}, which this node owns")
+    for attachment in await node.ipam.attachments():
+        for assignment in attachment.assignments:
+            if of_address(assignment.address) == (family, asked):
+                interface = attachment.attributes.get("hostInterface", "")
+                where = f", behind {interface}" if interface else ""
+                handle = attachment.handle
+                lines.append(f"address of {handle.ifname} in container {handle.container_id} ({handle.network}){where}")
+    return lines
+
+
+def _decision(known: Explanation) -> Iterator[str]:
+    if not known.routes:
+        yield "no peer announces it, and it is not ours"
+        return
+    used = [route for route in known.routes if route.multipath]
+    if not used:
+        yield "no path is eligible"
+    elif len(used) > 1:
+        best = f"; the one that is advertised is chosen by {known.decided}" if known.decided else ""
+        yield f"{len(used)} of {len(known.routes)} paths are equal and share the traffic{best}"
+    elif known.decided:
+        yield f"decided by {known.decided} among {len(known.routes)} paths"
+
+
+def _problems(known: Explanation, held: list[FibRoute], live: list[KernelRoute], protocol: int) -> Iterator[str]:
+    """Say where what is desired and what the kernel holds are not the same, and why."""
+    ours = {route.metric: route for route in live if route.protocol == protocol}
+    foreign = [route for route in live if route.protocol != protocol]
+    for route in held:
+        there = ours.get(route.metric)
+        if route.state is not State.INSTALLED:
+            yield f"metric {route.metric}: {route.state}{f': {route.text}' if route.text else ''}"
+        elif there is None:
+            yield f"metric {route.metric}: missing in the kernel; it is repaired when the loss is seen"
+        elif route.kind == "learned" and _bare(route.desired) != set(there.ways):
+            yield f"metric {route.metric}: leads elsewhere than desired; it is repaired when that is seen"
+        for other in foreign:
+            if route.state is State.INSTALLED and other.metric < route.metric:
+                name = protocol_name(other.protocol)
+                yield f"metric {route.metric}: shadowed by a route of protocol {name} with metric {other.metric}"
+    if not held and any(route.multipath and route.peer for route in known.routes):
+        yield "not yet handed to the FIB"
+
+
+def _fib(held: list[FibRoute], live: list[KernelRoute], protocol: int) -> list[Json]:
+    """Return desired routes and the kernel's entries, by metric, side by side."""
+    rows = []
+    seen = set()
+    for route in held:
+        there = next((r for r in live if r.protocol == protocol and r.metric == route.metric), None)
+        seen.add(there)
+        ways = list(there.ways) if there is not None else []
+        rows.append(_row(route.metric, f"podroute, {route.kind}", list(route.desired), ways, route.state))
+    for entry in live:
+        if entry not in seen:
+            ours = entry.protocol == protocol
+            owner = "podroute" if ours else f"protocol {protocol_name(entry.protocol)}"
+            rows.append(_row(entry.metric, owner, [], list(entry.ways), "surplus" if ours else "foreign"))
+    return sorted(rows, key=lambda row: row["metric"])
+
+
+def _row(metric: int, owner: str, desired: list[str], kernel: list[str], state: str) -> Json:
+    return {"metric": metric, "owner": owner, "desired": desired, "kernel": kernel, "state": str(state)}
+
+
+def _bare(desired: tuple[str, ...]) -> set[str]:
+    """Return where a route is to lead, without who said so."""
+    return {way.partition(" peer ")[0] for way in desired}
+
+
+def _reached(node: Node, path: Route) -> str:
+    """Return how the kernel's side resolved a next hop, or why it did not."""
+    if not path.next_hop:
+        return "-"
+    _, wire = of_address(path.next_hop)
+    return node.resolver.explain(wire[1:], path.device)

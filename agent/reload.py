@@ -1,0 +1,110 @@
+"""From one configuration to another while the agent runs: what changes, whose sessions it resets, what it cannot do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bgp.policy import REJECT
+from bgp.settings import PeerSettings
+from bgp.speaker import Speaker
+from config.model import Config
+from config.prefix import text
+
+CONFIGURATION = "configuration"
+"""Owner of the prefixes that the file's ``advertise`` lists."""
+
+_LIVE = frozenset(("peers", "advertise", "on_stop"))
+"""Fields of the file that may change while the agent runs."""
+
+
+class RestartNeededError(Exception):
+    """What changed cannot change in a running agent; the text names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The way from one configuration to another; peers by name."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    reset: tuple[str, ...]
+    """Peers whose session ends and begins anew, because it was made with other settings."""
+    policies: tuple[str, ...]
+    """Peers that get other policies, their session goes on."""
+    advertised: tuple[str, ...]
+    withdrawn: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "added": list(self.added),
+            "removed": list(self.removed),
+            "resets": list(self.reset),
+            "policies": list(self.policies),
+            "advertised": list(self.advertised),
+            "withdrawn": list(self.withdrawn),
+        }
+
+
+def plan(old: Config, new: Config, before: Mapping[str, PeerSettings], after: Mapping[str, PeerSettings]) -> Plan:
+    """Return what leads from ``old`` with its peers ``before`` to ``new`` with its peers ``after``.
+
+    Raises RestartNeededError.
+    """
+    fixed = [_key(name) for name in Config.model_fields if name not in _LIVE]
+    changed = [key for key, name in fixed if getattr(old, name) != getattr(new, name)]
+    if changed:
+        raise RestartNeededError(
+            f"{', '.join(changed)}: a change needs a restart of the agent (which interrupts nothing)"
+        )
+    both = sorted(before.keys() & after.keys())
+    touched = [name for name in both if before[name] != after[name]]
+    reset = [name for name in touched if _session_of(before[name]) != _session_of(after[name])]
+    return Plan(
+        added=tuple(sorted(after.keys() - before.keys())),
+        removed=tuple(sorted(before.keys() - after.keys())),
+        reset=tuple(reset),
+        policies=tuple(name for name in touched if name not in reset),
+        advertised=tuple(text(*p) for p in sorted(set(new.advertised) - set(old.advertised))),
+        withdrawn=tuple(text(*p) for p in sorted(set(old.advertised) - set(new.advertised))),
+    )
+
+
+async def apply(plan: Plan, speaker: Speaker, old: Config, new: Config, peers: Mapping[str, PeerSettings]) -> None:
+    """Do what ``plan`` says; ``peers`` are those of the new configuration. Raises SpeakerError."""
+    for name in (*plan.removed, *plan.reset):
+        await speaker.remove_peer(name)
+    for name in (*plan.reset, *plan.added):
+        speaker.add_peer(peers[name])
+    for name in plan.policies:
+        speaker.set_policies(name, peers[name].import_policy, peers[name].export_policy)
+    for family, prefix in set(new.advertised) - set(old.advertised):
+        speaker.originate(family, prefix, owner=CONFIGURATION, source="configured")
+    for family, prefix in set(old.advertised) - set(new.advertised):
+        speaker.retract(family, prefix, CONFIGURATION)
+
+
+async def restore(plan: Plan, speaker: Speaker, old: Config, new: Config, peers: Mapping[str, PeerSettings]) -> None:
+    """Undo what ``apply`` did of a plan before it failed; ``peers`` are those of the old configuration."""
+    present = {peer.name for peer in speaker.peers()}
+    for name in present & {*plan.added, *plan.reset}:
+        await speaker.remove_peer(name)
+    for name in (*plan.removed, *plan.reset):
+        speaker.add_peer(peers[name])
+    for name in plan.policies:
+        speaker.set_policies(name, peers[name].import_policy, peers[name].export_policy)
+    for family, prefix in set(old.advertised) - set(new.advertised):
+        speaker.originate(family, prefix, owner=CONFIGURATION, source="configured")
+    for family, prefix in set(new.advertised) - set(old.advertised):
+        speaker.retract(family, prefix, CONFIGURATION)
+
+
+def _session_of(settings: PeerSettings) -> PeerSettings:
+    """Return the settings without what can change under an established session."""
+    return replace(settings, import_policy=REJECT, export_policy=REJECT)
+
+
+def _key(name: str) -> tuple[str, str]:
+    """Return a field's key in the file, and its name."""
+    return Config.model_fields[name].alias or name, name

@@ -1,0 +1,275 @@
+"""What is measured: each case runs podroute, BIRD and FRR in turn on the same octets, and returns figures."""
+
+from __future__ import annotations
+
+import gc
+import random
+import socket
+import statistics
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from benchmarks.fib_lab import PATIENCE, PEER_AS, Router, in_turn, packed, peer_address, running
+from benchmarks.fib_streams import Stream, internet, made, update
+from config.prefix import Family
+from routes import netlink
+from routes.encode import ADD, SEQUENCES, Placement, new_group, new_nexthop, route_batch, via_nexthop, write_shapes
+from routes.messages import RT_SCOPE_UNIVERSE, RTN_UNICAST, LinkEvent, decode
+from tests.netns import Netns, link
+
+_FLOWS = 100
+"""Flows through the lost peer that are looked up until each goes another way: about 1 ms for all."""
+MARTIANS = 100
+"""Prefixes of the recorded table that a daemon may refuse."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    table: int = 500_000
+    small_updates: int = 200_000
+    ipv6: int = 200_000
+    ecmp: tuple[int, ...] = (1_000, 500_000)
+    present: int = 100_000
+    probes: int = 200
+    curve: tuple[int, ...] = (1_000, 10_000, 100_000, 500_000, 1_000_000)
+
+
+QUICK = Sizes(20_000, 10_000, 10_000, (1_000, 10_000), 10_000, 50, (1_000, 10_000))
+
+
+@dataclass
+class Load:
+    """One table on its way into the kernel and out again; seconds, CPU seconds, MB."""
+
+    wall: float
+    cpu: float
+    peak: float
+    session_loss: float = 0.0
+    withdrawal: float = 0.0
+
+
+@dataclass
+class Results:
+    loads: dict[str, dict[str, Load]] = field(default_factory=dict)
+    """By case and daemon."""
+    bare: dict[str, float] = field(default_factory=dict)
+    """Seconds of the bare writer, by case."""
+    ecmp: dict[tuple[str, int], dict[str, float]] = field(default_factory=dict)
+    """Seconds by (what was lost, routes) and daemon."""
+    latency: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    """Seconds of each probe by case and daemon."""
+    curve: dict[str, dict[int, Load]] = field(default_factory=dict)
+    """By daemon and routes."""
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Keep this process's garbage collector out of a measurement."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def load(router: Router, stream: Stream, *, tolerance: int = 0) -> Load:
+    """Send a stream and wait until the kernel has all of it."""
+    expected = len(stream.prefixes)
+    before = router.settled_cpu()
+    with undisturbed():
+        start = time.perf_counter()
+        sender = router.feeders[0].send_later(stream.data)
+        end = router.kernel.wait(stream, there=True)
+        late = router.kernel.settle(stream.family, router.protocol, expected - tolerance, expected)
+    sender.join()
+    return Load(max(end, late) - start, router.settled_cpu() - before, router.peak())
+
+
+def empty(router: Router, stream: Stream, cause: Callable[[], object]) -> float:
+    """Return how long the kernel holds something of a stream after its cause is gone."""
+    with undisturbed():
+        start = time.perf_counter()
+        cause()
+        end = router.kernel.wait(stream, there=False)
+        late = router.kernel.settle(stream.family, router.protocol, 0, 0)
+    return max(end, late) - start
+
+
+def tables(results: Results, sizes: Sizes, routers: Sequence[type[Router]], say: Callable[[str], None]) -> None:
+    """Load, lose the session, load again, withdraw by UPDATE: IPv4 in large and small UPDATEs, and IPv6."""
+    cases: tuple[tuple[str, Family, int, int], ...] = (
+        ("ipv4, 200 per update", 4, sizes.table, 200),
+        ("ipv4, 4 per update", 4, sizes.small_updates, 4),
+        ("ipv6, 200 per update", 6, sizes.ipv6, 200),
+    )
+    for name, family, count, per_update in cases:
+        stream = made(family, count, per_update, packed(peer_address(family, 0)), PEER_AS[0])
+        found = results.loads[name] = {}
+        for router in in_turn(routers, family=family):
+            measured = found[router.name] = load(router, stream)
+            if per_update == 200:
+                measured.session_loss = empty(router, stream, router.feeders[0].reset)
+                if family == 4:
+                    router.feeders[0].connect()
+                    load(router, stream)
+                    measured.withdrawal = empty(
+                        router, stream, partial(router.feeders[0].send_later, stream.withdrawals)
+                    )
+            say(f"{name}: {router.name} {measured}")
+        results.bare[name] = bare_writer(stream)
+        say(f"{name}: bare writer {results.bare[name]:.2f} s")
+
+
+def real_table(results: Results, path: Path, routers: Sequence[type[Router]], say: Callable[[str], None]) -> None:
+    """The recorded Internet table over iBGP: it carries LOCAL_PREF and ORIGINATOR_ID."""
+    stream = internet(path, packed(peer_address(4, 0)))
+    found = results.loads["internet table"] = {}
+    for router in in_turn(routers, ibgp=True):
+        found[router.name] = load(router, stream, tolerance=MARTIANS)
+        say(f"internet table: {router.name} {found[router.name]}")
+    results.bare["internet table"] = bare_writer(stream)
+
+
+def ecmp(results: Results, sizes: Sizes, routers: Sequence[type[Router]], say: Callable[[str], None]) -> None:
+    """Two peers announce the same; one session is reset, or one link cut, until nothing resolves to that peer."""
+    for count in sizes.ecmp:
+        streams = [made(4, count, 200, packed(peer_address(4, n)), PEER_AS[n]) for n in (0, 1)]
+        for what in ("session reset", "link cut"):
+            found = results.ecmp[what, count] = {}
+            for kind in routers:
+                with running(kind, 0, 1) as router:
+                    for feeder, stream in zip(router.feeders, streams, strict=True):
+                        feeder.send_later(stream.data).join()
+                    found[router.name] = _lose(router, streams[0], what)
+                say(f"ecmp, {what}, {count} routes: {router.name} {found[router.name] * 1000:.1f} ms")
+
+
+def _lose(router: Router, stream: Stream, what: str) -> float:
+    router.kernel.wait(stream, there=True)
+    lost = router.ns.call(lambda: socket.if_nametoindex("up0"))
+    destinations = [prefix[1:].ljust(4, b"\0")[:3] + bytes((host,)) for prefix in stream.sample for host in (1, 77, 99)]
+    deadline = time.perf_counter() + PATIENCE
+    both = {lost, router.ns.call(lambda: socket.if_nametoindex("up1"))}
+    # Every prefix has two ways when, of many flows over all of the table, about half go each way.
+    while True:
+        ways = [router.kernel.way(address) for address in destinations]
+        share = ways.count(lost) / len(ways)
+        if set(ways) == both and 0.45 < share < 0.55:
+            break
+        if time.perf_counter() > deadline:
+            raise TimeoutError(f"{router.name} does not spread flows over both peers: {share:.0%} by the first")
+        time.sleep(0.2)
+    router.settled_cpu()
+    pending = [address for address in destinations if router.kernel.way(address) == lost]
+    pending = random.Random(2).sample(pending, min(_FLOWS, len(pending)))
+    watch = router.ns.call(lambda: netlink.open_socket(groups=(1,)))
+    with undisturbed():
+        if what == "link cut":
+            cut = threading.Thread(target=router.fabric.run, args=("ip", "link", "set", "down0", "down"))
+            cut.start()
+            _link_down(watch, lost)
+        start = time.perf_counter()
+        if what == "session reset":
+            router.feeders[0].reset()
+        while pending:
+            if router.kernel.way(pending[-1]) != lost:
+                pending.pop()
+        end = time.perf_counter()
+    watch.close()
+    return end - start
+
+
+def _link_down(watch: socket.socket, ifindex: int) -> None:
+    """Return when the kernel tells that a link has lost its carrier."""
+    while True:
+        data = watch.recv(netlink.RECEIVE)
+        for msg in netlink.messages(data):
+            event = decode(data, msg)
+            if isinstance(event, LinkEvent) and event.link.ifindex == ifindex and not event.link.up:
+                return
+
+
+def latency(results: Results, sizes: Sizes, routers: Sequence[type[Router]], say: Callable[[str], None]) -> None:
+    """One more prefix, announced by a second peer: until the kernel has it, at rest and while a table loads."""
+    present = made(4, sizes.present, 200, packed(peer_address(4, 0)), PEER_AS[0])
+    flood = made(4, sizes.table, 200, packed(peer_address(4, 0)), PEER_AS[0], offset=sizes.present)
+    for kind in routers:
+        with running(kind, 0, 1) as router:
+            load(router, present)
+            with undisturbed():
+                quiet = [_probe(router, number, 0.0001) for number in range(sizes.probes)]
+                sender = router.feeders[0].send_later(flood.data)
+                loading: list[float] = []
+                while not router.kernel.has(4, flood.sample[0]) or not all(
+                    router.kernel.has(4, prefix) for prefix in flood.sample
+                ):
+                    loading.append(_probe(router, sizes.probes + len(loading), 0.0005))
+                sender.join()
+        results.latency.setdefault("quiet", {})[kind.name] = quiet
+        results.latency.setdefault("while loading", {})[kind.name] = loading
+        for case, figures in (("quiet", quiet), ("while loading", loading)):
+            p50, p99 = (percentile(figures, p) * 1000 for p in (50, 99))
+            say(f"latency, {case}: {kind.name} p50 {p50:.2f} ms p99 {p99:.2f} ms of {len(figures)}")
+
+
+def _probe(router: Router, number: int, pause: float) -> float:
+    prefix = struct.pack("!BHB", 24, 200 << 8 | number >> 8, number & 0xFF)
+    message = update(4, prefix, packed(peer_address(4, 1)), (PEER_AS[1], 64500, 200_000 + number))
+    time.sleep(0.002)
+    start = time.perf_counter()
+    router.feeders[1].send(message)
+    while not router.kernel.has(4, prefix):
+        if time.perf_counter() > start + 60:
+            raise TimeoutError("a single route does not reach the kernel")
+        time.sleep(pause)
+    return time.perf_counter() - start
+
+
+def percentile(figures: Sequence[float], percent: int) -> float:
+    return statistics.quantiles(figures, n=100, method="inclusive")[percent - 1] if len(figures) > 1 else figures[0]
+
+
+def curve(results: Results, sizes: Sizes, routers: Sequence[type[Router]], say: Callable[[str], None]) -> None:
+    """The first case at other sizes; what it has measured already is taken from there."""
+    measured = results.loads.get("ipv4, 200 per update", {})
+    for kind in routers:
+        found = results.curve[kind.name] = {}
+        for count in sizes.curve:
+            if count == sizes.table and kind.name in measured:
+                found[count] = measured[kind.name]
+                continue
+            stream = made(4, count, 200, packed(peer_address(4, 0)), PEER_AS[0])
+            with running(kind, 0) as router:
+                found[count] = load(router, stream)
+            say(f"curve: {kind.name} {count}: {found[count]}")
+
+
+def bare_writer(stream: Stream) -> float:
+    """Return the seconds that writing a stream's routes takes a loop that does nothing else."""
+    node, fabric = Netns(), Netns()
+    try:
+        link(node, "up0", fabric, "down0")
+        node.run("ip", "address", "add", "10.0.0.1/24", "dev", "up0")
+        node.run("ip", "address", "add", "fd00:0::1/64", "dev", "up0", "nodad")
+        index = node.call(lambda: socket.if_nametoindex("up0"))
+        sock = node.call(lambda: netlink.open_socket(send_buffer=4 << 20, receive_buffer=4 << 20))
+        with sock, undisturbed():
+            sock.send(new_nexthop(1, 201, packed(peer_address(stream.family, 0)), index) + new_group(2, 201, [(1, 1)]))
+            place = Placement(stream.family, 254, 20, 201)
+            shapes = write_shapes(place, ADD, RTN_UNICAST, RT_SCOPE_UNIVERSE, via_nexthop(2))
+            start = time.perf_counter()
+            for at in range(0, len(stream.prefixes), len(SEQUENCES)):
+                prefixes = stream.prefixes[at : at + len(SEQUENCES)]
+                sock.send(route_batch(prefixes, [shapes[prefix[0]] for prefix in prefixes]))
+                netlink.receive_refusals(sock)
+            return time.perf_counter() - start
+    finally:
+        node.close()
+        fabric.close()

@@ -1,0 +1,77 @@
+"""What a policy rule can ask of a path beside its prefix: communities, AS_PATH, next hop."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from weakref import WeakKeyDictionary
+
+from bgp import as_path
+from bgp.attributes import AS_PATH, COMMUNITIES, EXTENDED_COMMUNITIES, LARGE_COMMUNITIES
+from bgp.paths import Path
+
+Condition = Callable[[Path], bool]
+
+COMMUNITY_CODES = {4: COMMUNITIES, 8: EXTENDED_COMMUNITIES, 12: LARGE_COMMUNITIES}
+"""Attributes that hold communities, by the octets of one (RFC 1997, RFC 4360, RFC 8092)."""
+
+_BOUNDARY = r"(?:^|[ ,{}]|$)"
+
+
+def compile_as_path(expression: str) -> re.Pattern[str]:
+    """Return a regular expression over the usual text of an AS_PATH, ``65001 65002 {65003,65004}``.
+
+    ``_`` is a boundary between two AS numbers, the beginning or the end. Raises ValueError.
+    """
+    try:
+        return re.compile(expression.replace("_", _BOUNDARY))
+    except re.error as error:
+        raise ValueError(f"{expression!r} is not a regular expression: {error}") from None
+
+
+def has_community(wanted: Iterable[bytes]) -> Condition:
+    """Return what tells whether a path has any of these communities, of 4, 8 or 12 octets each."""
+    by_size: dict[int, frozenset[bytes]] = {}
+    for community in wanted:
+        by_size[len(community)] = by_size.get(len(community), frozenset()) | {community}
+
+    def holds(path: Path) -> bool:
+        for size, some in by_size.items():
+            value = path.attributes.value(COMMUNITY_CODES[size]) or b""
+            if not some.isdisjoint(value[at : at + size] for at in range(0, len(value), size)):
+                return True
+        return False
+
+    return holds
+
+
+def has_as_path(expression: str) -> Condition:
+    """Return what tells whether the AS_PATH of a path matches; that of our own routes is empty."""
+    pattern = compile_as_path(expression)
+
+    def holds(path: Path) -> bool:
+        return pattern.search(as_path.text(path.attributes.value(AS_PATH) or b"")) is not None
+
+    return holds
+
+
+class All:
+    """All of some conditions; what they said of a path is remembered, because many prefixes share one."""
+
+    def __init__(self, conditions: Iterable[Condition]) -> None:
+        self._conditions = tuple(conditions)
+        self._known: WeakKeyDictionary[Path, bool] = WeakKeyDictionary()
+
+    def __bool__(self) -> bool:
+        return bool(self._conditions)
+
+    def hold(self, path: Path | None) -> bool:
+        """Tell whether all hold for a path; where there is none, only no condition does."""
+        if not self._conditions:
+            return True
+        if path is None:
+            return False
+        known = self._known.get(path)
+        if known is None:
+            known = self._known[path] = all(condition(path) for condition in self._conditions)
+        return known

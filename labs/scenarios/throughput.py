@@ -1,0 +1,101 @@
+"""How fast pods are: over the routed fabric, held against host to host, and against the same pods over VXLAN."""
+
+from __future__ import annotations
+
+import json
+import statistics
+
+from labs.errors import LabError
+from labs.node import Node
+from labs.scenarios.story import Scenario, Story
+
+ROUNDS = 5
+SECONDS = 2
+LEAST = 0.85
+"""Share of host-to-host TCP throughput that pods have, by the median of the rounds."""
+VXLAN = 4242
+MTU = "1500"
+"""Bytes on every link, as in most data centres: the lab's own 9500 would flatter every overlay."""
+
+
+async def _throughput(story: Story) -> None:
+    n1, n2, tor = (story.node(name) for name in ("n1", "n2", "tor1"))
+    for node, interfaces in ((n1, ["eth1"]), (n2, ["eth1"]), (tor, ["eth1", "eth2"])):
+        for interface in interfaces:
+            await node.run("ip", "link", "set", interface, "mtu", MTU)
+    for pod in story.pods:
+        await pod.run("ip", "link", "set", "eth0", "mtu", MTU)
+    await _overlay(story)
+    one, two = story.pod("n1"), story.pod("n2")
+    enter = ("ip", "netns", "exec")
+    ways = {
+        "host to host": ((), (), "10.1.2.2"),
+        "pod to pod, routed": ((*enter, one.name), (*enter, two.name), two.address(4)),
+        "pod to pod, VXLAN": ((*enter, "overlay"), (*enter, "overlay"), "192.168.77.2"),
+    }
+    rates: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(ROUNDS):
+        for way, (client, server, target) in ways.items():
+            rates[way].append(await _iperf(n1, n2, client, server, target))
+    story.event(f"measured {ROUNDS} times each, in turns")
+    medians = {way: statistics.median(values) for way, values in rates.items()}
+    for way, median in medians.items():
+        spread = f"{min(rates[way]):.2f} to {max(rates[way]):.2f}"
+        story.figure(f"TCP, {way}", f"{median:.2f} Gbit/s (median of {ROUNDS}; {spread})")
+    share = medians["pod to pod, routed"] / medians["host to host"]
+    story.check(share >= LEAST, f"pods have {share:.2f} of host-to-host throughput, promised: {LEAST}")
+    text = f"routed {medians['pod to pod, routed']:.2f}, VXLAN {medians['pod to pod, VXLAN']:.2f} Gbit/s"
+    story.check(medians["pod to pod, routed"] > medians["pod to pod, VXLAN"], f"faster than VXLAN: {text}")
+
+
+async def _overlay(story: Story) -> None:
+    """Join two more namespaces, one on each node, by a VXLAN over the same fabric, as overlays wire pods."""
+    hosts = {"n1": ("10.1.1.2", "10.1.2.2", 1), "n2": ("10.1.2.2", "10.1.1.2", 2)}
+    for name, (local, remote, number) in hosts.items():
+        node = story.node(name)
+        inner = str(int(MTU) - 50)
+        for line in (
+            "ip netns add overlay",
+            "ip -n overlay link set lo up",
+            "ip link add vbr type bridge",
+            f"ip link add vx type vxlan id {VXLAN} local {local} remote {remote} dstport 4789",
+            "ip link add vport type veth peer name eth0 netns overlay",
+            "ip link set vx master vbr mtu " + inner,
+            "ip link set vport master vbr mtu " + inner,
+            f"ip -n overlay link set eth0 mtu {inner}",
+            f"ip -n overlay addr add 192.168.77.{number}/24 dev eth0",
+            "ip -n overlay link set eth0 up",
+            "ip link set vbr up",
+            "ip link set vx up",
+            "ip link set vport up",
+        ):
+            await node.run(*line.split())
+
+
+async def _iperf(n1: Node, n2: Node, client: tuple[str, ...], server: tuple[str, ...], target: str) -> float:
+    """Return the TCP throughput that the receiver saw, in Gbit/s. Raises LabError."""
+    listening = n2.popen(*server, "iperf3", "-s", "-1")
+    try:
+        for _ in range(100):
+            done = await n1.run(
+                *client, "iperf3", "-c", target, "-t", str(SECONDS), "-J", check=False, timeout=SECONDS + 20
+            )
+            answer = json.loads(done.stdout or "{}")
+            if "error" not in answer and answer:
+                return float(answer["end"]["sum_received"]["bits_per_second"]) / 1e9
+            if listening.poll() is not None:
+                break
+        raise LabError(f"iperf3 to {target}: {answer.get('error', 'no answer')}")
+    finally:
+        listening.kill()
+
+
+SCENARIOS = (
+    Scenario(
+        name="throughput",
+        promise="Pods reach 0.85 of the TCP throughput of their hosts, and more than the same pods over VXLAN.",
+        topology="one-tor",
+        steps=_throughput,
+        outage=None,
+    ),
+)

@@ -1,0 +1,310 @@
+"""FRR, BIRD 2 and GoBGP behind one face: configured for one session with us, and asked what they know.
+
+What a router says is read out of its own JSON or CLI.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from tests.frr import Frr
+from tests.house import Bird, Gobgp
+from tests.netns import Netns
+
+ROUTER_AS, NODE_AS = 65010, 4200000001
+AS_TRANS = 23456
+ROUTER4, NODE4, ROUTER6, NODE6 = "10.1.1.1", "10.1.1.11", "fd00:1::1", "fd00:1::11"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One session as the router sees it."""
+
+    six: bool = False
+    """The session runs over IPv6; then it carries IPv6 only."""
+    passive: bool = False
+    """The router waits for us to connect."""
+    password: str = ""
+    hold_time: int = 9
+    old: bool = False
+    """The router speaks 2-octet AS numbers only."""
+    node_as: int = NODE_AS
+    routes: Sequence[str] = ()
+    """What it announces, with the attributes of ``ATTRIBUTES``."""
+
+    @property
+    def node(self) -> str:
+        return NODE6 if self.six else NODE4
+
+    @property
+    def local(self) -> str:
+        return ROUTER6 if self.six else ROUTER4
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        return ("ipv6",) if self.six else ("ipv4",) if self.old else ("ipv4", "ipv6")
+
+
+@dataclass
+class Seen:
+    """A path to one prefix as the router has it."""
+
+    as_path: list[int]
+    next_hop: str
+    med: int | None = None
+    communities: list[str] = field(default_factory=list)
+    large_communities: list[str] = field(default_factory=list)
+
+
+MED, COMMUNITY, LARGE = 70, "65010:7", "65010:7:9"
+"""What the routers put on their routes."""
+
+
+class Router(Protocol):
+    name: str
+
+    def path(self, prefix: str) -> Seen | None:
+        """Return the path that we announced to a prefix, None where there is none."""
+
+    def established(self) -> bool:
+        """Tell whether the router holds the session for established."""
+
+    def count(self) -> int:
+        """Return how many IPv4 prefixes the router has from us."""
+
+    def withdraw(self) -> None:
+        """Withdraw all its routes."""
+
+    def ask_again(self) -> None:
+        """Send a ROUTE-REFRESH for IPv4."""
+
+    def shut(self, text: str) -> None:
+        """End the session with a shutdown communication (RFC 9003)."""
+
+    def last_error(self) -> str:
+        """Return what the router says of the end of the last session."""
+
+    def close(self) -> None: ...
+
+
+class FrrRouter:
+    name = "FRR"
+
+    def __init__(self, ns: Netns, setup: Setup) -> None:
+        self.setup = setup
+        node = setup.node
+        keepalive = setup.hold_time // 3
+        lines = [f"router bgp {ROUTER_AS}", " bgp router-id 10.0.0.1", " no bgp ebgp-requires-policy"]
+        lines += [" no bgp network import-check", " no bgp default ipv4-unicast"]
+        lines += [f" neighbor {node} remote-as {setup.node_as}", f" neighbor {node} timers connect 1"]
+        lines.append(f" neighbor {node} timers {keepalive} {setup.hold_time}")
+        lines += [f" neighbor {node} passive"] if setup.passive else []
+        lines += [f" neighbor {node} password {setup.password}"] if setup.password else []
+        lines += [f" neighbor {node} dont-capability-negotiate"] if setup.old else []
+        for family in setup.families:
+            lines += [f" address-family {family} unicast", f"  neighbor {node} activate"]
+            lines.append(f"  neighbor {node} route-map OUT out")
+            lines += [f"  network {p}" for p in setup.routes if (":" in p) is (family == "ipv6")]
+            lines.append(" exit-address-family")
+        lines += ["exit", "route-map OUT permit 10", f" set metric {MED}", f" set community {COMMUNITY}"]
+        lines += [f" set large-community {LARGE}"]
+        self._frr = Frr(ns, "\n".join(lines))
+
+    def path(self, prefix: str) -> Seen | None:
+        family = "ipv6" if ":" in prefix else "ipv4"
+        found = self._frr.show(f"bgp {family} unicast {prefix}")
+        if not found.get("paths"):
+            return None
+        path = found["paths"][0]
+        return Seen(
+            as_path=[int(asn) for asn in path["aspath"]["string"].split()],
+            next_hop=path["nexthops"][0]["ip"],
+            med=path.get("metric"),
+            communities=path.get("community", {}).get("list", []),
+            large_communities=path.get("largeCommunity", {}).get("list", []),
+        )
+
+    def established(self) -> bool:
+        neighbor = self._frr.show(f"bgp neighbors {self.setup.node}")[self.setup.node]
+        return bool(neighbor["bgpState"] == "Established")
+
+    def count(self) -> int:
+        peer = self._frr.show("bgp ipv4 unicast summary")["peers"][self.setup.node]
+        return int(peer.get("pfxRcd", 0))
+
+    def withdraw(self) -> None:
+        for family in self.setup.families:
+            gone = [f"no network {p}" for p in self.setup.routes if (":" in p) is (family == "ipv6")]
+            self._frr.configure(f"router bgp {ROUTER_AS}", f"address-family {family} unicast", *gone)
+
+    def ask_again(self) -> None:
+        self._frr.vtysh("-c", f"clear bgp ipv4 unicast {self.setup.node} in")
+
+    def shut(self, text: str) -> None:
+        self._frr.configure(f"router bgp {ROUTER_AS}", f"neighbor {self.setup.node} shutdown message {text}")
+
+    def last_error(self) -> str:
+        neighbor = self._frr.show(f"bgp neighbors {self.setup.node}")[self.setup.node]
+        return f"{neighbor.get('lastErrorCodeSubcode')} {neighbor.get('lastShutdownDescription', '')}"
+
+    def close(self) -> None:
+        self._frr.close()
+
+
+class BirdRouter:
+    name = "BIRD"
+
+    def __init__(self, ns: Netns, setup: Setup) -> None:
+        self.setup = setup
+        parts = ["router id 10.0.0.1;", "protocol direct { ipv4; ipv6; }"]
+        for family in ("ipv4", "ipv6"):
+            routes = "".join(f" route {p} blackhole;" for p in setup.routes if (":" in p) is (family == "ipv6"))
+            parts.append(f"protocol static {family}_static {{ {family};{routes} }}")
+        community, large = COMMUNITY.replace(":", ","), LARGE.replace(":", ",")
+        parts.append(
+            f"filter announce {{ if source != RTS_STATIC then reject; bgp_med = {MED};"
+            f" bgp_community.add(({community})); bgp_large_community.add(({large})); accept; }}"
+        )
+        channels = "".join(f" {family} {{ import all; export filter announce; }};" for family in setup.families)
+        password = f'password "{setup.password}"; ' if setup.password else ""
+        parts.append(
+            f"protocol bgp node {{ local {setup.local} as {ROUTER_AS}; neighbor {setup.node} as {setup.node_as};"
+            f" direct; hold time {setup.hold_time}; passive {_yes(setup.passive)}; enable as4 {_yes(not setup.old)};"
+            f" connect delay time 1; connect retry time 1; error wait time 1, 1; {password}{channels} }}"
+        )
+        self._bird = Bird(ns, "\n".join(parts))
+
+    def path(self, prefix: str) -> Seen | None:
+        try:
+            said = self._bird.birdc(f"show route {prefix} protocol node all")
+        except AssertionError:  # "Network not found" has an exit status of its own
+            return None
+        if prefix not in said:
+            return None
+        values = dict(re.findall(r"BGP\.(\w+): ?(.*)", said))
+        return Seen(
+            as_path=[int(asn) for asn in values["as_path"].split()],
+            next_hop=values["next_hop"].split()[0],
+            med=int(values["med"]) if "med" in values else None,
+            communities=_tuples(values.get("community", "")),
+            large_communities=_tuples(values.get("large_community", "")),
+        )
+
+    def established(self) -> bool:
+        return "Established" in self._bird.birdc("show protocols node")
+
+    def count(self) -> int:
+        found = re.search(r"(\d+) of \d+ routes for", self._bird.birdc("show route count protocol node table master4"))
+        return int(found[1]) if found else 0
+
+    def withdraw(self) -> None:
+        for family in ("ipv4", "ipv6"):
+            self._bird.command(f"disable {family}_static")
+
+    def ask_again(self) -> None:
+        self._bird.command("reload in node")
+
+    def shut(self, text: str) -> None:
+        self._bird.command(f'disable node "{text}"')
+
+    def last_error(self) -> str:
+        said = self._bird.birdc("show protocols all node")
+        return " ".join(re.findall(r"(?:Last error|Message):\s+(.*)", said))
+
+    def close(self) -> None:
+        self._bird.close()
+
+
+class GobgpRouter:
+    name = "GoBGP"
+
+    def __init__(self, ns: Netns, setup: Setup) -> None:
+        self.setup = setup
+        families = "".join(
+            f'\n[[neighbors.afi-safis]]\n[neighbors.afi-safis.config]\nafi-safi-name = "{family}-unicast"'
+            "\n[neighbors.afi-safis.mp-graceful-restart.config]\nenabled = true"
+            for family in setup.families
+        )
+        password = f'\nauth-password = "{setup.password}"' if setup.password else ""
+        self._gobgp = Gobgp(
+            ns,
+            f'[global.config]\nas = {ROUTER_AS}\nrouter-id = "10.0.0.1"\n'
+            f'[[neighbors]]\n[neighbors.config]\nneighbor-address = "{setup.node}"\n'
+            f"peer-as = {setup.node_as}{password}\n"
+            f'[neighbors.transport.config]\nlocal-address = "{setup.local}"\n'
+            f"passive-mode = {str(setup.passive).lower()}\n"
+            "[neighbors.graceful-restart.config]\nenabled = true\nrestart-time = 60\n"  # without it no End-of-RIB
+            f"[neighbors.timers.config]\nconnect-retry = 1\nidle-hold-time-after-reset = 1\n"
+            f"hold-time = {setup.hold_time}\nkeepalive-interval = {setup.hold_time // 3}{families}",
+        )
+        for prefix in setup.routes:
+            self._gobgp.gobgp(self._change("add", prefix))
+
+    @staticmethod
+    def _change(verb: str, prefix: str) -> str:
+        family, hop = ("ipv6", ROUTER6) if ":" in prefix else ("ipv4", ROUTER4)
+        attributes = f" nexthop {hop} med {MED} community {COMMUNITY} large-community {LARGE}" if verb == "add" else ""
+        return f"global rib {verb} {prefix}{attributes} -a {family}"
+
+    def path(self, prefix: str) -> Seen | None:
+        family = "ipv6" if ":" in prefix else "ipv4"
+        try:
+            said = self._gobgp.gobgp(f"neighbor {self.setup.node} adj-in {prefix} -a {family} -j")
+        except AssertionError:
+            return None
+        found = json.loads(said or "[]")
+        paths = (found[0] if isinstance(found, list) else next(iter(found.values()), [])) if found else []
+        for path in paths if isinstance(paths, list) else [paths]:
+            return self._seen({a["type"]: a for a in path["attrs"]})
+        return None
+
+    @staticmethod
+    def _seen(attributes: Mapping[int, Any]) -> Seen:
+        segments = attributes[2]["as_paths"]
+        hop = attributes[3]["nexthop"] if 3 in attributes else attributes[14]["nexthop"]
+        large = attributes[32]["value"] if 32 in attributes else []
+        return Seen(
+            as_path=[asn for segment in segments for asn in segment["asns"]],
+            next_hop=hop,
+            med=attributes[4]["metric"] if 4 in attributes else None,
+            communities=[f"{c >> 16}:{c & 0xFFFF}" for c in attributes.get(8, {}).get("communities", [])],
+            large_communities=[":".join(str(v[k]) for k in ("ASN", "LocalData1", "LocalData2")) for v in large],
+        )
+
+    def established(self) -> bool:
+        return "BGP state = ESTABLISHED" in self._gobgp.gobgp(f"neighbor {self.setup.node}")
+
+    def count(self) -> int:
+        return len(json.loads(self._gobgp.gobgp(f"neighbor {self.setup.node} adj-in -a ipv4 -j") or "[]"))
+
+    def withdraw(self) -> None:
+        for prefix in self.setup.routes:
+            self._gobgp.gobgp(self._change("del", prefix))
+
+    def ask_again(self) -> None:
+        self._gobgp.gobgp(f"neighbor {self.setup.node} softresetin -a ipv4")
+
+    def shut(self, text: str) -> None:
+        self._gobgp.house.run("gobgp", "neighbor", self.setup.node, "shutdown", "--reason", text)
+
+    def last_error(self) -> str:
+        return self._gobgp.house.run("sh", "-c", "cat /etc/gobgp/log")
+
+    def close(self) -> None:
+        self._gobgp.close()
+
+
+ROUTERS: dict[str, Callable[[Netns, Setup], Router]] = {"FRR": FrrRouter, "BIRD": BirdRouter, "GoBGP": GobgpRouter}
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _tuples(text: str) -> list[str]:
+    """Return BIRD's ``(65001,7) (65001,8)`` in the usual form."""
+    return [item.replace(", ", ":").replace(",", ":") for item in re.findall(r"\(([^)]*)\)", text)]

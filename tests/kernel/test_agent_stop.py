@@ -1,0 +1,90 @@
+"""The three ways in which an agent ends, and what is left of it (`podroute stop`, `onStop`)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from tests.agents import PATIENCE, agents
+from tests.kernel.test_agent_life import Pair
+from tests.netns import Netns
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+async def pair(netns: Callable[[], Netns]) -> AsyncIterator[Pair]:
+    async with agents() as (directory, running):
+        yield Pair(directory, running, netns)
+
+
+async def stopped(pair: Pair, *argv: str) -> str:
+    """Stop ``a`` by its command; return what the command said."""
+    done = pair.a.command("stop", *argv)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert pair.a.process is not None
+    assert pair.a.process.wait(PATIENCE) == 0, pair.a.log
+    return done.stdout.strip()
+
+
+async def block_of(pair: Pair) -> str:
+    (block,) = [b["prefix"] for b in await pair.a.get("/v1/blocks") if b["family"] == "ipv4"]
+    return str(block)
+
+
+def routes(ns: Netns) -> str:
+    return ns.run("ip", "route", "show", "proto", "201") + ns.run("ip", "-6", "route", "show", "proto", "201")
+
+
+async def lost(pair: Pair) -> dict[str, Any]:
+    return await pair.b.until("Shutdown", "", "v4")
+
+
+async def test_graceful_leaves_routes_on_both_sides(pair: Pair) -> None:
+    await pair.start()
+    before = routes(pair.ns_a), routes(pair.ns_b)
+    assert await stopped(pair) == "stopping, mode graceful"
+    assert (routes(pair.ns_a), routes(pair.ns_b)) == before
+    peer = await pair.b.until("the peer closed the connection", "", "v4")
+    assert peer["lastReceived"] is None
+
+
+async def test_drain_leads_traffic_away_and_says_goodbye(pair: Pair) -> None:
+    """RFC 8326: seen as to be avoided first, then withdrawn, and the session ends with a reason."""
+    pair.a.config["onStop"] = {"mode": "drain", "drainTime": 2}
+    await pair.start()
+    block, kept = await block_of(pair), routes(pair.ns_a)
+    assert pair.a.process is not None
+    pair.a.process.terminate()
+    async with aclosing(paths_to(pair, block)) as paths:
+        preferences = {path["localPref"] async for path in paths if "graceful-shutdown" in path["communities"]}
+    assert preferences == {0}
+    peer = await lost(pair)
+    assert peer["lastReceived"]["text"] == 'Cease/Hard Reset: Cease/Administrative Shutdown: "node drained"'
+    assert block not in await pair.b.routes()
+    assert pair.a.process.wait(PATIENCE) == 0
+    assert routes(pair.ns_a) == kept, "pods go on talking"
+
+
+async def test_purge_removes_everything(pair: Pair) -> None:
+    await pair.start()
+    block = await block_of(pair)
+    assert await stopped(pair, "--mode", "purge") == "stopping, mode purge"
+    assert routes(pair.ns_a) == ""
+    peer = await lost(pair)
+    assert peer["lastReceived"]["text"] == 'Cease/Hard Reset: Cease/Administrative Shutdown: "node removed"'
+    assert block not in await pair.b.routes()
+
+
+async def test_an_unknown_mode_is_refused(pair: Pair) -> None:
+    await pair.a.start()
+    assert pair.a.command("stop", "--mode", "now").returncode == 2
+
+
+async def paths_to(pair: Pair, block: str) -> AsyncGenerator[dict[str, Any], None]:
+    """Yield the path to a block again and again, as long as it is there."""
+    while block in (found := await pair.b.routes()):
+        yield found[block]["paths"][0]

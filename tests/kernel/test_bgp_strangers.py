@@ -1,0 +1,103 @@
+"""A speaker under a flood of connections from strangers: no session is lost, memory stays flat."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bgp import codec
+from config import prefix
+from tests.bgp_speakers import PATIENCE, Node, opener_in, peer, running
+from tests.house import die_with_us
+from tests.netns import Netns, link
+
+pytestmark = pytest.mark.root
+
+SECONDS = 5.0
+RATE = 5000
+"""Connections a second; a machine that cannot make so many makes what it can."""
+FLOOD = Path(__file__).with_name("stranger_flood.py")
+A, B = "10.1.0.1", "10.1.0.2"
+
+
+def resident() -> int:
+    """Return the octets of memory that this process occupies."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+async def both_up(a: Node, b: Node) -> None:
+    await a.established("b")
+    await b.established("a")
+
+
+@pytest.mark.parametrize("opening", [False, True], ids=["silent", "with an OPEN"])
+async def test_a_flood_of_strangers_ends_no_session(netns: Callable[[], Netns], opening: bool) -> None:
+    """Hold time 3 s: a loop that is held for long would show."""
+    ns, other = netns(), netns()
+    link(ns, "eth0", other, "eth1")
+    ns.run("ip", "addr", "add", f"{A}/16", "dev", "eth0")
+    other.run("ip", "addr", "add", f"{B}/16", "dev", "eth1")
+    for number in range(1, 9):
+        other.run("ip", "addr", "add", f"10.1.1.{number}/16", "dev", "eth1")
+    options = {"hold_time": 3, "connect_retry": 0.2}
+    async with (
+        running(ns, 65001, "10.0.0.1", [peer("b", B, 65002, local_address=A, **options)], listen=((A, 179),)) as a,
+        running(other, 65002, "10.0.0.2", [peer("a", A, 65001, local_address=B, **options)], listen=()) as b,
+    ):
+        await both_up(a, b)
+        # What the allocator keeps for the first flood is not what a second one may add.
+        await flood(other, 1.0, opening)
+        before = resident()
+        made = await flood(other, SECONDS, opening)
+        assert resident() - before < 8 << 20
+        assert made > 500
+        assert a.speaker.refused >= made
+        assert (a.status("b").established_count, b.status("a").established_count) == (1, 1)
+        assert (len(a.sessions), len(b.sessions)) == (1, 1)
+        wire = prefix.parse("192.0.2.0/24")
+        b.speaker.originate(*wire, owner="test", source="configured")
+        await a.until(lambda: wire in a.fib, "a route after the flood")
+
+
+async def flood(ns: Netns, seconds: float, opening: bool) -> int:
+    """Connect to A from addresses of nobody's, in a process of its own; return how often."""
+    message = codec.KEEPALIVE.hex() if opening else ""
+    command = ns.command(sys.executable, str(FLOOD), A, str(seconds), str(RATE), message)
+    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, preexec_fn=die_with_us)
+    said, _ = await process.communicate()
+    return int(json.loads(said)["made"])
+
+
+async def test_a_flood_from_the_peers_own_address_leaves_its_session(netns: Callable[[], Netns]) -> None:
+    """Connections beside the established session are closed with Cease, one by one, and none is kept."""
+    ns, other = netns(), netns()
+    link(ns, "eth0", other, "eth1")
+    ns.run("ip", "addr", "add", f"{A}/16", "dev", "eth0")
+    other.run("ip", "addr", "add", f"{B}/16", "dev", "eth1")
+    options = {"hold_time": 3, "connect_retry": 0.2}
+    async with (
+        running(ns, 65001, "10.0.0.1", [peer("b", B, 65002, local_address=A, **options)], listen=((A, 179),)) as a,
+        running(other, 65002, "10.0.0.2", [peer("a", A, 65001, local_address=B, **options)], listen=()) as b,
+    ):
+        await both_up(a, b)
+        make = opener_in(other)
+        loop = asyncio.get_running_loop()
+        for _ in range(300):
+            sock = make(2)
+            sock.setblocking(False)
+            sock.bind((B, 0))
+            async with asyncio.timeout(PATIENCE):
+                await loop.sock_connect(sock, (A, 179))
+            sock.close()
+        assert (len(a.sessions), len(b.sessions)) == (1, 1)
+        await a.until(lambda: len(a.speaker._peers["b"].sessions) <= 2, "the connections to be closed")
+        assert a.status("b").state == "Established"

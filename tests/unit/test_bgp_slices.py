@@ -1,0 +1,221 @@
+"""Nothing visits a whole table at once: counted in prefixes, dict sizes and steps, not in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from struct import pack
+from typing import Any
+
+import pytest
+
+from bgp.adj_rib_out import _SLICE
+from bgp.framing import Framer
+from bgp.paths import Path
+from bgp.policy import Match, Policy, Rule
+from bgp.table import SHARDS, Queue, Table
+from bgp.update import split
+from config.nexthop import NextHops, Resolution
+from config.prefix import Family
+from tests.bgp_ribs import Node, add_peer, session, settle
+
+COUNT = 30_000
+BUDGET = 500
+EVERYTHING = Policy(rules=(Rule("all", True, Match(sources=frozenset(("block", "configured", "learned")))),))
+
+
+def prefix(number: int) -> bytes:
+    return b"\x18" + (0x010000 + number).to_bytes(3, "big")
+
+
+def update(first: int, last: int) -> bytes:
+    section = bytes.fromhex("4001010040020602010000fdea400304c0000202")
+    nlri = b"".join(prefix(number) for number in range(first, last))
+    return pack("!HH", 0, len(section)) + section + nlri
+
+
+class Fixture:
+    """A node with a source of many prefixes, and the sizes of the FIB batches that came of every ``run``."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.fib: dict[bytes, NextHops | None] = {}
+        self.node, self.source, self.sink = Node("n", 65001, 1), Node("source", 65002, 2), Node("sink", 65003, 3)
+        self.node.rib._on_fib = self.on_fib
+        add_peer(self.node, self.source, exports=Policy())
+        add_peer(self.source, self.node)
+        add_peer(self.node, self.sink, exports=EVERYTHING)
+        add_peer(self.sink, self.node)
+        session(self.node, self.source)
+        for first in range(0, COUNT, 1000):
+            self.node.rib.receive("source", update(first, first + 1000))
+
+    def on_fib(self, family: Family, changes: list[tuple[bytes, NextHops | None]]) -> None:
+        self.batches.append(len(changes))
+        self.fib.update(changes)
+
+    def work(self) -> int:
+        """Run in slices to the end; return the largest number of routes that one of them changed."""
+        self.batches.clear()
+        while self.node.rib.run(BUDGET):
+            pass
+        return max(self.batches, default=0)
+
+    def routes(self) -> int:
+        return sum(hops is not None for hops in self.fib.values())
+
+
+@pytest.fixture
+def loaded() -> Fixture:
+    fixture = Fixture()
+    assert fixture.work() <= BUDGET
+    assert fixture.routes() == COUNT
+    return fixture
+
+
+def test_a_lost_session_is_worked_off_in_slices(loaded: Fixture) -> None:
+    loaded.node.rib.peer_down("source")
+    assert len(loaded.node.rib.loc[4].table) == COUNT  # nothing has been done yet
+    assert 0 < loaded.work() <= BUDGET
+    assert not loaded.routes()
+    assert not loaded.node.rib.loc[4].table
+
+
+def test_next_hops_that_move_are_worked_off_in_slices(loaded: Fixture) -> None:
+    next_hop = bytes((192, 0, 2, 2))
+    loaded.node.resolver.answers[next_hop] = None
+    loaded.node.rib.next_hops_changed([(next_hop, "")])
+    loaded.batches.clear()
+    assert loaded.node.rib.run(BUDGET)
+    assert 0 < sum(loaded.batches) < COUNT / 2
+    assert loaded.work() <= 2 * BUDGET
+    assert not loaded.routes()
+
+
+def test_what_goes_while_next_hops_move_leaves_the_fib(loaded: Fixture) -> None:
+    """The walk finds moved prefixes in the tables; what was withdrawn before it came by is in none of them."""
+    next_hop = bytes((192, 0, 2, 2))
+    loaded.node.resolver.answers[next_hop] = None
+    loaded.node.rib.next_hops_changed([(next_hop, "")])
+    loaded.node.rib.peer_down("source")
+    loaded.work()
+    assert not loaded.routes()
+    assert not loaded.node.rib.loc[4].unsettled
+    loaded.node.resolver.answers.clear()
+    loaded.node.rib.next_hops_changed([(next_hop, "")])
+    loaded.work()
+    assert not loaded.routes()
+
+
+def test_a_changed_guard_is_worked_off_in_slices(loaded: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = loaded.node.rib.own[4]
+    seen = 0
+    judge = own.violated
+
+    def counted(prefix: bytes) -> bytes | None:
+        nonlocal seen
+        seen += 1
+        return judge(prefix)
+
+    monkeypatch.setattr(own, "violated", counted)
+    loaded.node.originate("1.0.0.0/8")
+    assert not seen
+    most, more = 0, True
+    while more:
+        seen = 0
+        more = loaded.node.rib.run(BUDGET)
+        most = max(most, seen)
+    assert 0 < most < COUNT / 3
+    assert loaded.routes() == 0  # all are more specifics of a block of ours
+
+
+def test_a_peer_that_joins_is_told_in_slices(loaded: Fixture) -> None:
+    node = loaded.node
+    session(node, loaded.sink)
+    loaded.work()
+    told = 0
+    framer = Framer()
+    while node.rib.has_outgoing("sink"):
+        stretch = 0
+        for message in node.rib.outgoing("sink", 1 << 20):
+            stretch += sum(len(split(body)[2]) // 4 for _, body in framer.feed(message))
+        assert stretch <= 2 * _SLICE
+        told += stretch
+    assert told == COUNT
+
+
+def test_changes_while_a_peer_is_being_told_arrive_after_what_they_change(loaded: Fixture) -> None:
+    node, sink = loaded.node, loaded.sink
+    session(node, sink)
+    loaded.work()
+    taken = node.rib.outgoing("sink", 4096)
+    section_less = b"".join(prefix(number) for number in range(1000))
+    node.rib.receive("source", pack("!H", len(section_less)) + section_less + bytes(2))
+    node.rib.refresh("sink", 4)
+    framer = Framer()
+    for message in taken:
+        for _, body in framer.feed(message):
+            sink.rib.receive("n", body)
+    settle(node, sink)
+    assert len(sink.rib.peers["n"].adj_in.tables[4]) == COUNT - 1000
+
+
+def test_shards_grow_at_different_times() -> None:
+    """No stretch of arrivals has more than a few dicts grow: all of them at once would be one large pause again."""
+    table: Table[int] = Table()
+    sizes = [shard.__sizeof__() for shard in table.shards]
+    for start in range(0, 200_000, 4000):
+        for number in range(start, start + 4000):
+            table[prefix(number)] = number
+        now = [shard.__sizeof__() for shard in table.shards]
+        if start >= 100_000:
+            assert sum(a != b for a, b in zip(sizes, now, strict=True)) <= SHARDS // 5
+        sizes = now
+    assert max(map(len, table.shards)) < 3 * 200_000 / SHARDS
+    assert len(table) == 200_000
+
+
+def test_a_snapshot_stays_as_it_was() -> None:
+    table: Table[int] = Table()
+    for number in range(1000):
+        table[prefix(number)] = number
+    before = table.snapshot()
+    untouched = list(before)
+    table[prefix(5000)] = 1
+    del table[prefix(0)]
+    table[prefix(1)] = -1
+    frozen: dict[bytes, Any] = {key: value for shard in before for key, value in shard.items()}
+    assert frozen == {prefix(number): number for number in range(1000)}
+    assert len(table) == 1000
+    assert sum(a is not b for a, b in zip(untouched, table.shards, strict=True)) <= 3  # only what changed is copied
+
+
+def test_a_queue_keeps_order_and_counts() -> None:
+    queue = Queue()
+    queue.add([b"a", b"b", b"c"])
+    queue.add([])
+    queue.add({b"d": None})
+    assert queue.waiting == 4
+    assert queue.take(2) == [b"a", b"b"]
+    queue.add([b"a"])
+    assert queue.take(2) == [b"c", b"d"]
+    assert queue.waiting == 1
+    assert queue.take(5) == [b"a"]
+    assert queue.take(5) == []
+    assert queue.waiting == 0
+
+
+def paths(node: Node) -> Iterator[Path]:
+    yield from node.rib.peers["source"].adj_in.tables[4].values()
+
+
+def test_a_moved_next_hop_that_returns_brings_routes_back(loaded: Fixture) -> None:
+    next_hop = bytes((192, 0, 2, 2))
+    answers: list[Resolution | None] = [None]
+    loaded.node.resolver.answers[next_hop] = answers[0]
+    loaded.node.rib.next_hops_changed([(next_hop, "")])
+    loaded.node.rib.run(BUDGET)
+    loaded.node.resolver.answers.clear()
+    loaded.node.rib.next_hops_changed([(next_hop, "")])
+    loaded.work()
+    assert loaded.routes() == COUNT
+    assert not any(path.ineligible for path in paths(loaded.node))
