@@ -4,8 +4,8 @@ VENV := .venv/bin
 export PYTHONDONTWRITEBYTECODE := 1
 export PATH := $(CURDIR)/$(VENV):$(PATH)
 
-.PHONY: help demo lab-down test unit lab lint format conformance interop fuzz bench-bgp bench-cni bench-fib
-.PHONY: setup setup-tests venv lock clean
+.PHONY: help demo lab-down test unit lab lint format conformance interop fuzz hammer bench-bgp bench-cni bench-fib
+.PHONY: bench-ipam setup setup-tests venv lock clean
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
@@ -33,6 +33,13 @@ interop: setup-tests  ## the speaker with FRR, BIRD and GoBGP, into docs/interop
 
 fuzz: venv  ## fuzz everything that reads a peer's octets (SECONDS=60)
 	@python -m tests.wire.fuzz_bgp $(or $(SECONDS),60)
+
+hammer: setup-tests  ## twenty nodes on one store, killed at random for a minute (SECONDS=60), SQLite and etcd
+	@python -m tests.ipam_hammer sqlite $(or $(SECONDS),60)
+	@python -m tests.ipam_hammer etcd $(or $(SECONDS),60)
+
+bench-ipam: setup-tests  ## addresses, claims and a full node, beside host-local (BENCH=options)
+	@python -m benchmarks.ipam $(BENCH)
 
 lint: venv  ## ruff, mypy --strict, import contracts
 	@ruff check --quiet . && ruff format --quiet --check . && mypy && lint-imports --no-logo

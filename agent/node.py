@@ -42,8 +42,9 @@ from config.model import DEFAULT_PATH, Config
 from config.nexthop import NextHops
 from config.prefix import NAMES, Family, text
 from ipam.ledger import Assignment as Given
+from ipam.quarantine import Running
 from ipam.records import Block
-from ipam.service import Ipam, Running
+from ipam.service import Ipam
 from routes.fib import Fib
 from routes.messages import AddressEvent, Event
 from routes.monitor import Monitor

@@ -146,3 +146,19 @@ class Holdings:
             space[held.block.prefix] = held
         else:
             space.pop(held.block.prefix, None)
+
+
+class IdleBlocks:
+    """Since when blocks have been empty."""
+
+    def __init__(self) -> None:
+        self._since: dict[Key, float] = {}
+
+    def due(self, holdings: Holdings, family: Family, now: float, after: float) -> list[Block]:
+        """Return the blocks of a family that have been empty for ``after`` seconds; one of the family always stays."""
+        blocks = {key: held for key, held in holdings.blocks.items() if key[0] == family}
+        empty = [key for key, held in blocks.items() if not held.free.used]
+        known = {key: since for key, since in self._since.items() if key[0] != family}
+        self._since = known | {key: self._since.get(key, now) for key in empty}
+        idle = [blocks[key].block for key in empty if now - self._since[key] >= after]
+        return idle[: len(blocks) - 1]

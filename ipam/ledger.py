@@ -45,8 +45,8 @@ KIND = sqlite.Kind(
     error=LedgerError,
     corrupt=LedgerCorruptError,
     busy=LedgerError,
-    remedy="stop this node's containers, move it away together with its -wal and -shm files, and start the agent "
-    "again, or restore a copy taken since the last container was started",
+    remedy="move it away together with its -wal and -shm files and start the agent again: containers that run keep "
+    "their addresses; or restore a copy taken since the last container was started",
     busy_seconds=5.0,
 )
 

@@ -34,8 +34,7 @@ async def recover(ledger: Ledger, claims: Claims, pools: Sequence[Pool]) -> Reco
     owned: dict[Key, Block] = {(block.family, block.prefix): block for block in await claims.owned()}
     if owned and ledger.blank:
         log.error(
-            "the ledger is empty though this node owns blocks: if containers still run here, their addresses "
-            "may be given twice; stop them, or restore the ledger",
+            "the ledger is empty though this node owns blocks: it was lost, or never had an address to remember",
             extra={"fields": {"ledger": ledger.path, "blocks": ", ".join(block.cidr for block in owned.values())}},
         )
     used = addresses_in_use(ledger)

@@ -14,14 +14,14 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from config import prefix
 from config.model import Config
 from config.prefix import BITS, FAMILIES, NAMES, Family
 from config.values import matches
-from ipam import records
+from ipam import choice, records
+from ipam.choice import Usage
 from ipam.claims import Claims
 from ipam.errors import (
     AddressInUseError,
@@ -32,14 +32,14 @@ from ipam.errors import (
     NoPoolError,
     NotRunningError,
     PoolChangedError,
-    PoolExhaustedError,
     StoreUnavailableError,
 )
-from ipam.holdings import Holdings, Key, Taken
+from ipam.holdings import Holdings, IdleBlocks, Key, Taken
 from ipam.identity import Identity, StateDirectory
 from ipam.ledger import Assignment, Attachment, Handle, Ledger, OwnedBlock
 from ipam.membership import Membership, StoreState
 from ipam.pool import Pool
+from ipam.quarantine import Running, quarantine
 from ipam.records import Block, NodeRecord
 from ipam.recovery import addresses_in_use, recover, resting_addresses
 from ipam.store import Store
@@ -48,28 +48,12 @@ from ipam.stores import store_of
 log = logging.getLogger("podroute.ipam")
 
 LEDGER_FILE = "ledger.db"
-QUARANTINE = "quarantine"
-"""Network of the handles of containers that the ledger had lost."""
 COOL_DOWN = 5.0
 """Seconds that a released address rests while another one can be had."""
 
 T = TypeVar("T")
 BlocksChanged = Callable[[Sequence[Block], Sequence[Block]], None]
 """Called with blocks granted and blocks released."""
-
-
-class Running(NamedTuple):
-    """An address that a container uses, as the kernel has it."""
-
-    family: Family
-    prefix: bytes
-    device: str
-
-
-class Usage(NamedTuple):
-    block: Block
-    used: int
-    size: int
 
 
 class Ipam:
@@ -94,7 +78,7 @@ class Ipam:
         self._cool_down = cool_down
         self._given_store = store
         self._running_pods = running
-        self._idle_since: dict[Key, float] = {}
+        self._idle = IdleBlocks()
         self._prefetches: dict[Family, asyncio.Task[None]] = {}
         self._tending: asyncio.Task[None] | None = None
         self._store: Store | None = store
@@ -245,7 +229,7 @@ class Ipam:
         await self._ledger.open()
         if self._ledger.blank and self._running_pods is not None:
             running = self._running_pods
-            await self._quarantine(await asyncio.to_thread(lambda: list(running())))
+            await quarantine(self._ledger, self._pools, await asyncio.to_thread(lambda: list(running())))
         if self._store is None:
             self._store = store_of(config.store)
         ours = self._pools
@@ -264,25 +248,6 @@ class Ipam:
             await self._adopt_remembered()
         self._tending = asyncio.get_running_loop().create_task(self._tend(), name="blocks")
         self._started = True
-
-    async def _quarantine(self, running: Iterable[Running]) -> None:
-        """Keep the addresses of containers that the ledger does not know from being given twice."""
-        by_device: dict[str, list[Assignment]] = {}
-        for family, wire, device in running:
-            number = int.from_bytes(wire[1:], "big")
-            pool = next((p for p in self._pools if p.family == family and p.index(number) is not None), None)
-            if pool is not None:
-                block = prefix.make(family, number, pool.block_size)
-                one = Assignment(family, prefix.address_text(wire[1:]), wire, pool.name, block)
-                by_device.setdefault(device, []).append(one)
-        for device, assignments in by_device.items():
-            attributes = {"hostInterface": device, "quarantine": True, "createdAt": datetime.now(UTC).isoformat()}
-            await self._ledger.add(Handle(QUARANTINE, device, "unknown"), assignments, attributes)
-        if by_device:
-            log.error(
-                "THE LEDGER IS EMPTY THOUGH CONTAINERS RUN: their addresses are kept from others until they end",
-                extra={"fields": {"ledger": self._ledger.path, "containers": len(by_device)}},
-            )
 
     def _summary(self) -> dict[str, int]:
         """Return how many addresses are in use, by pool."""
@@ -310,7 +275,9 @@ class Ipam:
             self._lost = found.lost
             self._drop([key for key in self._holdings.blocks if key not in found.owned])
             await self._adopt(list(found.owned.values()), found.used, found.resting)
-            by_family = {family: [pool for pool in self._automatic() if pool.family == family] for family in FAMILIES}
+            by_family = {
+                family: [pool for pool in choice.automatic(self._pools) if pool.family == family] for family in FAMILIES
+            }
             wants = {f: pools for f, pools in by_family.items() if pools and not self._holdings.serves(pools)}
             if wants:
                 await self._claim(claims, wants)
@@ -407,7 +374,7 @@ class Ipam:
             if attributes is not None and dict(attributes) != had.attributes:
                 await self._ledger.annotate(handle, attributes)
             return list(had.assignments)
-        mine = [pool for pool in self._pools if pool.name in pools] or self._automatic() or self._pools
+        mine = [pool for pool in self._pools if pool.name in pools] or choice.automatic(self._pools) or self._pools
         wanted = sorted({pool.family for pool in mine} if families is None else set(families))
         if not wanted and not addresses:
             raise NoPoolError(f"no pool serves node {self._config.node.name}: add one to `pools`, or check its `nodes`")
@@ -455,7 +422,7 @@ class Ipam:
                 self._check_limit(family)
                 if await self._claim(self._running(), {family: pools}) and (found := self._rested(pools)):
                     return found
-                refusal = self._exhausted(pools)
+                refusal = choice.exhausted(pools, self.usage(), self._config.node.name)
             except StoreUnavailableError as error:
                 have = "is full" if self._holdings.serves(pools) else "is missing"
                 text = f"this node's {NAMES[family]} block {have} and no other one can be claimed: {error}"
@@ -512,14 +479,8 @@ class Ipam:
                     await self._give_back_idle(family, now, after)
 
     async def _give_back_idle(self, family: Family, now: float, after: float) -> None:
-        blocks = [(key, held) for key, held in self._holdings.blocks.items() if key[0] == family]
-        for key, held in blocks:
-            if held.free.used:
-                self._idle_since.pop(key, None)
-            elif now - self._idle_since.setdefault(key, now) >= after and len(blocks) > 1:
-                blocks = [(other, there) for other, there in blocks if other != key]
-                self._idle_since.pop(key)
-                await self._give_back(held.block)
+        for block in self._idle.due(self._holdings, family, now, after):
+            await self._give_back(block)
 
     async def _give_back(self, block: Block) -> None:
         """Give an unused block up: first nobody uses it here, at last the store says so. A crash may undo it."""
@@ -576,36 +537,14 @@ class Ipam:
             raise AddressInUseError(f"address {address} cannot be had here: {error}") from error
         await self._grant([block])
 
-    def _automatic(self) -> list[Pool]:
-        """Return the pools that serve requests which name none."""
-        return [pool for pool in self._pools if not pool.manual and not pool.disabled]
-
     def _serving(self, family: Family, names: Sequence[str], *, exact: bool = False) -> list[Pool]:
-        """Return the pools that serve a request; ``exact``: one for a certain address, which may be of a manual one."""
-        pools = [
-            pool
-            for pool in self._pools
-            if pool.family == family
-            and not pool.disabled
-            and (pool.name in names if names else exact or not pool.manual)
-        ]
-        if not pools:
+        found = choice.serving(self._pools, family, names, exact=exact)
+        if not found:
             if self._membership is not None and self._membership.claims is None:
-                raise StoreUnavailableError(
-                    f"no {NAMES[family]} pool is known yet, as {self._membership.state.problem}"
-                )
-            disabled = [pool.name for pool in self._pools if pool.family == family and pool.disabled]
-            if disabled:
-                raise NoPoolError(
-                    f"pool {', '.join(disabled)} is disabled, and no other {NAMES[family]} pool serves node "
-                    f"{self._config.node.name}: enable it (podroute ipam pools set), or add one to `pools`"
-                )
-            of = f" among {', '.join(names)}" if names else ""
-            raise NoPoolError(
-                f"no {NAMES[family]} pool{of} serves node {self._config.node.name}: "
-                "add one to `pools`, or check its `nodes`"
-            )
-        return pools
+                problem = self._membership.state.problem
+                raise StoreUnavailableError(f"no {NAMES[family]} pool is known yet, as {problem}")
+            raise choice.none_serves(self._pools, family, names, self._config.node.name)
+        return found
 
     def _running(self) -> Claims:
         """Return the dealings with the store; NotRunningError, or StoreUnavailableError before it first answered."""
@@ -614,15 +553,6 @@ class Ipam:
         if self._membership.claims is None:
             raise StoreUnavailableError(self._membership.state.problem)
         return self._membership.claims
-
-    def _exhausted(self, pools: Sequence[Pool]) -> PoolExhaustedError:
-        names = {pool.name for pool in pools}
-        sizes = [usage.size for usage in self.usage() if usage.block.pool in names]
-        which = " and ".join(f"{p.name} ({p.cidr}, {p.count} blocks of /{p.block_size})" for p in pools)
-        return PoolExhaustedError(
-            f"pool {which} is exhausted: every block is claimed, and all {sum(sizes)} addresses of the "
-            f"{len(sizes)} that node {self._config.node.name} owns are in use; delete containers, or add a pool"
-        )
 
 
 def _key(block: Block) -> Key:

@@ -172,6 +172,8 @@ def main(kind: str, seconds: float) -> int:
         store, members = stack.enter_context(stores(kind, directory))
         configs = [configuration(directory, f"n{number}", store) for number in range(NODES)]
         kills, wrong = hammer(configs, seconds, members)
+        if members is not None:
+            members.wait_healthy()
         used, found = asyncio.run(inspect(configs))
     for line in (*wrong, *found):
         print(line)

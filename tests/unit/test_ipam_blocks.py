@@ -15,7 +15,8 @@ from config.model import Config
 from ipam import service
 from ipam.errors import AddressInUseError, BlockLimitError, NoPoolError, PoolExhaustedError
 from ipam.pool import Pool
-from ipam.service import Ipam, Running
+from ipam.quarantine import Running
+from ipam.service import Ipam
 from tests.unit.test_ipam_service import configuration, handle
 
 

@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from config import prefix
 from config.load import check_text
 from config.model import Config
-from ipam import records
-from ipam.errors import PoolExhaustedError
+from config.prefix import FAMILIES
+from ipam import cluster, records
+from ipam.errors import PoolExhaustedError, StoreUnavailableError
 from ipam.ledger import Handle
 from ipam.service import Ipam
 from ipam.sqlite_store import SqliteStore
-from ipam.store import Condition, Outcome, Range, Write
+from ipam.store import Condition, Delete, Outcome, Range, Write
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,13 +78,18 @@ class Crash(BaseException):
 
 class CrashingStore(SqliteStore):
     crash = ""
+    lost = ""
 
     async def transact(
         self, conditions: Sequence[Condition], writes: Sequence[Write], otherwise: Sequence[Range] = ()
     ) -> Outcome:
         if self.crash == "before store":
             raise Crash
+        if self.lost == "question":
+            raise StoreUnavailableError("no answer")
         outcome = await super().transact(conditions, writes, otherwise)
+        if self.lost == "answer":
+            raise StoreUnavailableError("no answer")
         if self.crash == "after store":
             raise Crash
         return outcome
@@ -131,10 +138,11 @@ class Cluster(RuleBasedStateMachine):
             self.runner.close()
             shutil.rmtree(self.directory)
 
-    def start(self, name: str) -> None:
+    def start(self, name: str, *, away: bool = False) -> None:
         async def start() -> CrashingNode:
             store = CrashingStore(str(self.directory / "store.db"))
             await store.open()
+            store.lost = "question" if away else ""
             node = CrashingNode(configuration(self.directory, name, self.pools), store)
             await node.start()
             return node
@@ -192,6 +200,56 @@ class Cluster(RuleBasedStateMachine):
         if done:
             assert self.has(name, pod) == []
         self.note(name, pod)
+
+    @rule(name=st.sampled_from(NAMES), point=st.sampled_from(["", "", *POINTS]))
+    def give_idle_blocks_back(self, name: str, point: str) -> None:
+        async def work() -> None:
+            for family in FAMILIES:
+                for _ in range(2):  # the first look only notes since when
+                    await self.nodes[name]._give_back_idle(family, time.monotonic() + 1e9, 0)
+
+        self.until_crash(name, point, work)
+
+    @rule(name=st.sampled_from(NAMES), pod=st.sampled_from("abcdefgh"), lost=st.sampled_from(["question", "answer"]))
+    def allocate_while_the_store_fails(self, name: str, pod: str, lost: str) -> None:
+        async def work() -> None:
+            with suppress(StoreUnavailableError):
+                await self.nodes[name].allocate(Handle("net", pod, "eth0"))
+
+        before = self.told.get((name, pod))
+        self.nodes[name].crashing.lost = lost
+        self.until_crash(name, "", work)
+        self.nodes[name].crashing.lost = ""
+        if before is not None:
+            assert self.has(name, pod) == before
+        self.note(name, pod)
+        # What was left undecided is decided once the node compares with the store
+        self.restart(name)
+
+    @rule(name=st.sampled_from(NAMES))
+    def start_without_the_store(self, name: str) -> None:
+        self.end(name)
+        self.start(name, away=True)
+        self.end(name)
+        self.start(name)
+
+    @rule(name=st.sampled_from(NAMES))
+    def die_and_be_reclaimed(self, name: str) -> None:
+        """Without containers: those of a dead node would be cut off, and lose what they were told."""
+        if any(node == name for node, _ in self.told):
+            return
+        self.end(name)
+        other = next(one for one in NAMES if one != name)
+
+        async def reclaim() -> None:
+            store = self.nodes[other].crashing
+            await store.transact([], [Delete(records.live_key(name))])
+            taken = await cluster.reclaim(store, name, quarantine=60)
+            for block in taken:  # the quarantine is over
+                await store.transact([], [Delete(records.block_key(block.family, block.prefix))])
+
+        self.runner.run(reclaim())
+        self.start(name)
 
     @rule(name=st.sampled_from(NAMES))
     def restart(self, name: str) -> None:

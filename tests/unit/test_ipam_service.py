@@ -381,7 +381,7 @@ async def test_corrupt_files_keep_a_node_from_starting(start: Start, tmp_path: P
     (tmp_path / "n1").mkdir()
     ledger = tmp_path / "n1" / "ledger.db"
     ledger.write_bytes(b"x" * 5000)
-    with pytest.raises(LedgerCorruptError, match="stop this node's containers"):
+    with pytest.raises(LedgerCorruptError, match="containers that run keep their addresses"):
         await start()
     ledger.unlink()
     (tmp_path / "store.db").write_bytes(b"x" * 5000)

@@ -86,9 +86,9 @@ async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     error = await ledger_failure(path)
     assert isinstance(error, LedgerCorruptError)
     assert str(error) == (
-        f"ledger {path} is corrupt (file is not a database): stop this node's containers, move it away together with "
-        "its -wal and -shm files, and start the agent again, or restore a copy taken since the last container was "
-        "started"
+        f"ledger {path} is corrupt (file is not a database): move it away together with its -wal and -shm files and "
+        "start the agent again: containers that run keep their addresses; or restore a copy taken since the last "
+        "container was started"
     )
 
 

@@ -1,0 +1,53 @@
+"""Which pools serve a request, and what is said where none does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from config.prefix import NAMES, Family
+from ipam.errors import NoPoolError, PoolExhaustedError
+from ipam.pool import Pool
+from ipam.records import Block
+
+
+class Usage(NamedTuple):
+    block: Block
+    used: int
+    size: int
+
+
+def automatic(pools: Sequence[Pool]) -> list[Pool]:
+    """Return the pools that serve requests which name none."""
+    return [pool for pool in pools if not pool.manual and not pool.disabled]
+
+
+def serving(pools: Sequence[Pool], family: Family, names: Sequence[str], *, exact: bool) -> list[Pool]:
+    """Return the pools that serve a request; ``exact``: one for a certain address, which may be of a manual pool."""
+    return [
+        pool
+        for pool in pools
+        if pool.family == family and not pool.disabled and (pool.name in names if names else exact or not pool.manual)
+    ]
+
+
+def none_serves(pools: Sequence[Pool], family: Family, names: Sequence[str], node: str) -> NoPoolError:
+    """Return the error for a request that no pool serves."""
+    disabled = [pool.name for pool in pools if pool.family == family and pool.disabled]
+    if disabled:
+        return NoPoolError(
+            f"pool {', '.join(disabled)} is disabled, and no other {NAMES[family]} pool serves node {node}: "
+            "enable it (podroute ipam pools set), or add one to `pools`"
+        )
+    of = f" among {', '.join(names)}" if names else ""
+    return NoPoolError(f"no {NAMES[family]} pool{of} serves node {node}: add one to `pools`, or check its `nodes`")
+
+
+def exhausted(pools: Sequence[Pool], usage: Sequence[Usage], node: str) -> PoolExhaustedError:
+    names = {pool.name for pool in pools}
+    sizes = [one.size for one in usage if one.block.pool in names]
+    which = " and ".join(f"{p.name} ({p.cidr}, {p.count} blocks of /{p.block_size})" for p in pools)
+    return PoolExhaustedError(
+        f"pool {which} is exhausted: every block is claimed, and all {sum(sizes)} addresses of the "
+        f"{len(sizes)} that node {node} owns are in use; delete containers, or add a pool"
+    )
