@@ -351,6 +351,10 @@ class Table:
                     yield found
 
     @property
+    def has_stale(self) -> bool:
+        return any(shard.stale for shard in self.shards)
+
+    @property
     def idle(self) -> bool:
         return not any(shard.dirty or shard.inflight for shard in self.shards)
 
