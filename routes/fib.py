@@ -16,7 +16,7 @@ from config.nexthop import NextHopResolver, NextHops
 from config.prefix import BITS, FAMILIES, Family, address_text
 from routes import netlink
 from routes.encode import delete_nexthop
-from routes.installer import Installer
+from routes.installer import Installer, log_crash
 from routes.leftovers import Reader, load, save, snapshot
 from routes.live import KernelRoute, describe, read_prefix
 from routes.messages import Event, LinkEvent, Route
@@ -95,6 +95,7 @@ class Fib:
         self._sock: socket.socket | None = None
         self._installer_: Installer | None = None
         self._reconciler: Reconciler | None = None
+        self._sweeping: asyncio.Task[None] | None = None
 
     async def start(self, *, peers: Collection[str] | None = None) -> None:
         """Take over what an earlier run left, and begin. Raises FibError.
@@ -130,6 +131,10 @@ class Fib:
     async def stop(self, *, keep: bool) -> None:
         """End. ``keep`` leaves routes for the next run to take over, otherwise everything of ours is removed."""
         reconciler, self._reconciler, self._early = self._reconciler, None, None
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            await asyncio.wait([self._sweeping])
+            self._sweeping = None
         if reconciler is not None:
             await reconciler.stop()
         if self._installer_ is not None:
@@ -316,10 +321,8 @@ class Fib:
         saved = load(self._state_file)
 
         def place(route: Route, target: Target) -> None:
-            learned_elsewhere = target.kind is Kind.LEARNED and route.metric != (self._effective(route.family))
-            held = installer.other if learned_elsewhere else target
-            installer.table(route.family, route.metric).leave_stale(route.prefix, held)
-            if held.kind is not Kind.OTHER and not held.absent:
+            installer.table(route.family, route.metric).leave_stale(route.prefix, target)
+            if target.kind is not Kind.OTHER and not target.absent:
                 self._retained.add(route.family)
 
         found = await asyncio.to_thread(reader.read, self._sock, saved, peers, place)
@@ -341,12 +344,31 @@ class Fib:
             log.error("cannot write the state file", extra={"fields": {"file": self._state_file, "error": error}})
 
     def _confirm(self, peer: str, family: Family) -> None:
-        confirmed = self._confirmed[family]
-        confirmed.add(peer)
-        for (f, _), table in self._installer.tables.items():
-            if f == family:
-                table.sweep(lambda held: held.kind is Kind.LEARNED and (held.absent or held.peers <= confirmed))
+        self._confirmed[family].add(peer)
+        former = False
+        for (f, metric), table in self._installer.tables.items():
+            if f == family and metric == self._effective(family):
+                table.sweep(self._confirmable(family))
+            elif f == family:
+                former |= table.has_stale
+        if former and self._sweeping is None:
+            self._sweeping = asyncio.get_running_loop().create_task(self._sweep_former(self._installer))
+            self._sweeping.add_done_callback(log_crash)
         self._installer.schedule()
+
+    def _confirmable(self, family: Family) -> Callable[[Target], bool]:
+        """Return what tells leftovers whose peers have all had their chance."""
+        confirmed = self._confirmed[family]
+        return lambda held: held.kind is Kind.LEARNED and (held.absent or held.peers <= confirmed)
+
+    async def _sweep_former(self, installer: Installer) -> None:
+        """Learned routes of another metric, a former one, go when those that take their place are in the kernel."""
+        await installer.drained()
+        self._sweeping = None
+        for (family, metric), table in installer.tables.items():
+            if metric != self._effective(family):
+                table.sweep(self._confirmable(family))
+        installer.schedule()
 
     def _static(self, family: Family, metric: int, prefix: bytes, target: Target | None) -> None:
         table = self._installer.table(family, metric)

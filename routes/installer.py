@@ -26,10 +26,10 @@ from routes.writer import Job, NexthopJob, RouteJob, Writer
 
 log = logging.getLogger("podroute.routes")
 
-_BATCH = 1024
+_BATCH = 2048
 _DEPTH = 3
 _SHARDS = 32
-_FULL, _ROOM = 4096, 3072
+_FULL, _ROOM = 8192, 6144
 """Changes waiting that make the queue full, and so few that there is room again; the kernel takes 4 to 10 us each."""
 _GONE = (errno.ESRCH, errno.ENOENT)
 _PASSING = (errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EBUSY, errno.EINTR)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
+from operator import itemgetter
 from typing import NamedTuple
 
 from config.nexthop import NextHops
@@ -19,6 +20,7 @@ from routes.encode import ADD, REPLACE, Placement, Shape, delete_shapes
 from routes.target import Kind, Target
 
 _ATTEMPTS = 3
+_length = itemgetter(0)
 _NOWHERE = "no next hop can be reached"
 
 
@@ -228,6 +230,8 @@ class Table:
     def _take(self, shard: Shard, batch: Batch) -> None:
         dirty, shard.dirty = shard.dirty, {}
         desired, unsure = shard.desired, self._unsure
+        if self._take_new(shard, dirty, batch):
+            return
         waiting: list[bytes] = []
         prefixes, wants, chosen = batch.prefixes, batch.wants, batch.shapes
         start = len(prefixes)
@@ -267,6 +271,20 @@ class Table:
             shard.inflight = dirty
             batch.shards.append(shard)
             batch.sources.extend([shard] * (len(batch.prefixes) - start))
+
+    def _take_new(self, shard: Shard, dirty: dict[bytes, Target | None], batch: Batch) -> bool:
+        """Take a shard of which the kernel has nothing yet and all leads to one target, as when a table is loaded."""
+        wants = list(map(shard.desired.get, dirty))
+        want = wants[0]
+        if want is None or not want.ready or want.absent or wants.count(want) < len(wants) or any(dirty.values()):
+            return False
+        batch.prefixes += dirty
+        batch.wants += wants
+        batch.shapes += map(want.shapes(self.place, ADD).__getitem__, map(_length, dirty))
+        batch.shards.append(shard)
+        batch.sources += [shard] * len(dirty)
+        shard.inflight = dirty
+        return True
 
     def settle(self, shard: Shard) -> None:
         """Close a shard's part of a batch, after the refused ones were told with ``refused``."""
@@ -349,6 +367,10 @@ class Table:
                 found = self.status(prefix)
                 if found is not None:
                     yield found
+
+    @property
+    def has_stale(self) -> bool:
+        return any(shard.stale for shard in self.shards)
 
     @property
     def idle(self) -> bool:

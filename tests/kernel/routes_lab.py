@@ -60,6 +60,8 @@ class Witness:
 
     def __init__(self) -> None:
         self.events: list[Event] = []
+        self.past: list[Event] = []
+        """All events, in order, those that were awaited included."""
         self._news = asyncio.Event()
         self.monitor = Monitor(receive_buffer=128 << 20)
 
@@ -69,6 +71,7 @@ class Witness:
 
     def _hear(self, event: Event) -> None:
         self.events.append(event)
+        self.past.append(event)
         self._news.set()
 
     async def until(self, seen: Callable[[Event], bool]) -> Event:

@@ -66,6 +66,29 @@ async def test_taken_over_without_a_gap(netns: Maker, state: Path, objects: bool
         assert gateways(ns, "198.51.100.0/24") == gateways(ns, "2001:db8::/32") == set()
 
 
+@pytest.mark.parametrize("metric", [10, 30])
+async def test_another_metric_is_written_before_the_former_goes(netns: Maker, state: Path, metric: int) -> None:
+    ns, _ = uplinks(netns)
+    async with running(ns, state, keep=True) as node:
+        teach(node)
+        await node.drained()
+    async with running(ns, state, metric=metric) as node:
+        assert "198.51.100.0/24 metric 20" in routes(ns, 4)
+        async with witness(ns) as seen:
+            teach(node)
+            node.fib.expectations_complete()
+            for peer in ("a", "b"):
+                for family in (4, 6):
+                    node.fib.end_of_rib(peer, family)
+            await seen.route("198.51.100.0/24", gone=True)
+        await node.drained()
+        learned = {f"{prefix} metric {metric}" for prefix in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24")}
+        assert set(routes(ns, 4)) == learned | {"10.64.0.0/26 metric 1"}
+        assert set(routes(ns, 6)) == {f"2001:db8::/32 metric {metric}"}
+        order = [(e.route.metric, e.gone) for e in seen.past if isinstance(e, RouteEvent)]
+        assert order.index((20, True)) > len(order) - 1 - order[::-1].index((metric, False))
+
+
 @both
 async def test_swept_per_peer_and_family(netns: Maker, state: Path, objects: bool) -> None:
     ns, _ = uplinks(netns)
