@@ -48,6 +48,8 @@ from ipam.stores import store_of
 log = logging.getLogger("podroute.ipam")
 
 LEDGER_FILE = "ledger.db"
+_ARRIVAL = 2.0
+"""Seconds that a stop waits for a claim or release of a block under way."""
 COOL_DOWN = 5.0
 """Seconds that a released address rests while another one can be had."""
 
@@ -109,6 +111,7 @@ class Ipam:
     async def stop(self) -> None:
         """Finish what is under way and close ledger and store; blocks and addresses stay ours."""
         self._started = False
+        await self._arrived()
         for task in (self._tending, *self._prefetches.values()):
             if task is not None:
                 task.cancel()
@@ -125,6 +128,14 @@ class Ipam:
         if self._state is not None:
             self._state.close()
             self._state = None
+
+    async def _arrived(self) -> None:
+        """Let a block that is on its way to or from the store arrive, unless the store takes long over it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ARRIVAL):
+                for lock in self._growing.values():
+                    async with lock:
+                        pass
 
     @property
     def identity(self) -> Identity:
