@@ -53,25 +53,6 @@ async def test_podroute(net: Lab) -> None:
     await nothing_left(net)
 
 
-async def test_podroute_gives_addresses_to_another_plugin(net: Lab) -> None:
-    """The checks that press hardest on IPAM; the others say more about ptp."""
-    node = net.node("n1")
-    conf = {"name": "addresses-only", "type": "ptp", "ipam": {"type": "podroute"}}
-    await node.run("tee", "/run/ptp.conf", input=json.dumps(conf))
-    done = await node.run(
-        *(sys.executable, "-m", "tests.conformance.cni", "--here", "--json", "--only", "load.", "--pods", "20"),
-        *("--plugin", "/usr/lib/cni/ptp", "--conf", "/run/ptp.conf"),
-        env={"PYTHONPATH": str(ROOT)},
-        check=False,
-        timeout=60,
-    )
-    assert done.stdout, done.stderr
-    report = json.loads(done.stdout)
-    assert not _failed(report), "\n".join(_failed(report))
-    assert report["summary"]["passed"] == 2
-    await nothing_left(net)
-
-
 @pytest.mark.parametrize("plugin", ["ptp", "bridge"])
 async def test_plugins_of_others_have_their_known_gaps(plugin: str, tmp_path: Path) -> None:
     """Strict: a gap that has closed fails the test."""

@@ -180,7 +180,7 @@ class Bed:
             if process.returncode is None:
                 # Not process.kill(), which may collect the exit status that asyncio waits for.
                 with suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGKILL)
+                    os.killpg(process.pid, signal.SIGKILL)  # with the plugins that it waits for
                 await process.wait()
 
     async def add(self, pod: Pod, **more: Any) -> dict[str, Any]:
