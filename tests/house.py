@@ -24,7 +24,6 @@ for directory in $1; do
     mount -t tmpfs -o mode=755,uid=$(id -u $0),gid=$(id -g $0) house $directory
 done
 echo mounted
-read -r answer
 while :; do sleep 3600; done
 """
 
@@ -39,7 +38,7 @@ class House:
         argv = ["unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child", "--mount-proc"]
         self._house = subprocess.Popen(
             ns.command(*argv, "sh", "-c", _HOUSE, user, " ".join(directories)),
-            stdin=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,
             preexec_fn=die_with_us,
@@ -81,9 +80,8 @@ class House:
     def close(self) -> None:
         self._house.kill()
         self._house.wait()
-        for stream in (self._house.stdin, self._house.stdout):
-            assert stream is not None
-            stream.close()
+        assert self._house.stdout is not None
+        self._house.stdout.close()
 
 
 class Bird:
@@ -102,12 +100,6 @@ class Bird:
     def command(self, command: str) -> str:
         """Run a command that changes something."""
         return self.house.run("birdc", "-s", "/run/bird/bird.ctl", *command.split())
-
-    def configure(self, config: str) -> None:
-        """Replace the configuration."""
-        config = f'log "/run/bird/log" all;\nprotocol device {{ scan time 1; }}\n{config}\n'
-        self.house.run("sh", "-c", "cat > /etc/bird/bird.conf", stdin=config)
-        self.command("configure")
 
     def close(self) -> None:
         self.house.close()
