@@ -89,7 +89,7 @@ async def test_faults_of_links(net: Lab) -> None:
     assert carrier in ("DOWN", "LOWERLAYERDOWN")
     await link.up()
 
-    for wrong in ("n1:eth9", "n1", "tor1:eth3"):
+    for wrong in ("n1:eth9", "n1", "tor1:eth4"):
         with pytest.raises(LabError, match=r"no such link end, node .* has eth1"):
             Link.find(net, wrong)
     with pytest.raises(LabError, match="`fast` is not a rate"):
@@ -127,7 +127,9 @@ async def test_the_commands(net: Lab, tmp_path: Path) -> None:
     assert {"10.255.0.11/32", "10.1.2.0/30"} <= {route["prefix"] for route in routes}
     assert json.loads((folder / "tor1/frr-summary.json").read_text())["ipv4Unicast"]["peers"]
     assert "10.255.0.11" in (folder / "n2/routes-ipv4.txt").read_text()
-    assert {"graph.svg", "lab.json", "n1", "n2", "problems.txt", "tor1"} == {path.name for path in folder.iterdir()}
+    assert {"client", "graph.svg", "lab.json", "n1", "n2", "problems.txt", "tor1"} == {
+        path.name for path in folder.iterdir()
+    }
     assert "is not empty" in podroute("save", NAME, str(folder)).stderr
     done = podroute("exec", NAME, "n1", "--", "hostname")
     assert done.stdout == "n1\n"

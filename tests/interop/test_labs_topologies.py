@@ -46,6 +46,8 @@ async def test_it_converges_and_pods_reach_each_other(topology: str) -> None:
         pairs = list(permutations(pods, 2))
         lost = [pair for pair, held in zip(pairs, await asyncio.gather(*map(reach, pairs)), strict=True) if not held]
         assert not lost, [f"{a.node.name} to {b.node.name}" for a, b in lost]
+        if client := net.nodes.get("client"):
+            assert all([await client.ping(address) for pod in pods for address in pod.addresses])
 
 
 async def reach(pair: tuple[Pod, Pod]) -> bool:

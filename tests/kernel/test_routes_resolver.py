@@ -64,6 +64,20 @@ async def resolving(ns: Netns, *, via_default: bool = False) -> AsyncIterator[Wa
         watched.monitor.stop()
 
 
+async def test_who_asks_before_the_start_is_told_afterwards(netns: Maker) -> None:
+    ns, _ = uplinks(netns)
+    watched = Watched(ns, via_default=False)
+    with ns.entered():
+        assert watched.lookup("10.0.0.2") is None
+        await watched.monitor.start()
+        await watched.resolver.start()
+    try:
+        assert await watched.changes("10.0.0.2") == ["10.0.0.2 up0", "metric 0"]
+    finally:
+        await watched.resolver.stop()
+        watched.monitor.stop()
+
+
 async def test_where_next_hops_lead(netns: Maker) -> None:
     ns, _ = uplinks(netns)
     for command in (
