@@ -24,6 +24,9 @@ unit: venv  ## the tests that need no root; seconds
 lab: setup-tests  ## the tests that build networks: kernel, real routers, real runtimes
 	@python -m pytest tests/kernel tests/interop tests/runtime
 
+scenarios: setup-tests  ## every promise in a lab with traffic through it, onto one page: scenarios.html (SCENARIOS=names)
+	@python -m labs.scenarios $(SCENARIOS)
+
 conformance: setup-tests  ## the BGP conformance suite at podroute, FRR, BIRD and GoBGP, into docs/conformance-bgp.md; minutes
 	@mkdir -p build
 	@python -m tests.conformance.bgp.compare --page docs/conformance-bgp.md --json build/conformance-bgp.json
