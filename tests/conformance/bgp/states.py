@@ -24,6 +24,8 @@ COLLISION = "Collision"
 ALIVE, CLOSED = any_of("alive"), any_of("closed")
 QUIET = 2.5
 """Seconds without an ending after which a session counts as alive."""
+EXTENDED_MESSAGE = 6
+"""Capability code (RFC 8654 section 3)."""
 DIAL_TIME = 30.0
 """Seconds that the speaker may take to connect to us."""
 
@@ -77,6 +79,15 @@ def _sent(state: State, octets: bytes) -> Callable[[Suite], Awaitable[str]]:
     return run
 
 
+async def _too_long(suite: Suite) -> str:
+    """Only who has advertised extended messages takes more than 4,096 octets; nobody has to."""
+    async with in_state(suite, "Established") as connection:
+        await connection.send(wire.message(wire.UPDATE, bytes(4078)))
+        fate = await _fate(connection)
+        advertised = connection.opening is not None and EXTENDED_MESSAGE in connection.opening.capabilities
+        return f"{fate}, as it advertised extended messages" if fate == "alive" and advertised else fate
+
+
 def _comes_back(state: State) -> Callable[[Suite], Awaitable[str]]:
     """After the connection is lost in a state the speaker takes another one from the same address."""
 
@@ -128,6 +139,8 @@ def _messages() -> list[Case]:
     # Section 6.1 asks for 1/2, section 6.4 forbids any answer to a NOTIFICATION.
     either = CLOSED | any_of("reset 1/2")
     cases.append(Case(GROUP, "NOTIFICATION of 19 octets", "RFC 4271 6.1", "may", run, either, either))
+    fits = any_of("reset 1/2", "alive, as it advertised extended messages")
+    cases.append(Case(GROUP, "message of 4,097 octets", "RFC 8654 4", "must", _too_long, fits, fits))
     for name, octets, expected, rfc, level in _established_messages():
         run = _sent("Established", octets)
         cases.append(Case(GROUP, name, rfc, level, run, expected, expected))
@@ -140,7 +153,6 @@ def _established_messages() -> list[tuple[str, bytes, Expected, str, Level]]:
         ("unknown message type in Established", wire.message(77), any_of("reset 1/3"), "RFC 4271 6.1", "must"),
         ("bad marker in Established", wire.message(4, marker=bytes(16)), any_of("reset 1/1"), "RFC 4271 6.1", "must"),
         ("KEEPALIVE of 20 octets in Established", wire.message(4, b"\0"), any_of("reset 1/2"), "RFC 4271 6.1", "must"),
-        ("message of 4,097 octets", wire.message(2, bytes(4078)), any_of("reset 1/2"), "RFC 4271 6.1", "must"),
         ("ROUTE-REFRESH of a family nobody knows", wire.message(refresh, b"\x40\4\0\x47"), ALIVE, "RFC 2918 4", "must"),
         ("ROUTE-REFRESH of a family not negotiated", wire.message(refresh, b"\0\1\0\x80"), ALIVE, "RFC 2918 4", "must"),
         (
