@@ -239,6 +239,13 @@ class Bed:
                     found.add(f"route {route['dst']} dev {route.get('dev', '-')}")
         return found
 
+    async def unplugged(self, pod: Pod) -> None:
+        """Hold that a container has no interface, or soon will have none: a plugin may answer once it is cut off."""
+        deadline = time.monotonic() + SOON
+        while "eth0" in pod.links() and time.monotonic() < deadline:  # noqa: ASYNC110 -- no event tells
+            await asyncio.sleep(0.05)
+        expect("eth0" not in pod.links(), f"no interface in the container, within {SOON:g} s", sorted(pod.links()))
+
     async def same(self, before: set[str]) -> None:
         """Hold that the host is as it was, or soon will be: a plugin may answer before the last of it has gone."""
         deadline = time.monotonic() + SOON
