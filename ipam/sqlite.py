@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from ipam.errors import DatabaseError, NewerStateError
 
+_CROWDED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
+"""Others are at the file; SQLITE_PROTOCOL: they are at the start of its write-ahead log."""
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:
@@ -35,26 +38,36 @@ def connect(kind: Kind, path: str) -> sqlite3.Connection:
 
     The connection belongs to the calling thread. Raises the errors of ``kind`` and NewerStateError.
     """
-    try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        connection = sqlite3.connect(path, timeout=kind.busy_seconds, isolation_level=None)
-    except OSError as error:
-        raise kind.error(f"{kind.noun} {path} cannot be created: {error.strerror}") from error
-    except sqlite3.Error as error:
-        raise translate(kind, path, error) from error
-    try:
-        _prepare(kind, path, connection)
-    except sqlite3.Error as error:
-        connection.close()
-        raise translate(kind, path, error) from error
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+    give_up = time.monotonic() + kind.busy_seconds
+    while True:
+        try:
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            connection = sqlite3.connect(path, timeout=kind.busy_seconds, isolation_level=None)
+        except OSError as error:
+            raise kind.error(f"{kind.noun} {path} cannot be created: {error.strerror}") from error
+        except sqlite3.Error as error:
+            raise translate(kind, path, error) from error
+        try:
+            _prepare(kind, path, connection)
+            return connection
+        except sqlite3.Error as error:
+            connection.close()
+            # Several processes that make a file theirs at once can get this without the usual wait
+            if primary(error) not in _CROWDED or time.monotonic() > give_up:
+                raise translate(kind, path, error) from error
+        except BaseException:
+            connection.close()
+            raise
+        time.sleep(0.02)
 
 
 def _prepare(kind: Kind, path: str, connection: sqlite3.Connection) -> None:
-    _refuse_foreign(kind, path, connection)
+    # One transaction: between two reads of its own another process may make the new file a store
+    connection.execute("BEGIN")
+    try:
+        _refuse_foreign(kind, path, connection)
+    finally:
+        connection.execute("ROLLBACK")
     # Several processes that open a new file at once get "locked" here without the usual wait
     give_up = time.monotonic() + kind.busy_seconds
     while True:
@@ -126,7 +139,7 @@ def translate(kind: Kind, path: str, error: sqlite3.Error) -> DatabaseError:
         return kind.error(f"{what} cannot be opened: check that its directory exists and that the agent may write it")
     if code == sqlite3.SQLITE_FULL:
         return kind.error(f"{what} cannot grow, the disk is full: make room, nothing is lost")
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+    if code in _CROWDED:
         return kind.busy(
             f"{what} is locked by another process for more than {kind.busy_seconds:g} s: "
             "find out who has it open (fuser) and end that"

@@ -110,6 +110,8 @@ async def _converge(show: Show, nodes: list[Node]) -> None:
         answer = json.loads(done.stdout or "{}")
         why = "; ".join(answer.get("waitingFor", [])) or done.stderr.strip()
         show.check(bool(answer.get("converged")), f"{node.name} has converged" + (f": no, {why}" if why else ""))
+        if not answer:
+            show.say(f"log of {node.name}: {node.log.read_text()[-2000:]}")
 
 
 async def net_ready(nodes: list[Node]) -> None:
