@@ -13,6 +13,7 @@ import os
 import queue
 import socket
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -30,7 +31,7 @@ _SINGLY = 32
 """Up to so many routes in the way are asked for one by one, more are looked for in a dump."""
 
 
-class Job:
+class Job(ABC):
     """``refused`` maps the place of a request to what the kernel said. ``done`` is called in the loop's thread."""
 
     def __init__(self, done: Callable[[Job], None]) -> None:
@@ -38,8 +39,9 @@ class Job:
         self.refused: dict[int, tuple[int, str]] = {}
         self.verified = True
 
+    @abstractmethod
     def run(self, sock: socket.socket) -> None:
-        raise NotImplementedError
+        """Send the requests and note what the kernel refuses. Runs in the writer's thread."""
 
     def _send(self, sock: socket.socket, data: bytes, start: int) -> None:
         sock.send(data)
