@@ -33,7 +33,7 @@ _LISTEN = re.compile(r"(?:\[(?P<six>[^\]]+)\]|(?P<four>[^:\[\]]+)):(?P<port>[0-9
 _DEVICE = re.compile(r"[^\s/:%]{1,15}")
 
 # 0: RFC 7607; 23456: AS_TRANS, RFC 6793; 65535 and 4294967295: RFC 7300
-_REFUSED_AS = {
+REFUSED_AS = {
     0: "0 is reserved by RFC 7607",
     23456: "23456 is AS_TRANS of RFC 6793",
     65535: "65535 is reserved by RFC 7300",
@@ -129,8 +129,8 @@ def matches(selector: dict[str, str], labels: dict[str, str]) -> bool:
 
 
 def _as_number(value: int) -> int:
-    if value in _REFUSED_AS:
-        raise refused(f"is {value}, must be an AS number that may be used: {_REFUSED_AS[value]}")
+    if value in REFUSED_AS:
+        raise refused(f"is {value}, must be an AS number that may be used: {REFUSED_AS[value]}")
     return value
 
 
