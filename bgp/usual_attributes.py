@@ -8,11 +8,14 @@ as good; ``AttributeParser.parse`` alone says what is wrong with a section.
 from __future__ import annotations
 
 import re
+from typing import TypeVar
 
 from bgp.as_path import SEQUENCE, unpack_sequence
 from bgp.attributes import GRACEFUL_SHUTDOWN, Attributes, scope_of
 
-_NUMBERS_LIMIT = 4096
+_KNOWN_LIMIT = 4096
+
+V = TypeVar("V")
 
 
 def _counted(size: int, head: bytes = b"", *, number: bool = False) -> bytes:
@@ -53,6 +56,7 @@ class UsualSections:
         self._ibgp = ibgp
         self._first_as = first_as
         self._numbers: dict[int, int] = {}
+        self._originators: dict[bytes, bytes] = {}
         """Those of late, so that equal ones are one object."""
 
     def judge(self, raw: bytes) -> tuple[Attributes, bytes | None] | None:
@@ -73,24 +77,26 @@ class UsualSections:
                 attributes.own_as_count = asns.count(self._local_as)
         first_as = self._first_as
         if first_as is None:
-            attributes.neighbor_as = self._number(attributes.neighbor_as)
+            attributes.neighbor_as = _shared(self._numbers, attributes.neighbor_as)
         elif attributes.neighbor_as == first_as:
             attributes.neighbor_as = first_as
         else:
             return None
         if med is not None:
-            attributes.med = self._number(int.from_bytes(med, "big"))
+            attributes.med = _shared(self._numbers, int.from_bytes(med, "big"))
         if communities is not None:
             attributes.scope = scope_of(communities[1:])
         if self._ibgp:
             if local_pref is not None:
-                attributes.local_pref = self._number(int.from_bytes(local_pref, "big"))
-            attributes.originator = originator
+                attributes.local_pref = _shared(self._numbers, int.from_bytes(local_pref, "big"))
+            if originator is not None:
+                attributes.originator = _shared(self._originators, originator)
         elif local_pref or originator or clusters or (communities and GRACEFUL_SHUTDOWN in communities):
             return None
         return attributes, next_hop
 
-    def _number(self, number: int) -> int:
-        if len(self._numbers) > _NUMBERS_LIMIT:
-            self._numbers.clear()
-        return self._numbers.setdefault(number, number)
+
+def _shared(known: dict[V, V], value: V) -> V:
+    if len(known) > _KNOWN_LIMIT:
+        known.clear()
+    return known.setdefault(value, value)
