@@ -27,7 +27,7 @@ from bgp.interning import Interned
 from bgp.messages import BgpError, Negotiated
 from bgp.paths import Hop, Path, Peer
 from bgp.policy import Policy
-from bgp.table import MASK, PLACE, Queue, Table
+from bgp.table import PLACE, TOP, Queue, Table
 from bgp.update import MpReach, decode_mp_reach, decode_mp_unreach, decode_nlri, end_of_rib, split
 from config.nexthop import NextHop, NextHops
 from config.prefix import FAMILIES, NAMES, Family, address_text
@@ -317,7 +317,7 @@ class AdjRibIn:
     def _announce(self, family: Family, prefixes: list[bytes], path: Path) -> None:
         shards = self.tables[family].shards
         for prefix in prefixes:
-            shards[PLACE[hash(prefix) & MASK]][prefix] = path
+            shards[PLACE[hash(prefix) >> TOP]][prefix] = path
         self.dirty[family].add(prefixes)
         if self._stale[family]:
             self._freshen(family, prefixes)
@@ -325,7 +325,7 @@ class AdjRibIn:
     def _withdraw(self, family: Family, prefixes: list[bytes]) -> None:
         if prefixes:
             shards = self.tables[family].shards
-            gone = [prefix for prefix in prefixes if shards[PLACE[hash(prefix) & MASK]].pop(prefix, None) is not None]
+            gone = [prefix for prefix in prefixes if shards[PLACE[hash(prefix) >> TOP]].pop(prefix, None) is not None]
             self.dirty[family].add(gone)
             if self._stale[family]:
                 self._freshen(family, prefixes)
@@ -334,7 +334,7 @@ class AdjRibIn:
         """The peer has said something about prefixes: they are not stale any more."""
         stale = self._stale[family]
         for prefix in prefixes:
-            stale[PLACE[hash(prefix) & MASK]].pop(prefix, None)
+            stale[PLACE[hash(prefix) >> TOP]].pop(prefix, None)
 
     def _path(self, attributes: Attributes, next_hop: bytes) -> Path:
         known = self._next_hops.get(next_hop)
