@@ -93,6 +93,7 @@ class Node:
             on_results=self._fib_results,
             table=config.routes.table,
             metric=config.routes.metric,
+            metric_ipv6=config.routes.metric_ipv6,
             on_room=lambda: self.speaker.fib_ready(),
         )
         self.speaker = Speaker(
@@ -104,6 +105,8 @@ class Node:
             listen=config.bgp.listen_addresses,
             listen_limit=config.bgp.listen_limit,
             max_paths=config.bgp.max_paths,
+            multipath_relax=config.bgp.multipath_relax,
+            always_compare_med=config.bgp.always_compare_med,
             hostname=config.node.name,
             cluster_id=config.bgp.cluster_octets,
             restart=restart_settings(config.bgp.graceful_restart),

@@ -7,7 +7,7 @@ from typing import Any
 
 from agent.errors import StartError
 from bgp.graceful_restart import RestartSettings
-from bgp.policy import Changes, Match, Policy, PrefixMatch, Rule
+from bgp.policy import Changes, Match, Policy, Rule
 from bgp.settings import ListenRange, Neighbour, PeerSettings, PrefixLimit
 from config import model, prefix
 from config import policy as written
@@ -25,6 +25,8 @@ def peer_settings(config: model.Config, name: str, peer: model.Peer) -> Neighbou
         "families": peer.family_set,
         "hold_time": peer.hold_time,
         "route_reflector_client": peer.route_reflector_client,
+        "allow_own_as": peer.allow_own_as,
+        "enforce_first_as": peer.enforce_first_as,
         "multihop": peer.multihop,
         "ttl_security": peer.ttl_security,
         "prefix_limit": _limit(peer.max_prefixes) if peer.max_prefixes else None,
@@ -89,12 +91,12 @@ def _policy(policy: written.Policy) -> Policy:
 
 def _rule(rule: written.Rule) -> Rule:
     match = Match(
-        prefixes=tuple(PrefixMatch(*prefixes) for prefixes in rule.match.prefixes),
+        prefixes=tuple(rule.match.prefixes),
         sources=frozenset(rule.match.source),
         family=rule.match.family_number,
         communities=frozenset(map(community_octets, rule.match.communities)),
         as_path=rule.match.as_path,
-        next_hops=tuple(PrefixMatch(*prefixes) for prefixes in rule.match.next_hop),
+        next_hops=tuple(rule.match.next_hop),
     )
     return Rule(rule.name, rule.action == "accept", match, _changes(rule.set))
 

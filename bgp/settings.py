@@ -44,6 +44,10 @@ class SessionSettings:
     prefix_limit: PrefixLimit | None = None
     route_reflector_client: bool = False
     """We reflect routes of other internal peers to this one, and its routes to them (RFC 4456)."""
+    allow_own_as: int = 0
+    """How often our own AS may be in an AS_PATH from the peer."""
+    enforce_first_as: bool = True
+    """An AS_PATH from an external peer must begin with the peer's AS (RFC 4271 section 6.3); route servers' do not."""
     ttl_security: int | None = None
     """GTSM (RFC 5082): the peer is at most so many hops away, 1 is on the link."""
 

@@ -58,6 +58,8 @@ class Speaker:
     ``on_fib`` gets batches of Loc-RIB changes, ``on_session`` each session that comes up or is lost, the latter before
     anything else is done about it. ``listen`` holds addresses and ports; without any, podroute only connects.
     ``listen_limit`` is how many dynamic neighbours all listen ranges together may have.
+    ``multipath_relax``: paths through other neighbouring ASes may share traffic too, AS_PATHs being equally long;
+    ``always_compare_med``: also among paths through different ones (RFC 4271 section 9.1.2.2 c has it within one).
     ``cluster_id`` is four octets, None: the router ID (RFC 4456 section 7).
     ``fib_full`` tells that ``on_fib`` should be spared for a while: peers are then not read, until ``fib_ready``.
     ``on_failure`` gets an exception that is a fault of podroute's own and after which the speaker does no more.
@@ -74,6 +76,8 @@ class Speaker:
         listen: Sequence[tuple[str, int]] = (("0.0.0.0", 179), ("::", 179)),
         listen_limit: int = 1000,
         max_paths: int = 64,
+        multipath_relax: bool = True,
+        always_compare_med: bool = False,
         cluster_id: bytes | None = None,
         hostname: str = "",
         end_of_rib_wait: float = 30.0,
@@ -89,6 +93,8 @@ class Speaker:
             resolver=resolver,
             on_fib=on_fib,
             max_paths=max_paths,
+            multipath_relax=multipath_relax,
+            always_compare_med=always_compare_med,
             cluster_id=cluster_id,
         )
         self._listen = tuple(listen)
@@ -198,6 +204,8 @@ class Speaker:
                 asn=settings.asn,
                 import_policy=settings.import_policy,
                 export_policy=settings.export_policy,
+                allow_own_as=settings.allow_own_as,
+                enforce_first_as=settings.enforce_first_as,
                 reflector_client=settings.route_reflector_client,
             )
         )

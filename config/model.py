@@ -12,9 +12,10 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from config import prefix
+from config.kernel import DEFAULT_METRIC, DEFAULT_METRIC_IPV6
 from config.policy import ACCEPT, REJECT, Policy, PolicyOrAction, Section
 from config.prefix import BY_NAME, Family
-from config.remote_as import RemoteAs, RemoteAsField
+from config.remote_as import RemoteAs
 from config.store import Store, StoreOrUrl
 from config.values import (
     AbsolutePath,
@@ -30,6 +31,7 @@ from config.values import (
     Patience,
     PeerAddress,
     Prefix,
+    RemoteAsNumbers,
     RouterId,
     SocketPath,
     matches,
@@ -112,7 +114,7 @@ class Peer(Section):
     listen_limit: int | None = Field(
         default=None, ge=1, le=65535, description=f"1 to 65535 peers at once, {LISTEN_LIMIT} where it is left out"
     )
-    remote_as: RemoteAsField = Field(alias="as", description=_AS)
+    remote_as: RemoteAsNumbers = Field(alias="as", description=_AS)
     port: int = Field(default=179, ge=1, le=65535, description="a TCP port, 1 to 65535")
     local_address: PeerAddress | None = Field(default=None, description="one of the node's own addresses")
     families: list[FamilyName] = Field(min_length=1, description="a list of ipv4 and ipv6, at least one")
@@ -123,6 +125,8 @@ class Peer(Section):
     route_reflector_client: bool = Field(default=False, description="true (an internal peer only) or false")
     multihop: int | None = Field(default=None, ge=2, le=255, description="2 to 255, the TTL of what is sent")
     ttl_security: int | None = Field(default=None, ge=1, le=254, description="1 (on the link) to 254 hops")
+    allow_own_as: int = Field(default=0, ge=0, le=10, description="how often our own AS may be in an AS path, 0 to 10")
+    enforce_first_as: bool = Field(default=True, description="true, or false for a route server")
     max_prefixes: MaxPrefixes | None = Field(default=None, description="a mapping such as {maximum: 1000}")
     nodes: Labels = Field(default={}, description=_NODES)
     import_policy: PolicyOrAction | None = Field(default=None, alias="import", description="accept, reject or a policy")
@@ -176,6 +180,8 @@ class Bgp(Section):
     connect_retry: int = Field(default=CONNECT_RETRY, ge=1, le=3600, description=_RETRY)
     listen_limit: int = Field(default=1000, ge=1, le=65535, description="1 to 65535 dynamic neighbours of all ranges")
     max_paths: int = Field(default=64, ge=1, le=256, description="1 (no multipath) to 256 next hops")
+    multipath_relax: bool = Field(default=True, description="true (multipath through different ASes too) or false")
+    always_compare_med: bool = Field(default=False, description="true (between different neighbour ASes too) or false")
     cluster_id: RouterId | None = Field(default=None, description='four octets such as "10.1.1.11"')
     graceful_restart: GracefulRestart = Field(
         default=GracefulRestart(), description="a mapping of enabled, restartTime, staleTime and deferralTime"
@@ -204,7 +210,12 @@ class Ipam(Section):
 
 class Routes(Section):
     table: int = Field(default=254, ge=1, le=4294967295, description="a routing table, 1 to 4294967295; main is 254")
-    metric: int = Field(default=20, ge=2, le=4294967295, description="2 to 4294967295 (1 is that of covers)")
+    metric: int = Field(
+        default=DEFAULT_METRIC, ge=2, le=4294967295, description="2 to 4294967295 (1 is that of covers)"
+    )
+    metric_ipv6: int = Field(
+        default=DEFAULT_METRIC_IPV6, ge=2, le=4294967295, description="2 to 4294967295 (connected subnets have 256)"
+    )
 
 
 class Cni(Section):

@@ -2,18 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
-
-from pydantic import PlainSerializer, PlainValidator
-
-from config.values import REFUSED_AS, refused, wrong
-
-_SPAN = re.compile(r"([0-9]{1,10})-([0-9]{1,10})")
-_LARGEST = 4294967294
-_RIGHT = f"an AS number, 1 to {_LARGEST} as one integer"
-_LISTED = f'external, internal, {_RIGHT}, or a list of numbers and ranges such as [65011, "65020-65029"]'
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,35 +50,3 @@ class RemoteAs:
     def __str__(self) -> str:
         written = self.written
         return ", ".join(map(str, written)) if isinstance(written, list) else str(written)
-
-
-def _parsed(value: Any) -> RemoteAs:
-    if value in ("internal", "external"):
-        return RemoteAs(kind=value)
-    if isinstance(value, list) and value:
-        return RemoteAs(tuple(sorted(_span(item) for item in value)))
-    if isinstance(value, int) and not isinstance(value, bool):
-        return RemoteAs.of(_number(value, value))
-    raise wrong(value, _LISTED if isinstance(value, list) else _RIGHT)
-
-
-def _span(item: Any) -> tuple[int, int]:
-    found = _SPAN.fullmatch(item) if isinstance(item, str) else None
-    if found:
-        first, last = _number(int(found[1]), item), _number(int(found[2]), item)
-        if first < last:
-            return first, last
-    elif isinstance(item, int) and not isinstance(item, bool):
-        return _number(item, item), item
-    raise wrong(item, 'an AS number or a range of them in quotes, "65020-65029"')
-
-
-def _number(number: int, value: Any) -> int:
-    if number in REFUSED_AS:
-        raise refused(f"is {number}, must be an AS number that may be used: {REFUSED_AS[number]}")
-    if not 1 <= number <= _LARGEST:
-        raise wrong(value, _RIGHT)
-    return number
-
-
-RemoteAsField = Annotated[RemoteAs, PlainValidator(_parsed), PlainSerializer(lambda value: value.written)]

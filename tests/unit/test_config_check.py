@@ -11,7 +11,7 @@ from config.check import overlaps_with_subnets
 from config.commands import config_commands
 from config.load import check_text
 from config.model import Config
-from config.policy import PrefixRange
+from config.prefix_range import PrefixRange
 from config.show import dump_yaml, effective
 from config.store import parse_store
 from config.values import parse_community
