@@ -29,6 +29,8 @@ class Setup:
     passive: bool = False
     """The router waits for us to connect."""
     password: str = ""
+    gtsm: bool = False
+    """The router sends TTL 255 and takes nothing else (RFC 5082)."""
     hold_time: int = 9
     old: bool = False
     """The router speaks 2-octet AS numbers only."""
@@ -104,6 +106,7 @@ class FrrRouter:
         lines.append(f" neighbor {node} timers {keepalive} {setup.hold_time}")
         lines += [f" neighbor {node} passive"] if setup.passive else []
         lines += [f" neighbor {node} password {setup.password}"] if setup.password else []
+        lines += [f" neighbor {node} ttl-security hops 1"] if setup.gtsm else []
         lines += [f" neighbor {node} dont-capability-negotiate"] if setup.old else []
         for family in setup.families:
             lines += [f" address-family {family} unicast", f"  neighbor {node} activate"]
@@ -171,10 +174,11 @@ class BirdRouter:
         )
         channels = "".join(f" {family} {{ import all; export filter announce; }};" for family in setup.families)
         password = f'password "{setup.password}"; ' if setup.password else ""
+        gtsm = "ttl security on; " if setup.gtsm else ""
         parts.append(
             f"protocol bgp node {{ local {setup.local} as {ROUTER_AS}; neighbor {setup.node} as {setup.node_as};"
             f" direct; hold time {setup.hold_time}; passive {_yes(setup.passive)}; enable as4 {_yes(not setup.old)};"
-            f" connect delay time 1; connect retry time 1; error wait time 1, 1; {password}{channels} }}"
+            f" connect delay time 1; connect retry time 1; error wait time 1, 1; {password}{gtsm}{channels} }}"
         )
         self._bird = Bird(ns, "\n".join(parts))
 
@@ -230,13 +234,14 @@ class GobgpRouter:
             for family in setup.families
         )
         password = f'\nauth-password = "{setup.password}"' if setup.password else ""
+        gtsm = "[neighbors.ttl-security.config]\nenabled = true\nttl-min = 255\n" if setup.gtsm else ""
         self._gobgp = Gobgp(
             ns,
             f'[global.config]\nas = {ROUTER_AS}\nrouter-id = "10.0.0.1"\n'
             f'[[neighbors]]\n[neighbors.config]\nneighbor-address = "{setup.node}"\n'
             f"peer-as = {setup.node_as}{password}\n"
             f'[neighbors.transport.config]\nlocal-address = "{setup.local}"\n'
-            f"passive-mode = {str(setup.passive).lower()}\n"
+            f"passive-mode = {str(setup.passive).lower()}\n{gtsm}"
             "[neighbors.graceful-restart.config]\nenabled = true\nrestart-time = 60\n"  # without it no End-of-RIB
             f"[neighbors.timers.config]\nconnect-retry = 1\nidle-hold-time-after-reset = 1\n"
             f"hold-time = {setup.hold_time}\nkeepalive-interval = {setup.hold_time // 3}{families}",

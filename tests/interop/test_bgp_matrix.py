@@ -79,9 +79,9 @@ class Bench:
     def works(self, feature: str) -> Any:
         return self.matrix.feature(self.kind, feature)
 
-    def speaker(self, settings: PeerSettings, *, asn: int = NODE_AS, **options: Any) -> Any:
+    def speaker(self, *settings: PeerSettings, asn: int = NODE_AS, **options: Any) -> Any:
         resolver = TableResolver(own={4: _packed(NODE4), 6: _packed(NODE6)})
-        return running(self.node, asn, "10.0.0.11", [settings], resolver=resolver, **options)
+        return running(self.node, asn, "10.0.0.11", settings, resolver=resolver, **options)
 
     async def ask(self, question: Callable[[], Any], holds: Callable[[Any], bool], what: str) -> Any:
         """Ask the router until its answer ``holds``; routers tell nobody when they have taken an UPDATE."""
