@@ -30,6 +30,12 @@ def _places() -> bytes:
 PLACE = _places()
 """``shards[PLACE[hash(prefix) & MASK]]`` is where a prefix belongs; loops over many prefixes say it themselves."""
 
+
+def prefix_order(prefix: bytes) -> tuple[bytes, int]:
+    """Return the key by which prefixes are sorted for people: address, then length."""
+    return prefix[1:], prefix[0]
+
+
 V = TypeVar("V")
 D = TypeVar("D")
 
