@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 
 from bgp.nlri import PATH_ID
 from bgp.paths import Path
-from bgp.table import MASK, PLACE, Table
+from bgp.table import PLACE, TOP, Table
 
 MOST_PATHS = 256
 """Paths of one peer to one prefix. RFC 7911 section 7 warns of peers that use up memory with them."""
@@ -35,7 +35,7 @@ class NumberedPaths:
         prefixes = []
         for route in routes:
             number, prefix = int.from_bytes(route[:PATH_ID], "big"), route[PATH_ID:]
-            shard = self.table.shards[PLACE[hash(prefix) & MASK]]
+            shard = self.table.shards[PLACE[hash(prefix) >> TOP]]
             before = shard.get(prefix, ())
             others = _without(before, number)
             if len(others) >= MOST_PATHS:
@@ -53,7 +53,7 @@ class NumberedPaths:
         prefixes = []
         for route in routes:
             number, prefix = int.from_bytes(route[:PATH_ID], "big"), route[PATH_ID:]
-            shard = self.table.shards[PLACE[hash(prefix) & MASK]]
+            shard = self.table.shards[PLACE[hash(prefix) >> TOP]]
             before = shard.get(prefix, ())
             left = _without(before, number)
             if len(left) == len(before):
@@ -87,7 +87,7 @@ class NumberedPaths:
 
     def _freshen(self, prefix: bytes, number: int) -> None:
         """The peer has said something about a route: it is not stale any more."""
-        shard = self._stale[PLACE[hash(prefix) & MASK]]
+        shard = self._stale[PLACE[hash(prefix) >> TOP]]
         before = shard.get(prefix, ())
         left = _without(before, number)
         self.stale -= len(before) - len(left)

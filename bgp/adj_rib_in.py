@@ -28,7 +28,7 @@ from bgp.attributes import (
 from bgp.messages import BgpError, Negotiated
 from bgp.paths import Hop, Path, Peer
 from bgp.policy import Policy
-from bgp.table import MASK, PLACE, Queue, Table
+from bgp.table import PLACE, TOP, Queue, Table
 from bgp.update import (
     MpReach,
     decode_mp_reach,
@@ -362,7 +362,7 @@ class AdjRibIn:
             return prefixes
         shards = self.tables[family].shards
         for prefix in prefixes:
-            shards[PLACE[hash(prefix) & MASK]][prefix] = path
+            shards[PLACE[hash(prefix) >> TOP]][prefix] = path
         self.dirty[family].add(prefixes)
         if self._stale[family]:
             self._freshen(family, prefixes)
@@ -373,7 +373,7 @@ class AdjRibIn:
             self.dirty[family].add(self.numbered[family].withdraw(prefixes))
         elif prefixes:
             shards = self.tables[family].shards
-            gone = [prefix for prefix in prefixes if shards[PLACE[hash(prefix) & MASK]].pop(prefix, None) is not None]
+            gone = [prefix for prefix in prefixes if shards[PLACE[hash(prefix) >> TOP]].pop(prefix, None) is not None]
             self.dirty[family].add(gone)
             if self._stale[family]:
                 self._freshen(family, prefixes)
@@ -382,7 +382,7 @@ class AdjRibIn:
         """The peer has said something about prefixes: they are not stale any more."""
         stale = self._stale[family]
         for prefix in prefixes:
-            stale[PLACE[hash(prefix) & MASK]].pop(prefix, None)
+            stale[PLACE[hash(prefix) >> TOP]].pop(prefix, None)
 
     def _path(self, attributes: Attributes, next_hop: bytes) -> Path:
         known = self._next_hops.get(next_hop)

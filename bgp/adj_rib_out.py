@@ -19,7 +19,7 @@ from bgp.attributes import NO_ADVERTISE, NO_EXPORT, NO_EXPORT_SUBCONFED
 from bgp.messages import BORR, EORR
 from bgp.paths import Path, Peer
 from bgp.policy import Changes, ExportPolicy, Policy, Source, Verdict
-from bgp.table import MASK, PLACE, Table, prefix_order
+from bgp.table import PLACE, TOP, Table, prefix_order
 from bgp.update import Announcement, announcements, encode_end_of_rib, encode_refresh_marker, fits, room, withdrawals
 from config.prefix import Family
 
@@ -243,7 +243,7 @@ class ExportGroup:
         table, shards, log, complete = self.table, self.table.shards, self._log, self.complete
         withheld: defaultdict[Peer | None, int] = defaultdict(int)
         for prefix, new in wanted.items():
-            at = PLACE[hash(prefix) & MASK]
+            at = PLACE[hash(prefix) >> TOP]
             old = shards[at].get(prefix)
             if new is old:
                 continue

@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 from bgp.decision import Options, decide, rank
 from bgp.paths import Path, Peer
-from bgp.table import MASK, PLACE, Table
+from bgp.table import PLACE, TOP, Table
 from config.nexthop import NextHops
 from config.prefix import Family
 
@@ -66,7 +66,7 @@ class LocRib:
 
         Returns by how much the number of accepted paths from the peer changes: -1, 0 or 1.
         """
-        shard = self.table.shards[PLACE[hash(prefix) & MASK]]
+        shard = self.table.shards[PLACE[hash(prefix) >> TOP]]
         old = shard.get(prefix)
         new: Entry | None
         if old is None:
@@ -126,7 +126,7 @@ class LocRib:
         last: Path | None = None
         hops: NextHops | None = None
         for prefix in prefixes:
-            at = PLACE[hash(prefix) & MASK]
+            at = PLACE[hash(prefix) >> TOP]
             path = incoming[at].get(prefix)
             old = shards[at].get(prefix)
             if old is None and path is not None:  # the bulk of a table's first arrival
