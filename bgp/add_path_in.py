@@ -5,8 +5,9 @@ A session that has not negotiated them never comes here. NLRI are those of ``bgp
 
 from __future__ import annotations
 
-from weakref import WeakValueDictionary
+from collections.abc import Sequence, Sized
 
+from bgp.interning import Interned
 from bgp.nlri import PATH_ID
 from bgp.paths import Path
 from bgp.table import PLACE, TOP, Table
@@ -28,7 +29,7 @@ class NumberedPaths:
         self.overfull = False
         """The peer has announced more than ``MOST_PATHS`` paths to one prefix."""
         self._stale: list[dict[bytes, tuple[Path, ...]]] = []
-        self._paths: WeakValueDictionary[tuple[Path, int], Path] = WeakValueDictionary()
+        self._paths: Interned[tuple[Path, int], Path] = Interned()
 
     def announce(self, routes: list[bytes], path: Path) -> list[bytes]:
         """Set the path of each route, and return their prefixes; those that make too many paths are left out."""
@@ -84,6 +85,10 @@ class NumberedPaths:
                 for path in shard[prefix]
             ]
         )
+
+    def release(self) -> Sequence[Sized]:
+        """Forget which paths are known, when a session ends; return that in parts."""
+        return self._paths.release()
 
     def _freshen(self, prefix: bytes, number: int) -> None:
         """The peer has said something about a route: it is not stale any more."""

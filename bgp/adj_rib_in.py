@@ -6,10 +6,9 @@ by the octets of the attribute section, so that a known section is neither parse
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import NamedTuple
-from weakref import WeakValueDictionary
 
 from bgp.add_path_in import MOST_PATHS, NumberedPaths
 from bgp.attribute_parser import AttributeParser
@@ -25,6 +24,7 @@ from bgp.attributes import (
     Attributes,
     attribute_name,
 )
+from bgp.interning import Interned
 from bgp.messages import BgpError, Negotiated
 from bgp.paths import Hop, Path, Peer
 from bgp.policy import Policy
@@ -120,9 +120,9 @@ class AdjRibIn:
         self._parser = self._make_parser(True)
         self._ipv4_over_ipv6 = False
         self._decode4 = decode_nlri
-        self._native: WeakValueDictionary[bytes, Path] = WeakValueDictionary()
+        self._native: Interned[bytes, Path] = Interned()
         """By attribute section, for the native IPv4 fields."""
-        self._multiprotocol: WeakValueDictionary[bytes, Path] = WeakValueDictionary()
+        self._multiprotocol: Interned[bytes, Path] = Interned()
         """By next hop and what follows a leading MP_REACH_NLRI."""
         self._next_hops: dict[bytes, _KnownNextHop] = {}
 
@@ -144,8 +144,6 @@ class AdjRibIn:
                 if self.numbered.pop(family, None) is None:
                     self.numbered[family] = NumberedPaths()
         self._decode4 = decode_numbered_nlri if 4 in self.numbered else decode_nlri
-        self._native.clear()
-        self._multiprotocol.clear()
         self._next_hops.clear()
         self.end_of_rib.clear()
 
@@ -155,20 +153,25 @@ class AdjRibIn:
             self._session = self._session._replace(own_addresses=addresses)
             self._next_hops.clear()
 
-    def stop(self, retain: frozenset[Family] = frozenset()) -> None:
+    def stop(self, retain: frozenset[Family] = frozenset()) -> list[Sized]:
         """End the session: what the peer announced is withdrawn, or stale in the families ``retain``.
 
-        What is stale already goes even there: the peer has had its chance to announce it again.
+        What is stale already goes even there: the peer has had its chance to announce it again. Returns what is of no
+        use any more, to be let go of a part at a time.
         """
         self._session = None
         self._next_hops.clear()
         self.end_of_rib.clear()
+        unused: list[Sized] = [*self._native.release(), *self._multiprotocol.release()]
+        for numbered in self.numbered.values():
+            unused += numbered.release()
         for family in FAMILIES:
             if family in retain:
                 self.drop_stale(family)
                 self.mark_stale(family)
             else:
                 self._withdraw_all(family)
+        return unused
 
     def mark_stale(self, family: Family) -> None:
         """From now on, what the peer does not announce again is stale."""
@@ -273,9 +276,10 @@ class AdjRibIn:
         if 4 not in families and (withdrawn or reach):
             return Received(faults=("IPv4 routes, which were not negotiated",))
         if reach:
-            path = self._native.get(raw)
+            path = self._native.get(raw) or self._usual_native(raw)
             if path is not None:
-                self._withdraw(4, withdrawn)
+                if withdrawn:
+                    self._withdraw(4, withdrawn)
                 return Received(None, (), {4: self._announce(4, reach, path)})
         elif not raw:
             self._withdraw(4, withdrawn)
@@ -288,18 +292,35 @@ class AdjRibIn:
                 return Received(announced={family: self._announce(family, prefixes, known[1])})
         return self._judge(raw, withdrawn, reach)
 
+    def _usual_native(self, raw: bytes) -> Path | None:
+        """Return the path of a section of the usual form in an UPDATE with native routes, None for another section."""
+        judged = self._parser.judge_usual(raw)
+        if judged is None or judged[1] is None:
+            return None
+        path = self._native[raw] = self._path(judged[0], judged[1])
+        return path
+
     def _known_mp_reach(self, raw: bytes) -> tuple[MpReach, Path] | None:
         """Return the MP_REACH_NLRI at the start of a section, and its path where all else in it is known."""
         session = self._session
         found = _leading_mp_reach(raw)
         if found is None or session is None:
             return None
-        key, value = found
+        next_hop, value, rest = found
+        key = next_hop + rest
         path = self._multiprotocol.get(key)
+        judged = None
         if path is None:
-            return None
+            judged = self._parser.judge_usual(rest)
+            if judged is None:
+                return None
         reach = decode_mp_reach(value, session.negotiated.families, self._ipv4_over_ipv6, self.numbered)
-        return (reach, path) if reach is not None else None
+        if reach is None or not reach.prefixes:
+            return None
+        if judged is not None:
+            path = self._multiprotocol[key] = self._path(judged[0], reach.next_hop)
+        assert path is not None
+        return reach, path
 
     def _judge(self, raw: bytes, withdrawn: list[bytes], native: list[bytes]) -> Received:
         """Take in an UPDATE whose attribute section has not been seen before."""
@@ -347,7 +368,7 @@ class AdjRibIn:
                 path = self._path(parsed.attributes, reach.next_hop)
                 leading = _leading_mp_reach(raw)
                 if leading is not None and not parsed.codes >> MP_UNREACH & 1:
-                    self._multiprotocol[leading[0]] = path
+                    self._multiprotocol[leading[0] + leading[2]] = path
                 prefixes = self._announce(reach.family, reach.prefixes, path)
                 announced[reach.family] = announced.get(reach.family, []) + prefixes
         return Received(None, tuple(faults), announced or None)
@@ -414,7 +435,7 @@ class AdjRibIn:
             return f"AS_PATH holds our own AS {self._local_as}"
         if attributes.originator == session.router_id:
             return "ORIGINATOR_ID is our own BGP identifier"
-        if self.peer.ibgp:
+        if self.peer.ibgp and session.cluster_id in attributes.raw:
             clusters = attributes.value(CLUSTER_LIST) or b""
             if session.cluster_id in [clusters[at : at + 4] for at in range(0, len(clusters), 4)]:
                 return "CLUSTER_LIST holds our own cluster"
@@ -427,10 +448,10 @@ class AdjRibIn:
         )
 
 
-def _leading_mp_reach(raw: bytes) -> tuple[bytes, bytes] | None:
-    """Return the key of a section that starts with MP_REACH_NLRI, and that attribute's value; None for another section.
+def _leading_mp_reach(raw: bytes) -> tuple[bytes, bytes, bytes] | None:
+    """Take apart a section that starts with MP_REACH_NLRI; None for another section.
 
-    The key is the next hop with its length, and what follows the attribute.
+    Returns the next hop with its length octet, the value of the attribute, and what follows it.
     """
     if len(raw) < 9 or raw[1] != MP_REACH or raw[0] | EXTENDED_LENGTH != OPTIONAL | EXTENDED_LENGTH:
         return None
@@ -439,7 +460,7 @@ def _leading_mp_reach(raw: bytes) -> tuple[bytes, bytes] | None:
     value = raw[start:stop]
     if stop > len(raw) or len(value) < 5:
         return None
-    return value[3 : 4 + value[3]] + raw[stop:], value
+    return value[3 : 4 + value[3]], value, raw[stop:]
 
 
 def _is_global(address: bytes) -> bool:

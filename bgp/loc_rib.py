@@ -7,9 +7,9 @@ have the same paths, so that the decision runs once per distinct set of paths an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from weakref import WeakValueDictionary
 
 from bgp.decision import Options, decide, rank
+from bgp.interning import Interned
 from bgp.paths import Path, Peer
 from bgp.table import PLACE, TOP, Table
 from config.nexthop import NextHops
@@ -19,7 +19,7 @@ from config.prefix import Family
 class Selection:
     """Two or more paths, ordered by peer and path identifier, and the outcome of the decision among them."""
 
-    __slots__ = ("__weakref__", "best", "next_hops", "paths", "ranked")
+    __slots__ = ("best", "next_hops", "paths", "ranked")
 
     def __init__(self, paths: tuple[Path, ...], best: Path | None, next_hops: NextHops | None) -> None:
         self.paths = paths
@@ -59,7 +59,7 @@ class LocRib:
         self.all_paths = False
         """Some peer is told more than the best path (RFC 7911)."""
         self._intern = intern
-        self._selections: WeakValueDictionary[tuple[Path, ...], Selection] = WeakValueDictionary()
+        self._selections: Interned[tuple[Path, ...], Selection] = Interned()
 
     def replace(self, prefix: bytes, peer: Peer | None, path: Path | None, changes: Changes) -> int:
         """Set ``path`` as the only one from ``peer`` (None: from here); None removes that peer's.
@@ -142,9 +142,12 @@ class LocRib:
                 gained += replace(prefix, peer, path, changes)
         return gained
 
-    def forget_decisions(self) -> None:
-        """Have ``redecide`` run the decision anew for every set of paths: what it depends on has changed."""
-        self._selections = WeakValueDictionary()
+    def forget_decisions(self) -> list[dict[tuple[Path, ...], Selection]]:
+        """Have ``redecide`` run the decision anew for every set of paths: what it depends on has changed.
+
+        Returns what is of no use any more, to be let go of a part at a time.
+        """
+        return self._selections.release()
 
     def redecide(self, prefix: bytes, changes: Changes) -> None:
         """Decide again among the paths of a prefix, and report the outcome whether it differs or not."""
