@@ -8,7 +8,7 @@ from typing import Any
 from agent.errors import StartError
 from bgp.graceful_restart import RestartSettings
 from bgp.policy import Changes, Match, Policy, Rule
-from bgp.settings import ListenRange, Neighbour, PeerSettings, PrefixLimit
+from bgp.settings import EVERY_PATH, AddPath, ListenRange, Neighbour, PeerSettings, PrefixLimit
 from config import model, prefix
 from config import policy as written
 from config.password import read_password
@@ -25,6 +25,7 @@ def peer_settings(config: model.Config, name: str, peer: model.Peer) -> Neighbou
         "families": peer.family_set,
         "hold_time": peer.hold_time,
         "route_reflector_client": peer.route_reflector_client,
+        "add_path": AddPath(peer.add_path.receive, EVERY_PATH if peer.add_path.send == "all" else peer.add_path.send),
         "allow_own_as": peer.allow_own_as,
         "enforce_first_as": peer.enforce_first_as,
         "multihop": peer.multihop,

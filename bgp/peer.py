@@ -215,6 +215,7 @@ class Peer:
             graceful_restart=self._local.restart.capability(
                 self.settings.families, established_before=self._history.established_count > 0
             ),
+            add_path=dict.fromkeys(self.settings.families, mode) if (mode := self.settings.add_path.mode) else {},
             hostname=self._local.hostname,
         )
 

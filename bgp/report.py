@@ -47,6 +47,7 @@ def report(
             advertised=count.advertised,
             refused=count.refused,
             stale=local.rib.stale(settings.name, family),
+            add_path=negotiated.add_path(family) if negotiated and end_of_rib else 0,
         )
 
     return PeerStatus(

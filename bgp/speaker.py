@@ -207,6 +207,7 @@ class Speaker:
                 allow_own_as=settings.allow_own_as,
                 enforce_first_as=settings.enforce_first_as,
                 reflector_client=settings.route_reflector_client,
+                send_paths=settings.add_path.send,
             )
         )
         if self._task is not None:

@@ -28,6 +28,7 @@ from config.values import (
     Mtu,
     Name,
     NodeName,
+    PathCount,
     Patience,
     PeerAddress,
     Prefix,
@@ -104,6 +105,13 @@ class MaxPrefixes(Section):
     restart_after: int | None = Field(default=None, ge=1, le=86400, description="1 to 86400 seconds")
 
 
+class AddPath(Section):
+    """Several paths to a prefix on one session (RFC 7911)."""
+
+    receive: bool = Field(default=False, description="true or false")
+    send: PathCount = Field(default=0, description="all, 0 or 1 to 64 paths to a prefix")
+
+
 class Peer(Section):
     """One neighbour by its ``address``, or dynamic ones: whoever connects from inside ``listen_range``."""
 
@@ -123,6 +131,7 @@ class Peer(Section):
     hold_time: HoldTime = Field(default=HOLD_TIME, description=_HOLD)
     connect_retry: int = Field(default=CONNECT_RETRY, ge=1, le=3600, description=_RETRY)
     route_reflector_client: bool = Field(default=False, description="true (an internal peer only) or false")
+    add_path: AddPath = Field(default=AddPath(), description="a mapping such as {receive: true, send: all}")
     multihop: int | None = Field(default=None, ge=2, le=255, description="2 to 255, the TTL of what is sent")
     ttl_security: int | None = Field(default=None, ge=1, le=254, description="1 (on the link) to 254 hops")
     allow_own_as: int = Field(default=0, ge=0, le=10, description="how often our own AS may be in an AS path, 0 to 10")

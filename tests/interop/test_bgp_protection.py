@@ -17,8 +17,9 @@ from config.remote_as import RemoteAs
 from tests.agents import Agent, agents
 from tests.frr import Frr
 from tests.house import Bird
+from tests.interop.bench import Bench
 from tests.interop.routers import ROUTER4, Setup
-from tests.interop.test_bgp_matrix import Bench, bench, over4  # noqa: F401 a fixture
+from tests.interop.test_bgp_matrix import over4
 from tests.kernel.test_agent_reload import reload
 from tests.netns import Netns, link
 
@@ -28,7 +29,7 @@ BLOCK, OTHER = "192.0.2.0/24", "198.51.100.128/25"
 OWN = "10.64.0.64/26"
 
 
-async def test_gtsm_limits_and_our_own_block(bench: Bench) -> None:  # noqa: F811
+async def test_gtsm_limits_and_our_own_block(bench: Bench) -> None:
     await bench.begin(Setup(passive=True, gtsm=True, routes=(BLOCK, OTHER)))
     async with bench.speaker(over4(ttl_security=1), listen=()) as node:
         node.speaker.originate(*prefix.parse(BLOCK), owner="test", source="block")
@@ -51,7 +52,7 @@ async def test_gtsm_limits_and_our_own_block(bench: Bench) -> None:  # noqa: F81
             await node.until(lambda: node.status("tor").established_count == 2, "the session after the wait")
 
 
-async def test_a_dynamic_neighbour(bench: Bench) -> None:  # noqa: F811
+async def test_a_dynamic_neighbour(bench: Bench) -> None:
     """It connects from inside a range, with the password of the range."""
     await bench.begin(Setup(password="s3cret", routes=(BLOCK,)))
     family, wire = prefix.parse("10.1.1.0/24")
