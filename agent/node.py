@@ -311,7 +311,7 @@ class Node:
         self.fib.next_hops_changed()
         self.speaker.next_hops_changed(changed)
 
-    def _routes_changed(self, family: Family, changes: list[tuple[bytes, NextHops | None]]) -> None:
+    def _routes_changed(self, family: Family, changes: list[tuple[Sequence[bytes], NextHops | None]]) -> None:
         # When we close our sessions, what they taught us stays in the kernel: traffic flows on without the agent.
         if self.state != "stopping":
             self.fib.update(family, changes)

@@ -25,12 +25,13 @@ from bgp.attributes import (
 )
 from bgp.interning import Interned
 from bgp.messages import BgpError, Negotiated
+from bgp.nlri import Neighbours
 from bgp.paths import Hop, Path, Peer
 from bgp.policy import Policy
 from bgp.table import PLACE, TOP, Queue, Table
 from bgp.update import MpReach, decode_mp_reach, decode_mp_unreach, decode_nlri, end_of_rib, split
 from config.nexthop import NextHop, NextHops
-from config.prefix import FAMILIES, NAMES, Family, address_text
+from config.prefix import FAMILIES, LEAD, NAMES, Family, address_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ class AdjRibIn:
     def __init__(self, peer: Peer, settings: RibPeer, local_as: int, hop: NextHopTable, intern: InternNextHops) -> None:
         self.peer = peer
         self.settings = settings
-        self.tables: dict[Family, Table[Path]] = {4: Table(), 6: Table()}
+        self.tables: dict[Family, Table[Path]] = {4: Table(LEAD[4]), 6: Table(LEAD[6])}
         self.dirty: dict[Family, Queue] = {4: Queue(), 6: Queue()}
         """What the peer says of these prefixes by now is in its table."""
         self.end_of_rib: set[Family] = set()
@@ -170,7 +171,7 @@ class AdjRibIn:
 
     def _withdraw_all(self, family: Family) -> None:
         gone = self.tables[family]
-        self.tables[family] = Table()
+        self.tables[family] = Table(LEAD[family])
         self._stale[family] = []
         for shard in gone.shards:
             self.dirty[family].add(shard)
@@ -315,26 +316,37 @@ class AdjRibIn:
         return Received(None, tuple(faults), announced or None)
 
     def _announce(self, family: Family, prefixes: list[bytes], path: Path) -> None:
-        shards = self.tables[family].shards
-        for prefix in prefixes:
-            shards[PLACE[hash(prefix) >> TOP]][prefix] = path
-        self.dirty[family].add(prefixes)
+        shards, lead, dirty = self.tables[family].shards, LEAD[family], self.dirty[family]
+        if isinstance(prefixes, Neighbours):
+            for run in prefixes.runs:
+                shards[PLACE[hash(run[0][:lead]) >> TOP]].update(dict.fromkeys(run, path))
+                dirty.add(run)
+        else:
+            for prefix in prefixes:
+                shards[PLACE[hash(prefix[:lead]) >> TOP]][prefix] = path
+            dirty.add(prefixes)
         if self._stale[family]:
             self._freshen(family, prefixes)
 
     def _withdraw(self, family: Family, prefixes: list[bytes]) -> None:
-        if prefixes:
-            shards = self.tables[family].shards
-            gone = [prefix for prefix in prefixes if shards[PLACE[hash(prefix) >> TOP]].pop(prefix, None) is not None]
-            self.dirty[family].add(gone)
-            if self._stale[family]:
-                self._freshen(family, prefixes)
+        if not prefixes:
+            return
+        shards, lead, dirty = self.tables[family].shards, LEAD[family], self.dirty[family]
+        if isinstance(prefixes, Neighbours):
+            for run in prefixes.runs:
+                shard = shards[PLACE[hash(run[0][:lead]) >> TOP]]
+                gone = [prefix for prefix in run if shard.pop(prefix, None) is not None]
+                dirty.add(gone if len(gone) < len(run) else run)
+        else:
+            dirty.add([p for p in prefixes if shards[PLACE[hash(p[:lead]) >> TOP]].pop(p, None) is not None])
+        if self._stale[family]:
+            self._freshen(family, prefixes)
 
     def _freshen(self, family: Family, prefixes: list[bytes]) -> None:
         """The peer has said something about prefixes: they are not stale any more."""
-        stale = self._stale[family]
+        stale, lead = self._stale[family], LEAD[family]
         for prefix in prefixes:
-            stale[PLACE[hash(prefix) >> TOP]].pop(prefix, None)
+            stale[PLACE[hash(prefix[:lead]) >> TOP]].pop(prefix, None)
 
     def _path(self, attributes: Attributes, next_hop: bytes) -> Path:
         known = self._next_hops.get(next_hop)

@@ -7,7 +7,7 @@ the caller chooses, so that nothing holds an event loop for long.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from weakref import WeakValueDictionary
 
@@ -26,7 +26,7 @@ from bgp.table import Queue
 from config.nexthop import NextHopResolver, NextHops
 from config.prefix import FAMILIES, Family, text
 
-OnFib = Callable[[Family, list[tuple[bytes, NextHops | None]]], None]
+OnFib = Callable[[Family, list[tuple[Sequence[bytes], NextHops | None]]], None]
 """Takes prefixes and their next hops, None: no route; learned routes only."""
 
 _INTERNED_LIMIT = 65536
@@ -395,10 +395,11 @@ class Rib:
 
     def _run_peer(self, rib: PeerRib, family: Family, budget: int) -> int:
         """Work off dirty prefixes of one peer; return how many it were."""
-        prefixes = rib.adj_in.dirty[family].take(budget)
-        if prefixes:
+        done = 0
+        while done < budget and (prefixes := rib.adj_in.dirty[family].take(budget - done)):
             rib.accepted[family] += self._decide(rib, family, prefixes)
-        return len(prefixes)
+            done += len(prefixes)
+        return done
 
     def _decide(self, rib: PeerRib, family: Family, prefixes: list[bytes]) -> int:
         loc, changes, table = self.loc[family], self._changes[family], rib.adj_in.tables[family]

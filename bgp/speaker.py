@@ -64,7 +64,7 @@ class Speaker:
         asn: int,
         router_id: bytes,
         resolver: NextHopResolver,
-        on_fib: Callable[[Family, list[tuple[bytes, NextHops | None]]], None],
+        on_fib: Callable[[Family, list[tuple[Sequence[bytes], NextHops | None]]], None],
         on_session: Callable[[SessionChange], None],
         listen: Sequence[tuple[str, int]] = (("0.0.0.0", 179), ("::", 179)),
         max_paths: int = 64,

@@ -7,7 +7,7 @@ import errno
 import logging
 import socket
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -149,8 +149,8 @@ class Fib:
             self._sock.close()
             self._sock = None
 
-    def update(self, family: Family, changes: Sequence[tuple[bytes, NextHops | None]]) -> None:
-        """Desire learned routes: ``(prefix, next hops)``, None to withdraw. Returns at once; changes coalesce."""
+    def update(self, family: Family, changes: Iterable[tuple[Sequence[bytes], NextHops | None]]) -> None:
+        """Desire learned routes: ``(prefixes, next hops)``, None to withdraw. Returns at once; changes coalesce."""
         installer = self._installer
         installer.table(family, self._metric).update(changes, installer.registry.target)
         installer.schedule()

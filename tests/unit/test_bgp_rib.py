@@ -134,7 +134,7 @@ def test_work_is_done_in_slices() -> None:
     for body in bodies(a.rib.outgoing("b", 1 << 20)):
         b.rib.receive("a", body)
     batches: list[int] = []
-    b.rib._on_fib = lambda family, changes: batches.append(len(changes))
+    b.rib._on_fib = lambda family, changes: batches.append(sum(len(p) for p, _ in changes))
     while b.rib.run(100):
         pass
     assert batches == [100] * 10
