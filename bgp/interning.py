@@ -11,7 +11,7 @@ from collections.abc import Hashable
 from sys import getrefcount
 from typing import Generic, TypeVar
 
-from bgp.table import MASK, PLACE, SHARDS
+from bgp.table import PLACE, SHARDS, TOP
 
 _FIRST_SWEEP = 64
 """Values in a shard at which it is looked through for the first time."""
@@ -33,10 +33,10 @@ class Interned(Generic[K, V]):
         return sum(map(len, self._shards))
 
     def get(self, key: K) -> V | None:
-        return self._shards[PLACE[hash(key) & MASK]].get(key)
+        return self._shards[PLACE[hash(key) >> TOP]].get(key)
 
     def __setitem__(self, key: K, value: V) -> None:
-        at = PLACE[hash(key) & MASK]
+        at = PLACE[hash(key) >> TOP]
         shard = self._shards[at]
         shard[key] = value
         if len(shard) > self._limits[at]:

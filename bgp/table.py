@@ -14,8 +14,8 @@ from typing import Generic, TypeVar, overload
 
 SHARDS = 64
 TOP = 52
-"""A shard is chosen by the 12 highest bits of a hash. A dict chooses its slots by the lowest, and prefixes that had those
-in common would all meet in a few of them."""
+"""A shard is chosen by the 12 highest bits of a hash. A dict chooses its slots by the lowest, and prefixes that had
+those in common would all meet in a few of them."""
 _PLACES = 4096
 
 
