@@ -14,6 +14,7 @@ from typing import Any
 
 from agent.node import Node
 from bgp.inspection import Route
+from bgp.messages import ADD_PATH_TEXT
 from bgp.status import NotificationRecord, PeerStatus
 from cni import hooks
 from config import prefix
@@ -79,7 +80,8 @@ async def blocks(node: Node) -> list[Json]:
     advertised: dict[tuple[Family, bytes], list[str]] = {}
     for block in node.ipam.blocks():
         explained = node.speaker.rib.explain(block.family, block.prefix)
-        advertised[block.family, block.prefix] = [export.peer for export in explained.exports if export.advertised]
+        told = [export.peer for export in explained.exports if export.advertised]
+        advertised[block.family, block.prefix] = list(dict.fromkeys(told))
     return [
         {
             "prefix": prefix.text(usage.block.family, usage.block.prefix),
@@ -158,6 +160,7 @@ def _worst(route: FibRoute) -> bool:
 def path_json(path: Route) -> Json:
     return {
         "peer": path.peer,
+        "pathId": path.path_id,
         "owner": ", ".join(path.owners),
         "source": path.source,
         "used": path.multipath,
@@ -210,6 +213,7 @@ def _peer(peer: PeerStatus) -> Json:
                 "accepted": status.accepted,
                 "stale": status.stale,
                 "advertised": status.advertised,
+                "addPath": ADD_PATH_TEXT[status.add_path],
                 "problem": status.problem,
             }
             for family, status in peer.families.items()

@@ -19,7 +19,7 @@ from bgp.attributes import NO_ADVERTISE, NO_EXPORT, NO_EXPORT_SUBCONFED
 from bgp.messages import BORR, EORR
 from bgp.paths import Path, Peer
 from bgp.policy import Changes, ExportPolicy, Policy, Source, Verdict
-from bgp.table import PLACE, TOP, Table
+from bgp.table import PLACE, TOP, Table, prefix_order
 from bgp.update import Announcement, announcements, encode_end_of_rib, encode_refresh_marker, fits, room, withdrawals
 from config.prefix import Family
 
@@ -40,20 +40,34 @@ class GroupKey(NamedTuple):
     """Longest message in octets."""
     next_hop_size: int
     """Octets of the session's own next hop."""
+    paths: int = 0
+    """How many paths to a prefix are told, with path identifiers (RFC 7911); 0: the best one, without."""
 
 
 class Exported:
     """A route as a group's members see it; equal ones are one object."""
 
-    __slots__ = ("__weakref__", "after", "before", "next_hop", "peer")
+    __slots__ = ("__weakref__", "after", "before", "next_hop", "only", "peer")
 
-    def __init__(self, before: bytes, after: bytes, next_hop: bytes | None, peer: Peer | None) -> None:
+    def __init__(
+        self,
+        before: bytes,
+        after: bytes,
+        next_hop: bytes | None,
+        peer: Peer | None,
+        only: frozenset[Peer] | None = None,
+    ) -> None:
         self.before = before
         self.after = after
         self.next_hop = next_hop
         """Packed; None: the session's own."""
         self.peer = peer
         """Who announced it: that peer does not get it back."""
+        self.only = only
+        """Who gets it; None: all. Of learned routes only, and only beside better ones."""
+
+    def goes_to(self, peer: Peer) -> bool:
+        return self.peer is not peer and (self.only is None or peer in self.only)
 
     def says(self, other: Exported) -> bool:
         """Tell whether a peer that knows ``other`` would learn nothing."""
@@ -68,6 +82,7 @@ class Told(NamedTuple):
     """What a peer has been told on its session, for a change of groups in the middle of it."""
 
     routes: dict[bytes, Exported]
+    """By prefix, with the path identifier before it where those are sent."""
     queue: deque[bytes]
     """Messages packed and not yet taken; they count as told."""
     end_of_rib_due: bool
@@ -77,13 +92,16 @@ class Told(NamedTuple):
     """A refresh between BoRR and EoRR is not complete."""
 
 
+_Content = tuple[bytes, bytes, bytes | None, Peer | None, frozenset[Peer] | None]
+
+
 class _Plan(NamedTuple):
     """The messages of a stretch of changes, as far as they do not depend on the session."""
 
     withdrawn: list[bytes]
     announced: list[Announcement]
     peers: set[Peer]
-    """Peers that announced something of it, and so get another plan."""
+    """Peers that get another plan, because they announced something of it, or get what others do not."""
     rendered: dict[bytes, list[bytes]]
     """Whole messages by the session's own next hop."""
 
@@ -152,15 +170,16 @@ class Member:
 class ExportGroup:
     """The Adj-RIB-Out of one family and kind of session.
 
-    ``source`` tells where a route of our own comes from.
+    ``source`` tells where a route of our own comes from. Where path identifiers are sent, each prefix has one before it
+    in the table, in the log and in all that comes of them (``bgp.add_path_out``).
     """
 
     def __init__(self, key: GroupKey, source: Callable[[bytes], Source]) -> None:
         self.key = key
         self.table: Table[Exported] = Table()
         self.members: dict[str, Member] = {}
-        self.announced_by: Counter[Peer] = Counter()
-        """How many routes of the table each peer announced to us."""
+        self._withheld: Counter[Peer | None] = Counter()
+        """How many routes of the table a peer does not get; under None, those that only some get."""
         self.deferred = False
         """What there is to tell is not complete yet, whatever the log says: End-of-RIB has to wait."""
         self._source = source
@@ -173,8 +192,7 @@ class ExportGroup:
         """Number of the first change in the log."""
         self._unseen: Iterator[tuple[bytes, Path | None]] | None = None
         self._by_path: WeakKeyDictionary[Path, dict[Changes, Exported | None]] = WeakKeyDictionary()
-        self._by_content: WeakValueDictionary[tuple[bytes, bytes, bytes | None, Peer | None], Exported]
-        self._by_content = WeakValueDictionary()
+        self._by_content: WeakValueDictionary[_Content, Exported] = WeakValueDictionary()
         self._plans: dict[tuple[int, int], _Plan] = {}
 
     @property
@@ -203,22 +221,28 @@ class ExportGroup:
                 member.tables.append(_Whole(self.table.snapshot(), first=True))
         return len(stretch)
 
-    def update(self, best: Mapping[bytes, Path | None]) -> None:
-        """Take in changed best paths; None: no longer any."""
-        table, shards, log, complete = self.table, self.table.shards, self._log, self.complete
+    def update(self, best: Mapping[bytes, Path | None], others: Iterable[bytes] = ()) -> None:
+        """Take in changed best paths, None: no longer any. ``others`` have the same best path, but other paths."""
         constant = self._policy.constant(self.key.family, "learned") is not None
         last: Path | None = None
         known: Exported | None = None
-        gained: defaultdict[Peer, int] = defaultdict(int)
+        wanted: dict[bytes, Exported | None] = {}
         for prefix, path in best.items():
             if path is None or (self.own_only and path.peer is not None):
-                new = None
+                wanted[prefix] = None
             elif path is last:
-                new = known
+                wanted[prefix] = known
             else:
-                new = self._export(prefix, path)
+                wanted[prefix] = new = self._export(prefix, path)
                 if constant and path.peer is not None:  # what follows from the path alone holds for the next prefix too
                     last, known = path, new
+        self._store(wanted)
+
+    def _store(self, wanted: Mapping[bytes, Exported | None]) -> None:
+        """Bring the table to what is wanted of some prefixes, and note for the members what changes."""
+        table, shards, log, complete = self.table, self.table.shards, self._log, self.complete
+        withheld: defaultdict[Peer | None, int] = defaultdict(int)
+        for prefix, new in wanted.items():
             at = PLACE[hash(prefix) >> TOP]
             old = shards[at].get(prefix)
             if new is old:
@@ -227,13 +251,18 @@ class ExportGroup:
                 del table.writable(at)[prefix]
             else:
                 table.writable(at)[prefix] = new
-                if new.peer is not None:
-                    gained[new.peer] += 1
-            if old is not None and old.peer is not None:
-                gained[old.peer] -= 1
+                if new.only is not None:
+                    _restrict(withheld, new.only, 1)
+                elif new.peer is not None:
+                    withheld[new.peer] += 1
+            if old is not None:
+                if old.only is not None:
+                    _restrict(withheld, old.only, -1)
+                elif old.peer is not None:
+                    withheld[old.peer] -= 1
             if complete:  # before that, no member has been told anything
                 log.append((prefix, old, new))
-        self.announced_by.update(gained)
+        self._withheld.update(withheld)
         if len(log) > _LOG_LIMIT:
             self._trim()
 
@@ -253,7 +282,7 @@ class ExportGroup:
         same_next_hop = told.next_hop == next_hop
         for prefix, held in told.routes.items():
             wanted = self.table.get(prefix)
-            if same_next_hop and wanted is not None and wanted.peer is not peer and held.says(wanted):
+            if same_next_hop and wanted is not None and wanted.goes_to(peer) and held.says(wanted):
                 del backlog[prefix]
             else:
                 backlog[prefix] = held, wanted
@@ -264,9 +293,9 @@ class ExportGroup:
         """Return what a peer has been told on its session so far."""
         member = self.members[name]
         self._absorb(member)
-        routes = {prefix: route for prefix, route in self.table.items() if route.peer is not member.peer}
+        routes = {prefix: route for prefix, route in self.table.items() if route.goes_to(member.peer)}
         for prefix, (held, _) in member.backlog.items():
-            if held is None or held.peer is member.peer:
+            if held is None or not held.goes_to(member.peer):
                 routes.pop(prefix, None)
             else:
                 routes[prefix] = held
@@ -295,8 +324,20 @@ class ExportGroup:
             member.tables.append(_Whole(self.table.snapshot(), first=False, marked=enhanced))
 
     def advertised(self, name: str) -> int:
-        """Return how many prefixes the peer is, or is about to be, told."""
-        return len(self.table) - self.announced_by[self.members[name].peer]
+        """Return how many prefixes, or paths with identifiers, the peer is, or is about to be, told."""
+        return len(self.table) - self._withheld[None] - self._withheld[self.members[name].peer]
+
+    def announces(self, prefix: bytes) -> bool:
+        """A prefix is in the table, whoever of the members gets it."""
+        return prefix in self.table
+
+    def routes_to(self, name: str) -> Iterator[tuple[bytes, int | None, Exported]]:
+        """Iterate over what a member is, or is about to be, told: prefix, path identifier and route; by prefix."""
+        peer = self.members[name].peer
+        for prefix in sorted(self.table, key=prefix_order):
+            route = self.table.get(prefix)
+            if route is not None and route.goes_to(peer):
+                yield prefix, None, route
 
     def has_outgoing(self, name: str) -> bool:
         member = self.members[name]
@@ -366,9 +407,12 @@ class ExportGroup:
             if self.key.family == 4 and len(next_hop) > self.key.next_hop_size:
                 next_hop = None  # an IPv6 next hop on a session that has not negotiated RFC 8950
         size = self.key.next_hop_size if next_hop is None else len(next_hop)
-        if not fits(self.key.family, size, len(before) + len(after), self.key.limit):
+        numbered = self.key.paths > 0
+        if not fits(self.key.family, size, len(before) + len(after), self.key.limit, numbered=numbered):
             return None  # RFC 8654 section 4: attributes that arrived in a longer message than this session takes
-        content = before, after, next_hop, path.peer
+        return self._shared((before, after, next_hop, path.peer, None))
+
+    def _shared(self, content: _Content) -> Exported:
         known = self._by_content.get(content)
         if known is None:
             known = self._by_content[content] = Exported(*content)
@@ -383,7 +427,7 @@ class ExportGroup:
             count = whole.sort()
             if not count:
                 routes = whole.take()
-                others = [(route, some) for route, some in routes if route.peer is not member.peer]
+                others = [(route, some) for route, some in routes if route.goes_to(member.peer)]
                 member.queue.extend(self._render(self._pack([], others, set()), member.next_hop))
                 if not routes:
                     member.tables.popleft()
@@ -425,17 +469,25 @@ class ExportGroup:
     def _plan(self, stretch: Iterable[tuple[bytes, Exported | None, Exported | None]], receiver: Peer | None) -> _Plan:
         """Sort a stretch of changes into messages: the last state of each prefix, if it differs from the first.
 
-        ``receiver`` does not get what it announced itself.
+        ``receiver`` does not get what it announced itself; None stands for all who get nothing that others do not.
         """
         net: dict[bytes, Change] = {}
         peers: set[Peer] = set()
         for prefix, old, new in stretch:
             if old is not None and old.peer is not None:
                 peers.add(old.peer)
-                old = None if old.peer is receiver else old
+                if old.only is not None:
+                    peers |= old.only
+                    old = old if receiver in old.only else None
+                elif old.peer is receiver:
+                    old = None
             if new is not None and new.peer is not None:
                 peers.add(new.peer)
-                new = None if new.peer is receiver else new
+                if new.only is not None:
+                    peers |= new.only
+                    new = new if receiver in new.only else None
+                elif new.peer is receiver:
+                    new = None
             known = net.get(prefix)
             net[prefix] = (old, new) if known is None else (known[0], new)
         withdrawn: list[bytes] = []
@@ -487,3 +539,9 @@ class ExportGroup:
         del self._log[: low - self._base]
         self._base = low
         self._plans = {stretch: plan for stretch, plan in self._plans.items() if stretch[0] >= low}
+
+
+def _restrict(withheld: defaultdict[Peer | None, int], only: frozenset[Peer], by: int) -> None:
+    withheld[None] += by
+    for peer in only:
+        withheld[peer] -= by

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import replace
 from weakref import WeakValueDictionary
 
+from bgp.add_path_out import AddPathGroup
 from bgp.adj_rib_in import AdjRibIn, Received, RibPeer, SessionFacts
 from bgp.adj_rib_out import ExportGroup, GroupKey, Told
 from bgp.attribute_encoding import ExportKind, imported, own_attributes
@@ -158,8 +159,8 @@ class Rib:
                 refused.clear()
 
     def received(self, name: str, family: Family) -> int:
-        """Return how many prefixes a peer announces."""
-        return len(self.peers[name].adj_in.tables[family])
+        """Return how many paths a peer announces: one to a prefix, but for path identifiers."""
+        return self.peers[name].adj_in.count(family)
 
     def stale(self, name: str, family: Family) -> int:
         """Return how many paths of a peer are stale (RFC 4724 section 4.2)."""
@@ -239,7 +240,7 @@ class Rib:
     def announces(self, name: str, family: Family, prefix: bytes) -> bool:
         """A prefix is in the Adj-RIB-Out of a peer, be it sent already or due."""
         group = self.peers[name].groups.get(family)
-        return group is not None and prefix in group.table
+        return group is not None and group.announces(prefix)
 
     def counts(self, name: str) -> dict[Family, Counts]:
         """Return a peer's counts for every family that has any, or that its session announces."""
@@ -312,8 +313,8 @@ class Rib:
             self._changes[family] = Changes()
             for group in self._groups.values():
                 if group.key.family == family:
-                    if changes.best:
-                        group.update(changes.best)
+                    if changes.best or changes.others:
+                        group.update(changes.best, changes.others)
                     left -= group.work(max(left, 0))
             if changes.fib:
                 self._on_fib(family, changes.fib)
@@ -339,7 +340,7 @@ class Rib:
         return (
             any(self._walks.values())
             or bool(self._discarded)
-            or any(c.best or c.fib for c in self._changes.values())
+            or any(c.best or c.others or c.fib for c in self._changes.values())
             or bool(self._catching_up)
             or self.waiting > 0
             or not all(group.complete for group in self._groups.values())
@@ -374,10 +375,11 @@ class Rib:
             return
         peer = rib.adj_in.peer
         kind = ExportKind(self.local_as, peer.ibgp, negotiated.four_octet_as, peer.client, self.cluster_id)
-        key = GroupKey(family, rib.settings.export_policy, kind, negotiated.send_limit, len(next_hop))
+        paths = rib.settings.send_paths if negotiated.sends_paths(family) else 0
+        key = GroupKey(family, rib.settings.export_policy, kind, negotiated.send_limit, len(next_hop), paths)
         group = self._groups.get(key)
         if group is None:
-            group = self._groups[key] = ExportGroup(key, self.own[family].source)
+            group = self._groups[key] = self._new_group(key)
             group.deferred = family in self._deferred | self._catching_up
             group.fill(self._best_paths(family, list(self.own[family]) if group.own_only else self.loc[family].table))
         if told is not None:
@@ -385,12 +387,19 @@ class Rib:
         group.join(rib.adj_in.peer, next_hop, told)
         rib.groups[family] = group
 
+    def _new_group(self, key: GroupKey) -> ExportGroup:
+        if not key.paths:
+            return ExportGroup(key, self.own[key.family].source)
+        self.loc[key.family].all_paths = True
+        return AddPathGroup(key, self.own[key.family].source, self.loc[key.family].ranked)
+
     def _leave(self, rib: PeerRib, family: Family) -> None:
         group = rib.groups.pop(family, None)
         if group is not None:
             group.leave(rib.settings.name)
             if not group.members:
                 del self._groups[group.key]
+                self.loc[family].all_paths = any(key.paths and key.family == family for key in self._groups)
                 self._discarded += group.table.shards
 
     def _run_peer(self, rib: PeerRib, family: Family, budget: int) -> int:
@@ -406,6 +415,10 @@ class Rib:
         constant = rib.policy.constant(family)
         unchanged = constant is not None and constant.accepted and constant.changes == NO_CHANGES
         gained = 0
+        if family in rib.adj_in.numbered:
+            for prefix in dict.fromkeys(prefixes):
+                gained += loc.replace_all(prefix, peer, self._import_all(rib, family, prefix), changes)
+            return gained
         singly = prefixes
         if unchanged:
             refused = rib.refused[family]
@@ -423,6 +436,10 @@ class Rib:
             gained += loc.replace(prefix, peer, path, changes)
         return gained
 
+    def _import_all(self, rib: PeerRib, family: Family, prefix: bytes) -> tuple[Path, ...]:
+        paths = rib.adj_in.paths(family, prefix) or (None,)
+        return tuple(p for path in paths if (p := self._import(rib, family, prefix, path)) is not None)
+
     def _import(self, rib: PeerRib, family: Family, prefix: bytes, path: Path | None) -> Path | None:
         violated = self.own[family].violated(prefix)
         if path is not None and violated is not None:
@@ -439,7 +456,7 @@ class Rib:
         known = rib.imported.setdefault(path, {})
         if changes not in known:
             attributes = imported(path.attributes, changes, rib.settings.asn)
-            known[changes] = Path(path.peer, attributes, path.hop, path.next_hops, path.fault)
+            known[changes] = Path(path.peer, attributes, path.hop, path.next_hops, path.fault, path.path_id)
         return known[changes]
 
     def _run_walks(self, family: Family, budget: int) -> int:
@@ -457,9 +474,8 @@ class Rib:
         """Decide again over every prefix with a path by one of these next hops."""
         loc = self.loc[family]
         for rib in list(self.peers.values()):
-            for shard in list(rib.adj_in.tables[family].shards):
-                prefixes = [prefix for prefix, path in shard.items() if path.hop in affected]
-                yield 1 + len(shard) // _LIGHT
+            for size, prefixes in rib.adj_in.by_hops(family, affected):
+                yield 1 + size // _LIGHT
                 for start in range(0, len(prefixes), _STRETCH):
                     changes = self._changes[family]
                     for prefix in prefixes[start : start + _STRETCH]:
@@ -487,7 +503,7 @@ class Rib:
         own = self.own[family]
         for rib in list(self.peers.values()):
             rib.adj_in.reconsider(family, list(rib.refused[family]))
-            for shard in list(rib.adj_in.tables[family].shards):
+            for shard in list(rib.adj_in.shards(family)):
                 if own.guards:
                     rib.adj_in.reconsider(family, [prefix for prefix in shard if own.violated(prefix) is not None])
                 yield 1 + len(shard) // _LIGHT

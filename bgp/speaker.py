@@ -177,6 +177,7 @@ class Speaker:
                 import_policy=settings.import_policy,
                 export_policy=settings.export_policy,
                 reflector_client=settings.route_reflector_client,
+                send_paths=settings.add_path.send,
             )
         )
         if self._task is not None:

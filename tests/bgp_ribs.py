@@ -86,9 +86,12 @@ def add_peer(
     exports: Policy = ACCEPT,
     allow_own_as: int = 0,
     enforce_first_as: bool = True,
+    client: bool = False,
+    send_paths: int = 0,
 ) -> None:
     """Configure ``other`` as a peer of ``node``."""
-    node.rib.add_peer(RibPeer(other.name, other.asn, imports, exports, allow_own_as, enforce_first_as))
+    settings = RibPeer(other.name, other.asn, imports, exports, allow_own_as, enforce_first_as, client, send_paths)
+    node.rib.add_peer(settings)
 
 
 def session(a: Node, b: Node, *, opens: tuple[Open, Open] | None = None, mtu: int = 0) -> None:
