@@ -23,7 +23,7 @@ from bgp.own_prefixes import OwnPrefixes
 from bgp.paths import Hop, Path, Peer
 from bgp.peer_rib import PeerRib
 from bgp.policy import NO_CHANGES, ImportPolicy, Policy, Source
-from bgp.table import Queue
+from bgp.table import SHARDS, Queue
 from config.nexthop import NextHopResolver, NextHops
 from config.prefix import FAMILIES, Family, text
 
@@ -191,7 +191,8 @@ class Rib:
         rib.settings = replace(old, import_policy=import_policy, export_policy=export_policy)
         if import_policy != old.import_policy:
             rib.policy = ImportPolicy(import_policy)
-            rib.adj_in.reconsider_all()
+            for family in FAMILIES:
+                self._walks[family].append(_reconsider(rib, family))
         negotiated = rib.adj_in.negotiated
         if export_policy != old.export_policy and negotiated is not None:
             for family, group in list(rib.groups.items()):
@@ -403,11 +404,12 @@ class Rib:
                 self._discarded += group.table.shards
 
     def _run_peer(self, rib: PeerRib, family: Family, budget: int) -> int:
-        """Work off dirty prefixes of one peer; return how many it were."""
+        """Work off stale paths and dirty prefixes of one peer; return how many it were."""
+        withdrawn = rib.adj_in.withdraw_stale(family, budget)
         prefixes = rib.adj_in.dirty[family].take(budget)
         if prefixes:
             rib.accepted[family] += self._decide(rib, family, prefixes)
-        return len(prefixes)
+        return len(prefixes) + withdrawn // _LIGHT
 
     def _decide(self, rib: PeerRib, family: Family, prefixes: list[bytes]) -> int:
         loc, changes, table = self.loc[family], self._changes[family], rib.adj_in.tables[family]
@@ -524,6 +526,12 @@ class Rib:
         if len(self._interned) >= _INTERNED_LIMIT:
             self._interned.clear()
         return self._interned.setdefault(next_hops, next_hops)
+
+
+def _reconsider(rib: PeerRib, family: Family) -> Iterator[int]:
+    """Have the decision process look again at everything that a peer announces."""
+    for part in range(SHARDS):
+        yield 1 + rib.adj_in.reconsider_part(family, part) // _LIGHT
 
 
 def _own_addresses(local_address: bytes, next_hops: Mapping[Family, bytes]) -> frozenset[bytes]:
