@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 from bgp.add_path_out import AddPathGroup
 from bgp.adj_rib_in import AdjRibIn, Received, RibPeer, SessionFacts
-from bgp.adj_rib_out import ExportGroup, GroupKey, Told
+from bgp.adj_rib_out import ExportGroup, GroupKey
 from bgp.attribute_encoding import ExportKind, imported, own_attributes
 from bgp.decision import Options
 from bgp.inspection import Counts, Explanation, Inspection
@@ -24,6 +24,7 @@ from bgp.paths import Hop, Path, Peer
 from bgp.peer_rib import PeerRib
 from bgp.policy import NO_CHANGES, ImportPolicy, Policy, Source
 from bgp.table import SHARDS, Queue
+from bgp.telling import Told
 from config.nexthop import NextHopResolver, NextHops
 from config.prefix import FAMILIES, Family, text
 
@@ -383,8 +384,6 @@ class Rib:
             group = self._groups[key] = self._new_group(key)
             group.deferred = family in self._deferred | self._catching_up
             group.fill(self._best_paths(family, list(self.own[family]) if group.own_only else self.loc[family].table))
-        if told is not None:
-            group.work(None)  # else what is still to come would be withdrawn first
         group.join(rib.adj_in.peer, next_hop, told)
         rib.groups[family] = group
 

@@ -34,12 +34,6 @@ PLACE = _places()
 """``shards[PLACE[hash(prefix) >> TOP]]`` is where a prefix belongs; a negative index counts from the end.
 Loops over many prefixes say it themselves."""
 
-
-def prefix_order(prefix: bytes) -> tuple[bytes, int]:
-    """Return the key by which prefixes are sorted for people: address, then length."""
-    return prefix[1:], prefix[0]
-
-
 V = TypeVar("V")
 D = TypeVar("D")
 

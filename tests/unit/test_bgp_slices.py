@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from bgp.adj_rib_out import _SLICE
 from bgp.codec import negotiate
 from bgp.framing import Framer
 from bgp.paths import Path
 from bgp.policy import Match, Policy, Rule
 from bgp.table import SHARDS, Queue, Table
+from bgp.telling import SLICE
 from bgp.update import split
 from config.nexthop import NextHops, Resolution
 from config.prefix import Family
@@ -139,7 +139,7 @@ def test_a_peer_that_joins_is_told_in_slices(loaded: Fixture) -> None:
         stretch = 0
         for message in node.rib.outgoing("sink", 1 << 20):
             stretch += sum(len(split(body)[2]) // 4 for _, body in framer.feed(message))
-        assert stretch <= 2 * _SLICE
+        assert stretch <= 2 * SLICE
         told += stretch
     assert told == COUNT
 
