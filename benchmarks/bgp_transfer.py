@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 import subprocess
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from time import monotonic, sleep
 
 from benchmarks.daemons import DAEMON, BenchPeer, Daemon, Lab, Podroute
 from benchmarks.injector import Injector
@@ -45,7 +45,7 @@ def transfer(kind: type[Daemon], stream: Stream, *, out: bool) -> Transfer:
         try:
             receiver = Injector(lab.injectors, RECEIVER, DAEMON, RECEIVER_AS) if out else None
             sender = Injector(lab.injectors, SENDER, DAEMON, stream.asn)
-            memory, cpu, began = daemon.memory(), daemon.cpu(), time.monotonic()
+            memory, cpu, began = daemon.memory(), daemon.cpu(), monotonic()
             sender.send(stream.data)
             received = settled(daemon, stream.prefixes, began)
             done = 0.0
@@ -70,13 +70,13 @@ def settled(daemon: Daemon, expected: int, began: float) -> float:
     A daemon may refuse some routes of a real table, so the count to reach is not known beforehand.
     """
     count, reached = -1, 0.0
-    while (now := time.monotonic()) < began + _LIMIT:
+    while (now := monotonic()) < began + _LIMIT:
         found = daemon.received()
         if found != count:
-            count, reached = found, time.monotonic() - began
+            count, reached = found, monotonic() - began
         if count == expected or (count >= expected * 0.99 and now - began > reached + 1):
             return reached
-        time.sleep(daemon.interval)
+        sleep(daemon.interval)
     raise AssertionError(f"{daemon.name} has {count} of {expected} prefixes after {_LIMIT:g} s")
 
 
@@ -90,13 +90,13 @@ def beside(stream: Stream, rivals: Sequence[type[Daemon]], rounds: int, *, out: 
     kinds: list[type[Daemon]] = [Podroute, *rivals]
     for _ in range(rounds):
         for kind in list(kinds):
-            began = time.monotonic()
+            began = monotonic()
             try:
                 runs.setdefault(kind.name, []).append(transfer(kind, stream, out=out))
             except FAILURES as error:
                 failures.append(f"{kind.name}, {stream.name}{', in and out' if out else ''}: {error}")
                 kinds.remove(kind)
-            if kind in kinds and time.monotonic() - began > _LONG:
+            if kind in kinds and monotonic() - began > _LONG:
                 kinds.remove(kind)
     return _rows(stream, {name: found for name, found in runs.items() if found}, out=out), failures
 

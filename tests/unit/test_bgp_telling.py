@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bgp.framing import Framer
 from bgp.policy import NO_CHANGES, Match, Policy, PrefixMatch, Rule
 from bgp.telling import SLICE
-from tests.bgp_ribs import Node, add_peer, session
+from tests.bgp_ribs import Node, add_peer, session, settle
 
 LEARNED = Match(sources=frozenset(("learned",)))
 EVERYTHING = Policy(rules=(Rule("all", True, LEARNED),))
@@ -116,6 +116,30 @@ def test_any_order_of_changes(monkeypatch: pytest.MonkeyPatch, drawn: list[tuple
         hops = {path.hop.address for path in trio.sink.rib.peers["n"].adj_in.tables[4].values() if path.hop}
         assert hops == {last}
     assert 4 in trio.sink.rib.end_of_rib_received("n")
+
+
+def test_an_update_is_packed_once_for_all_peers_that_get_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node("n", 65001, 1)
+    sinks = [Node(f"sink{number}", 65100 + number, 10 + number) for number in range(20)]
+    for sink in sinks:
+        add_peer(node, sink)
+        add_peer(sink, node)
+        session(node, sink)
+    packed = 0
+    group = type(node.rib.peers["sink0"].groups[4])
+    pack_up = group._pack
+
+    def counted(self: Any, *arguments: Any) -> Any:
+        nonlocal packed
+        packed += 1
+        return pack_up(self, *arguments)
+
+    settle(node, *sinks)
+    monkeypatch.setattr(group, "_pack", counted)
+    node.originate("10.0.0.0/24")
+    settle(node, *sinks)
+    assert packed == 1
+    assert all(len(sink.rib.peers["n"].adj_in.tables[4]) == 1 for sink in sinks)
 
 
 COUNT = 30_000
