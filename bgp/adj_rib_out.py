@@ -1,8 +1,9 @@
 """Adj-RIB-Out: what is announced to peers (RFC 4271 section 3.2), once per group of peers that get the same.
 
-A group holds one table and a log of its changes. A member is a cursor into the log, with a backlog of its own for what
-the log does not tell: the table as it was when the member joined, or a refresh. Members that stand at the same place
-are served with the same packed messages. A withdrawal goes out only for what that peer was told before.
+A group holds one table and a log of its changes. A member is a cursor into the log, and before that there may be what
+the log does not tell (``bgp.telling``): the table as it was when the member joined, or the way here from another group.
+Members that stand at the same place are served with the same packed messages. A withdrawal goes out only for what that
+peer was told before.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from bgp.interning import Interned
 from bgp.messages import BORR, EORR
 from bgp.paths import Path, Peer
 from bgp.policy import Changes, ExportPolicy, Policy, Source, Verdict
-from bgp.table import PLACE, TOP, Table
+from bgp.table import PLACE, SHARDS, TOP, Table
 from bgp.telling import SLICE, Change, Difference, Exported, Member, Retelling, Told, Whole
 from bgp.update import Announcement, announcements, encode_end_of_rib, encode_refresh_marker, fits, room, withdrawals
 from config.prefix import Family
 
 _KNOWN_PATHS = 4096
+"""Paths of which it is remembered what they are exported as, so that not every prefix has it worked out."""
 
 _LOG_LIMIT = 50_000
 """Changes kept for members that lag behind; then they get a backlog of their own."""
@@ -194,7 +196,7 @@ class ExportGroup:
         untold = tuple(table for table in member.tables if table.first)
         again = [table.marked for table in member.tables if not table.first]
         refresh = True if member.refresh_due or any(again) else False if again else None
-        shards = self.table.snapshot()
+        shards = self.table.snapshot() if self.complete else [{} for _ in range(SHARDS)]
         return Told(shards, held, untold, member.queue, member.end_of_rib_due, member.next_hop, refresh)
 
     def leave(self, name: str) -> None:

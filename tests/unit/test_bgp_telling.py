@@ -118,6 +118,22 @@ def test_any_order_of_changes(monkeypatch: pytest.MonkeyPatch, drawn: list[tuple
     assert 4 in trio.sink.rib.end_of_rib_received("n")
 
 
+@pytest.mark.parametrize("policy", [MARKED, EVERYTHING])
+def test_a_policy_that_changes_before_the_peer_is_told_anything(policy: Policy) -> None:
+    trio = Trio()
+    trio.node.rib.peer_down("sink")
+    for number in range(50):
+        trio.node.rib.receive("source", update([number], []))
+    trio.settle()
+    session(trio.node, trio.sink)
+    trio.framer = Framer()
+    trio.node.rib.set_policies("sink", trio.node.rib.peers["sink"].settings.import_policy, HALF)
+    trio.node.rib.run(10)
+    trio.node.rib.set_policies("sink", trio.node.rib.peers["sink"].settings.import_policy, policy)
+    trio.settle()
+    assert len(trio.known()) == 50
+
+
 def test_an_update_is_packed_once_for_all_peers_that_get_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     node = Node("n", 65001, 1)
     sinks = [Node(f"sink{number}", 65100 + number, 10 + number) for number in range(20)]
