@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from agent.errors import StartError
 from bgp.graceful_restart import RestartSettings
 from bgp.policy import Changes, Match, Policy, PrefixMatch, Rule
-from bgp.settings import PeerSettings, PrefixLimit
+from bgp.settings import EVERY_PATH, AddPath, PeerSettings, PrefixLimit
 from config import model
 from config import policy as written
 from config.password import read_password
@@ -30,6 +30,7 @@ def peer_settings(config: model.Config, name: str, peer: model.Peer) -> PeerSett
         hold_time=peer.hold_time,
         connect_retry=peer.connect_retry,
         route_reflector_client=peer.route_reflector_client,
+        add_path=AddPath(peer.add_path.receive, EVERY_PATH if peer.add_path.send == "all" else peer.add_path.send),
         multihop=peer.multihop,
         ttl_security=peer.ttl_security,
         prefix_limit=_limit(peer.max_prefixes) if peer.max_prefixes else None,

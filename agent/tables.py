@@ -84,11 +84,17 @@ def routes(answer: Iterable[Answer]) -> None:
                 table.add_row(*first, "", "", "", "", "", kernel, route["problem"] or "")
                 continue
             mark = "*" if path["used"] else ""
-            origin = path["peer"] or path["owner"]
+            origin = _origin(path)
             cells = [mark, path["nextHop"] or "-", origin, str(path["localPref"]), path["asPath"]]
             table.add_row(*first, *cells, kernel, path["reason"] or route["problem"] or "")
             first, kernel = [""], Text("")
     _print(table, "no routes")
+
+
+def _origin(path: Answer) -> str:
+    """Say who announced a path, and with which identifier (RFC 7911)."""
+    number = "" if path["pathId"] is None else f" path {path['pathId']}"
+    return f"{path['peer'] or path['owner']}{number}"
 
 
 def explain(answer: Answer) -> None:
@@ -100,7 +106,7 @@ def explain(answer: Answer) -> None:
     table = _table("", "FROM", "NEXT HOP", "REACHED", "PREF", "AS PATH", "RULE", "WHY NOT")
     for path in answer["paths"]:
         mark = Text("best", "green") if path["best"] else Text("used", "green") if path["used"] else Text("")
-        origin = path["peer"] or path["owner"]
+        origin = _origin(path)
         cells = [path["nextHop"] or "-", path["reached"], str(path["localPref"]), path["asPath"], path["rule"]]
         table.add_row(mark, origin, *cells, path["reason"])
     _print(table, "no paths")
@@ -110,9 +116,10 @@ def explain(answer: Answer) -> None:
         desired, kernel = (", ".join(route[side]) or "-" for side in ("desired", "kernel"))
         fib.add_row(str(route["metric"]), route["owner"], desired, kernel, state)
     _print(fib, "no routes, neither desired nor in the kernel")
-    exports = _table("TOLD TO", "", "BY")
+    exports = _table("TOLD TO", "", "PATH", "BY")
     for export in answer["exports"]:
-        exports.add_row(export["peer"], "yes" if export["advertised"] else "no", export["reason"])
+        which = " ".join(str(part) for part in (export["origin"], export["pathId"]) if part)
+        exports.add_row(export["peer"], "yes" if export["advertised"] else "no", which, export["reason"])
     _print(exports, "told to nobody")
 
 

@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import groupby, islice
+from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
 from agent.node import Node
 from bgp.inspection import Route
+from bgp.messages import ADD_PATH_TEXT
 from bgp.status import NotificationRecord, PeerStatus
 from cni import hooks
 from config import prefix
@@ -24,9 +25,6 @@ from routes.sysctl import findings
 from routes.table import State
 
 Json = dict[str, Any]
-
-_SLICE = 256
-"""Prefixes rendered before the event loop gets its turn again: about 5 ms."""
 
 
 async def status(node: Node) -> Json:
@@ -79,7 +77,8 @@ async def blocks(node: Node) -> list[Json]:
     advertised: dict[tuple[Family, bytes], list[str]] = {}
     for block in node.ipam.blocks():
         explained = node.speaker.rib.explain(block.family, block.prefix)
-        advertised[block.family, block.prefix] = [export.peer for export in explained.exports if export.advertised]
+        told = [export.peer for export in explained.exports if export.advertised]
+        advertised[block.family, block.prefix] = list(dict.fromkeys(told))
     return [
         {
             "prefix": prefix.text(usage.block.family, usage.block.prefix),
@@ -122,17 +121,19 @@ async def pods(node: Node) -> list[Json]:
 
 
 def routes(node: Node, family: Family, only: bytes | None) -> Iterator[list[Json]]:
-    """Yield slices of the Loc-RIB; with ``only``, every path to that prefix, those that policy keeps out included."""
+    """Yield slices of the Loc-RIB, between which other work may be done; there are empty ones while it is sorted.
+
+    With ``only``, every path to that prefix, those that policy keeps out included.
+    """
     if only is not None:
         explained = node.speaker.rib.explain(family, only).routes
         held = node.fib.route(family, only) if node.running else []
         if explained or held:
             yield [_route(node, family, prefix.text(family, only), list(explained))]
         return
-    by_prefix = groupby(node.speaker.rib.inspection.loc_rib(family), key=attrgetter("prefix"))
-    rendered = (_route(node, family, text, list(paths)) for text, paths in by_prefix)
-    while batch := list(islice(rendered, _SLICE)):
-        yield batch
+    for some in node.speaker.rib.inspection.loc_rib(family):
+        by_prefix = groupby(some, key=attrgetter("prefix"))
+        yield [_route(node, family, text, list(paths)) for text, paths in by_prefix]
 
 
 def _route(node: Node, family: Family, text: str, paths: list[Route]) -> Json:
@@ -158,6 +159,7 @@ def _worst(route: FibRoute) -> bool:
 def path_json(path: Route) -> Json:
     return {
         "peer": path.peer,
+        "pathId": path.path_id,
         "owner": ", ".join(path.owners),
         "source": path.source,
         "used": path.multipath,
@@ -210,6 +212,7 @@ def _peer(peer: PeerStatus) -> Json:
                 "accepted": status.accepted,
                 "stale": status.stale,
                 "advertised": status.advertised,
+                "addPath": ADD_PATH_TEXT[status.add_path],
                 "problem": status.problem,
             }
             for family, status in peer.families.items()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from bgp.decision import Options, decide
+from bgp.decision import Options, decide, rank
 from bgp.interning import Interned
 from bgp.paths import Path, Peer
 from bgp.table import PLACE, TOP, Table
@@ -17,14 +17,16 @@ from config.prefix import LEAD, Family, Run
 
 
 class Selection:
-    """Two or more paths, ordered by their peers' names, and the outcome of the decision among them."""
+    """Two or more paths, ordered by peer and path identifier, and the outcome of the decision among them."""
 
-    __slots__ = ("best", "next_hops", "paths")
+    __slots__ = ("best", "next_hops", "paths", "ranked")
 
     def __init__(self, paths: tuple[Path, ...], best: Path | None, next_hops: NextHops | None) -> None:
         self.paths = paths
         self.best = best
         self.next_hops = next_hops
+        self.ranked: tuple[Path, ...] | None = None
+        """The eligible paths, best first; None: nobody has asked yet."""
 
 
 Entry = Path | Selection
@@ -33,11 +35,13 @@ Entry = Path | Selection
 class Changes:
     """What a stretch of decisions changed in one family."""
 
-    __slots__ = ("best", "fib")
+    __slots__ = ("best", "fib", "others")
 
     def __init__(self) -> None:
         self.best: dict[bytes, Path | None] = {}
         """Prefixes whose best path changed, for Adj-RIB-Out."""
+        self.others: dict[bytes, None] = {}
+        """Prefixes of which another path than the best changed, where peers are told more than the best."""
         self.fib: list[tuple[Sequence[bytes], NextHops | None]] = []
         """Prefixes whose next hops changed, in order, those that follow each other together; None: no route."""
 
@@ -52,6 +56,8 @@ class LocRib:
         self.unsettled = 0
         """How many walks are under way over prefixes whose next hops resolve differently now. Until they are done, what
         was reported of a prefix cannot be told from its entry, and every change of one is reported."""
+        self.all_paths = False
+        """Some peer is told more than the best path (RFC 7911)."""
         self._intern = intern
         self._selections: Interned[tuple[Path, ...], Selection] = Interned()
 
@@ -88,6 +94,22 @@ class LocRib:
         else:
             shard[prefix] = new
         self._note(prefix, old, new, changes)
+        return gain
+
+    def replace_all(self, prefix: bytes, peer: Peer, paths: tuple[Path, ...], changes: Changes) -> int:
+        """Do ``replace`` for a peer that may announce several paths to a prefix (RFC 7911)."""
+        old = self.table.get(prefix)
+        before = self.paths(prefix)
+        others = tuple(p for p in before if p.peer is not peer)
+        gain = len(others) + len(paths) - len(before)
+        wanted = others + paths
+        new = self._select(wanted) if len(wanted) > 1 else wanted[0] if wanted else None
+        if new is not old:
+            if new is None:
+                del self.table[prefix]
+            else:
+                self.table[prefix] = new
+            self._note(prefix, old, new, changes)
         return gain
 
     def take(
@@ -172,10 +194,21 @@ class LocRib:
         entry = self.table.get(prefix)
         return () if entry is None else (entry,) if isinstance(entry, Path) else entry.paths
 
+    def ranked(self, prefix: bytes) -> tuple[Path, ...]:
+        """Return the eligible paths of a prefix, best first."""
+        entry = self.table.get(prefix)
+        if not isinstance(entry, Selection):
+            return (entry,) if entry is not None and entry.eligible else ()
+        if entry.ranked is None:
+            entry.ranked = rank(entry.paths, self.options)
+        return entry.ranked
+
     def _note(self, prefix: bytes, old: Entry | None, new: Entry | None, changes: Changes) -> None:
         after, wanted = best(new), next_hops(new)
         if best(old) is not after or self.unsettled:
             changes.best[prefix] = after
+        elif self.all_paths:
+            changes.others[prefix] = None
         if next_hops(old) != wanted or self.unsettled:
             changes.fib.append(((prefix,), wanted))
 
@@ -204,5 +237,5 @@ def next_hops(entry: Entry | None) -> NextHops | None:
     return None if entry is None else entry.next_hops
 
 
-def _order(path: Path) -> tuple[bool, str]:
-    return (False, "") if path.peer is None else (True, path.peer.name)
+def _order(path: Path) -> tuple[str, int]:
+    return ("", 0) if path.peer is None else (path.peer.name, path.path_id or 0)

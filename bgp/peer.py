@@ -246,6 +246,7 @@ class Peer:
             graceful_restart=self._local.restart.capability(
                 self.settings.families, established_before=self._established_count > 0
             ),
+            add_path=dict.fromkeys(self.settings.families, mode) if (mode := self.settings.add_path.mode) else {},
             hostname=self._local.hostname,
         )
 
@@ -565,6 +566,7 @@ class Peer:
             accepted=counts.accepted if counts else 0,
             advertised=counts.advertised if counts else 0,
             refused=counts.refused if counts else 0,
+            add_path=self._negotiated.add_path(family) if self._established and self._negotiated else 0,
             stale=self._local.rib.stale(self.name, family),
         )
 

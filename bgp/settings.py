@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from bgp.messages import ADD_PATH_RECEIVE, ADD_PATH_SEND
 from bgp.policy import Policy
 from bgp.sockets import MAXIMUM_TTL, Endpoint, TcpOptions
 from config.prefix import FAMILIES, Family
@@ -20,6 +21,24 @@ class PrefixLimit:
     """The share of ``maximum`` at which a warning is logged."""
     restart_after: float | None = None
     """Seconds after which the peer may come back; None: when an operator starts it."""
+
+
+EVERY_PATH = 0xFFFF
+"""More paths to one prefix than there ever are."""
+
+
+@dataclass(frozen=True, slots=True)
+class AddPath:
+    """Several paths to a prefix on one session (RFC 7911), in all its families."""
+
+    receive: bool = False
+    send: int = 0
+    """How many paths to a prefix the peer is told; 0: the best one, without identifier."""
+
+    @property
+    def mode(self) -> int:
+        """What we are able and willing to do, as the capability says it; 0: nothing (RFC 7911 section 4)."""
+        return (ADD_PATH_RECEIVE if self.receive else 0) | (ADD_PATH_SEND if self.send else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +68,7 @@ class PeerSettings:
     prefix_limit: PrefixLimit | None = None
     route_reflector_client: bool = False
     """We reflect routes of other internal peers to this one, and its routes to them (RFC 4456)."""
+    add_path: AddPath = AddPath()
     ttl_security: int | None = None
     """GTSM (RFC 5082): the peer is at most so many hops away, 1 is on the link."""
 

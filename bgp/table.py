@@ -95,6 +95,27 @@ class Table(Generic[V]):
         self._shared = set(range(SHARDS))
         return list(self.shards)
 
+    def copy(self) -> Table[V]:
+        """Return a table of the same content. A shard becomes two when one of the tables writes to it."""
+        twin: Table[V] = Table(self.lead)
+        twin.shards = self.snapshot()
+        twin._shared = set(range(SHARDS))
+        return twin
+
+    @property
+    def shared(self) -> bool:
+        """Some shards are not this table's alone, and only to be written to by way of ``writable``."""
+        return bool(self._shared)
+
+    def take(self, limit: int) -> list[tuple[bytes, V]]:
+        """Remove and return up to ``limit`` items."""
+        taken: list[tuple[bytes, V]] = []
+        for index, shard in enumerate(self.shards):
+            if shard and len(taken) < limit:
+                own = self.writable(index)
+                taken += [own.popitem() for _ in range(min(limit - len(taken), len(own)))]
+        return taken
+
     def writable(self, index: int) -> dict[bytes, V]:
         """Return a shard to write to. Who never takes a snapshot may write to ``shards`` at once."""
         if index in self._shared:

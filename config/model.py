@@ -26,6 +26,7 @@ from config.values import (
     Mtu,
     Name,
     NodeName,
+    PathCount,
     Patience,
     PeerAddress,
     Prefix,
@@ -101,6 +102,13 @@ class MaxPrefixes(Section):
     restart_after: int | None = Field(default=None, ge=1, le=86400, description="1 to 86400 seconds")
 
 
+class AddPath(Section):
+    """Several paths to a prefix on one session (RFC 7911)."""
+
+    receive: bool = Field(default=False, description="true or false")
+    send: PathCount = Field(default=0, description="all, 0 or 1 to 64 paths to a prefix")
+
+
 class Peer(Section):
     address: PeerAddress = Field(description='the address of the peer such as "10.1.1.1" or "fe80::1%eth0"')
     asn: AsNumber = Field(alias="as", description=_AS)
@@ -112,6 +120,7 @@ class Peer(Section):
     hold_time: HoldTime = Field(default=HOLD_TIME, description=_HOLD)
     connect_retry: int = Field(default=CONNECT_RETRY, ge=1, le=3600, description=_RETRY)
     route_reflector_client: bool = Field(default=False, description="true (an internal peer only) or false")
+    add_path: AddPath = Field(default=AddPath(), description="a mapping such as {receive: true, send: all}")
     multihop: int | None = Field(default=None, ge=2, le=255, description="2 to 255, the TTL of what is sent")
     ttl_security: int | None = Field(default=None, ge=1, le=254, description="1 (on the link) to 254 hops")
     max_prefixes: MaxPrefixes | None = Field(default=None, description="a mapping such as {maximum: 1000}")

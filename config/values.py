@@ -232,6 +232,13 @@ def _mtu(value: Any) -> Any:
     return value
 
 
+def _path_count(value: Any) -> Any:
+    number = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 64
+    if value != "all" and not number:
+        raise wrong(value, "all, 1 to 64 paths to a prefix, or 0 (the best one alone, as without add-path)")
+    return value
+
+
 def _pattern(pattern: re.Pattern[str], right: str) -> BeforeValidator:
     def check(value: Any) -> Any:
         if not isinstance(value, str):
@@ -265,4 +272,5 @@ Community = Annotated[str, BeforeValidator(_community)]
 AbsolutePath = Annotated[str, BeforeValidator(_path)]
 SocketPath = Annotated[str, BeforeValidator(_socket)]
 Mtu = Annotated[int | Literal["auto"], BeforeValidator(_mtu)]
+PathCount = Annotated[int | Literal["all"], BeforeValidator(_path_count)]
 Patience = Annotated[int | Literal["never"], BeforeValidator(_patience)]
