@@ -41,7 +41,7 @@ from config.load import load
 from config.model import DEFAULT_PATH, Config
 from config.nexthop import NextHops
 from config.prefix import NAMES, Family, text
-from ipam.ledger import Assignment as Given
+from ipam.given import Assignment as Given
 from ipam.quarantine import Running
 from ipam.records import Block
 from ipam.service import Ipam

@@ -37,8 +37,8 @@ from config.store import Store as Settings
 from ipam import records
 from ipam.claims import Claims
 from ipam.etcd_store import EtcdStore
+from ipam.given import Handle
 from ipam.identity import Identity
-from ipam.ledger import Handle
 from ipam.pool import Pool, span
 from ipam.records import Block, NodeRecord
 from ipam.service import LEDGER_FILE, Ipam

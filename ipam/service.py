@@ -34,9 +34,10 @@ from ipam.errors import (
     PoolChangedError,
     StoreUnavailableError,
 )
+from ipam.given import Assignment, Handle
 from ipam.holdings import Holdings, IdleBlocks, Key, Taken
 from ipam.identity import Identity, StateDirectory
-from ipam.ledger import Assignment, Attachment, Handle, Ledger, OwnedBlock
+from ipam.ledger import Attachment, Ledger, OwnedBlock
 from ipam.membership import Membership, StoreState
 from ipam.pool import Pool
 from ipam.quarantine import Running, quarantine
@@ -380,11 +381,11 @@ class Ipam:
         addresses: Sequence[str],
         attributes: Mapping[str, Any] | None,
     ) -> list[Assignment]:
-        had = self._ledger.by_handle.get(handle)
+        had = self._ledger.given.get(handle)
         if had is not None:
-            if attributes is not None and dict(attributes) != had.attributes:
+            if attributes is not None and dict(attributes) != self._ledger.by_handle[handle].attributes:
                 await self._ledger.annotate(handle, attributes)
-            return list(had.assignments)
+            return list(had)
         mine = [pool for pool in self._pools if pool.name in pools] or choice.automatic(self._pools) or self._pools
         wanted = sorted({pool.family for pool in mine} if families is None else set(families))
         if not wanted and not addresses:
@@ -409,11 +410,9 @@ class Ipam:
 
     async def _release(self, handle: Handle) -> list[Assignment]:
         gone = await self._ledger.remove(handle)
-        if gone is None:
-            return []
-        for assignment in gone.assignments:
+        for assignment in gone:
             self._holdings.give_back(assignment, time.monotonic())
-        return list(gone.assignments)
+        return list(gone)
 
     async def _take(self, family: Family, names: Sequence[str]) -> Taken:
         """Take a free address: one that has rested, else, with many free ones, the one that rested longest.

@@ -30,7 +30,7 @@ from ipam.errors import (
     StoreCorruptError,
     StoreUnavailableError,
 )
-from ipam.ledger import Assignment, Handle
+from ipam.given import Assignment, Handle
 from ipam.records import Block
 from ipam.service import Ipam
 from ipam.sqlite_store import SqliteStore
