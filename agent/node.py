@@ -21,6 +21,7 @@ from agent.garbage import promote
 from agent.leftovers import LeftoverSweep
 from agent.mesh import Mesh
 from agent.notify import notify
+from agent.origination import Origination
 from agent.peering import peer_settings, restart_settings
 from agent.pods import PodHooks
 from agent.reload import CONFIGURATION, Plan, apply, plan, restore
@@ -111,10 +112,17 @@ class Node:
         self.sweep = LeftoverSweep(
             self.speaker, self.fib, self._peers, patience=config.bgp.graceful_restart.restart_time
         )
+        self.origination = Origination(
+            self.speaker,
+            self.fib,
+            blocks=self.ipam.blocks,
+            announced=self.ipam.advertised,
+            aggregates=self.ipam.aggregates,
+        )
         self.advertising = Advertising(
             self.speaker,
             self.ipam.blocks,
-            announced=self.ipam.advertised,
+            announced=self.origination.of,
             wait=config.cni.wait_advertised,
             not_ready_after=config.cni.not_ready_seconds,
         )
@@ -293,13 +301,11 @@ class Node:
     def _blocks_changed(self, granted: Sequence[Block], released: Sequence[Block]) -> None:
         for block in granted:
             self.fib.add_cover(block.family, block.prefix)
-            if self.ipam.advertised(block):
-                self.speaker.originate(block.family, block.prefix, owner=_owner(block), source="block")
             if self.running:  # lost before and ours again; at the start the CNI side tells of its pods
                 for attachment, one in self.ipam.assigned(block):
                     self.fib.expect_pod(one.family, one.prefix, attachment.attributes.get("hostInterface", ""))
+        self.origination.refresh()
         for block in released:
-            self.speaker.retract(block.family, block.prefix, _owner(block))
             self.fib.remove_cover(block.family, block.prefix)
             for _, one in self.ipam.assigned(block):  # of a block that was lost: its old containers are cut off
                 self.fib.forget_pod(one.family, one.prefix)
@@ -349,10 +355,6 @@ class Node:
         problems = overlaps_with_subnets(self.config, self.monitor.interfaces.subnets())
         if problems:
             raise StartError("; ".join(f"{problem.path}: {problem.text}" for problem in problems))
-
-
-def _owner(block: Block) -> str:
-    return f"block of pool {block.pool}"
 
 
 def _own_addresses(peers: Iterable[PeerSettings]) -> list[str]:

@@ -16,10 +16,11 @@ from bgp.conditions import All, Condition, has_as_path, has_community
 from bgp.paths import Path
 from config.prefix import BITS, FAMILIES, Family, parse, text
 
-Source = Literal["block", "configured", "exception", "static", "learned"]
-"""Where a route comes from: our own block, configuration, an address outside our blocks, a static route, a peer."""
+Source = Literal["block", "aggregate", "configured", "exception", "static", "learned"]
+"""Where a route comes from: our own block, an aggregate with one in it, configuration, an address outside our blocks, a
+static route, a peer."""
 
-OWN: tuple[Source, ...] = ("block", "configured", "exception", "static")
+OWN: tuple[Source, ...] = ("block", "aggregate", "configured", "exception", "static")
 
 _PREFIX = re.compile(r"(?P<prefix>\S+)(?:\s+ge\s+(?P<ge>\d+))?(?:\s+le\s+(?P<le>\d+))?")
 

@@ -21,6 +21,7 @@ from config.values import (
     FamilyName,
     HoldTime,
     HostAddress,
+    LabelKey,
     Labels,
     Listen,
     Mtu,
@@ -63,6 +64,16 @@ class Node(Section):
         return IPv4Address(self.router_id).packed
 
 
+class SplitBy(Section):
+    """The parts of a pool that belong to one value of a node label each."""
+
+    label: LabelKey = Field(description="the name of a node label such as rack")
+    size: int = Field(ge=1, le=127, description="the prefix length of a part, not less than the pool's own")
+    aggregate: Literal["none", "beside", "only"] = Field(
+        default="none", description="none (only blocks are advertised), beside (parts too) or only (parts alone)"
+    )
+
+
 class Pool(Section):
     """Addresses for containers, cut into blocks of which every node claims whole ones."""
 
@@ -75,6 +86,7 @@ class Pool(Section):
     manual: bool = Field(default=False, description="true (used only by requests that name it) or false")
     not_advertised: bool = Field(default=False, description="true (its blocks are not announced) or false")
     reservations: list[Prefix] = Field(default=[], description='a list of prefixes such as ["10.64.0.0/28"]')
+    split_by: SplitBy | None = Field(default=None, description="a mapping such as {label: rack, size: 20}")
 
     @property
     def family(self) -> Family:

@@ -56,7 +56,7 @@ COOL_DOWN = 5.0
 
 T = TypeVar("T")
 BlocksChanged = Callable[[Sequence[Block], Sequence[Block]], None]
-"""Called with blocks granted and blocks released."""
+"""Called with blocks granted and blocks released; with none of either where pools have changed."""
 
 
 class Ipam:
@@ -156,6 +156,24 @@ class Ipam:
     def advertised(self, block: Block) -> bool:
         """Tell whether a block's pool is one to be announced."""
         return not any(pool.name == block.pool and pool.not_advertised for pool in self._pools)
+
+    def aggregates(self) -> list[tuple[Pool, bytes, bool]]:
+        """Return the super-blocks to be announced: pool, prefix, and whether in place of the blocks in them.
+
+        Each has a block of ours in it, and belongs to this node's value of the label: a block from before the label
+        was changed lies in others' part of the network. What the store did not say yet is taken to be so.
+        """
+        found: dict[tuple[str, bytes], tuple[Pool, bytes, bool]] = {}
+        claims = self._membership.claims if self._membership is not None else None
+        named = {pool.name: pool for pool in self._pools}
+        for block in self.blocks():
+            pool = named.get(block.pool)
+            if pool is None or pool.split is None or pool.split.aggregate == "none" or pool.not_advertised:
+                continue
+            wire = pool.part(block.prefix).prefix
+            if claims is None or any(one.prefix == wire for one in claims.supers.mine(pool)):
+                found[pool.name, wire] = pool, wire, pool.split.aggregate == "only"
+        return list(found.values())
 
     def lost(self) -> list[OwnedBlock]:
         """Return blocks whose addresses containers here still use though the store does not say they are ours."""
@@ -282,17 +300,21 @@ class Ipam:
         """Bring what we have in line with what the store says, and have one block per family."""
         async with self._growing[4], self._growing[6]:
             labels = self._config.node.labels
-            self._pools = [pool for pool in pools if matches(pool.nodes, labels)]
+            before, self._pools = self._pools, [pool for pool in pools if matches(pool.nodes, labels)]
+            for pool in self._pools:
+                if pool.split:
+                    await claims.supers.read(pool)
             found = await recover(self._ledger, claims, self._pools)
             self._lost = found.lost
             self._drop([key for key in self._holdings.blocks if key not in found.owned])
             await self._adopt(list(found.owned.values()), found.used, found.resting)
-            by_family = {
-                family: [pool for pool in choice.automatic(self._pools) if pool.family == family] for family in FAMILIES
-            }
+            usable = choice.labelled(choice.automatic(self._pools), labels)
+            by_family = {family: [pool for pool in usable if pool.family == family] for family in FAMILIES}
             wants = {f: pools for f, pools in by_family.items() if pools and not self._holdings.serves(pools)}
             if wants:
                 await self._claim(claims, wants)
+            if before != self._pools and self._on_blocks is not None:
+                self._on_blocks([], [])
 
     def _drop(self, keys: Sequence[Key]) -> None:
         """Give up blocks that the store says are not ours: others may use their addresses."""
@@ -554,7 +576,10 @@ class Ipam:
                 problem = self._membership.state.problem
                 raise StoreUnavailableError(f"no {NAMES[family]} pool is known yet, as {problem}")
             raise choice.none_serves(self._pools, family, names, self._config.node.name)
-        return found
+        usable = choice.labelled(found, self._config.node.labels)
+        if not usable:
+            raise choice.no_label(found, self._config.node.name)
+        return usable
 
     def _running(self) -> Claims:
         """Return the dealings with the store; NotRunningError, or StoreUnavailableError before it first answered."""
