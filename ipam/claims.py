@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2s
+from itertools import cycle
 
 from config import prefix
 from ipam import records
@@ -24,6 +26,8 @@ log = logging.getLogger("podroute.ipam")
 _PAGE = 256
 """Block records read at a time in search of a gap."""
 _BULK = 1000
+_SPREAD = 64
+"""Free blocks behind one that is taken among which nodes choose the next to try."""
 
 
 class Claims:
@@ -318,6 +322,7 @@ class _Search:
         self._rest = list(pools)
         self._starts = starts
         self._node = node
+        self._skips = cycle(byte % _SPREAD for byte in blake2s(node.encode()).digest())
         self.found: Block | None = None
         self._start = 0
         self._wrapped = False
@@ -343,10 +348,19 @@ class _Search:
         spans = [records.block_span(entry.key) for entry in entries]
         high = self._high(pool)
         free = pool.first_free(index, high, spans)
-        self.candidate = _Place(pool, free)
         if free == high:
+            self.candidate = _Place(pool, free)
             return self._run_out(pool)
-        return len(entries) < _PAGE or span(pool.family, pool.block(free)) < spans[-1]
+        # What these records tell of: up to the last of them where there may be more
+        told = high if len(entries) < _PAGE else pool.index(spans[-1][0]) or high
+        # Others that met here at once look at the same records: not all must try the same block next
+        for _ in range(next(self._skips)):
+            further = pool.first_free(free + 1, told, spans)
+            if further >= told:
+                break
+            free = further
+        self.candidate = _Place(pool, free)
+        return free < told or len(entries) < _PAGE
 
     def step(self) -> None:
         """Move on by one block."""

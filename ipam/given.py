@@ -43,6 +43,11 @@ class Assignment:
         return self.prefix[1:]
 
 
+_HOST = {4: b"\x20", 16: b"\x80"}
+"""The length octet of a host prefix, by the octets of an address."""
+_PLACES = [bytes((place,)) for place in range(256)]
+
+
 class Given:
     """Assignments by handle. Packed, an assignment is its host prefix, the block's length, its pool's number and its
     place among those of the handle."""
@@ -57,29 +62,34 @@ class Given:
 
     def get(self, handle: Handle) -> tuple[Assignment, ...] | None:
         """Return what a handle has, in the order in which it was given; None where it has nothing."""
-        packed = self._packed.get(_digest(*handle))
+        packed = self._packed.get(_digest(handle))
         return None if packed is None else self._unpack(packed)
 
     def put(self, handle: Handle, assignments: Iterable[Assignment]) -> None:
-        each = (self._pack(a.prefix, a.block[0], a.pool, place) for place, a in enumerate(assignments))
-        self._packed[_digest(*handle)] = b"".join(each)
+        each = (a.prefix + self._tail(a.block[0], a.pool) + _PLACES[place] for place, a in enumerate(assignments))
+        self._packed[_digest(handle)] = b"".join(each)
 
     def drop(self, handle: Handle) -> None:
-        self._packed.pop(_digest(*handle), None)
+        self._packed.pop(_digest(handle), None)
 
-    def load(self, rows: Iterable[tuple[str, str, str, bytes, bytes, str, int]]) -> None:
-        """Take (network, container, ifname, packed address, block, pool, place) over, in any order."""
-        for network, container, ifname, address, block, pool, place in rows:
-            digest = _digest(network, container, ifname)
-            packed = self._pack(b"%c%b" % (8 * len(address), address), block[0], pool, place)
-            self._packed[digest] = self._packed.get(digest, b"") + packed
+    def load(self, rows: Iterable[tuple[bytes, bytes, bytes, str, int]]) -> None:
+        """Take (text of a handle, packed address, block, pool, place) over, in any order; quick where blocks repeat."""
+        packed = self._packed
+        last: tuple[bytes, str] = b"", ""
+        tail = b""
+        for text, address, block, pool, place in rows:
+            if (block, pool) != last:
+                last, tail = (block, pool), self._tail(block[0], pool)
+            digest = blake2b(text, digest_size=16).digest()
+            one = b"".join((_HOST[len(address)], address, tail, _PLACES[place]))
+            packed[digest] = packed[digest] + one if digest in packed else one
 
-    def _pack(self, host: bytes, length: int, pool: str, place: int) -> bytes:
+    def _tail(self, length: int, pool: str) -> bytes:
         number = self._numbers.get(pool)
         if number is None:
             number = self._numbers[pool] = len(self._pools)
             self._pools.append(pool)
-        return b"%b%c%b%c" % (host, length, number.to_bytes(2, "big"), place)
+        return b"%c%b" % (length, number.to_bytes(2, "big"))
 
     def _unpack(self, packed: bytes) -> tuple[Assignment, ...]:
         found: list[tuple[int, Assignment]] = []
@@ -95,6 +105,10 @@ class Given:
         return tuple(one for _, one in sorted(found, key=itemgetter(0)))
 
 
-def _digest(network: str, container: str, ifname: str) -> bytes:
-    text = f"{network}\0{container}\0{ifname}"
-    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+def handle_text(handle: Handle) -> bytes:
+    """Return the text of a handle, for ``Given.load``."""
+    return "\0".join(handle).encode("utf-8", "surrogatepass")
+
+
+def _digest(handle: Handle) -> bytes:
+    return blake2b(handle_text(handle), digest_size=16).digest()

@@ -103,12 +103,6 @@ class OwnedBlock(NamedTuple):
     generation: int
 
 
-class InUse(NamedTuple):
-    family: Family
-    block: bytes
-    packed: bytes
-
-
 class Released(NamedTuple):
     family: Family
     packed: bytes
@@ -148,8 +142,12 @@ class Ledger:
             raise sqlite.corrupt(KIND, self.path, "attributes that are no JSON")
         for row in self._file.rows("SELECT family, prefix, pool, generation FROM block"):
             self.blocks[row[0], row[1]] = OwnedBlock(*row)
-        query = "SELECT network, container, ifname, address, block, pool, place FROM address WHERE released IS NULL"
-        self.given.load(self._file.rows(query))
+        # The first column is handle_text
+        query = (
+            "SELECT CAST(network || char(0) || container || char(0) || ifname AS BLOB), address, block, pool, place"
+            " FROM address WHERE released IS NULL"
+        )
+        self.given.load(self._file.stream(query))
         ((self._last_release,),) = self._file.rows("SELECT coalesce(max(released), 0) FROM address")
         self.blank = not (self.blocks or self.given or self._last_release)
 
@@ -164,10 +162,9 @@ class Ledger:
         query = "SELECT family, address, released FROM address WHERE released IS NOT NULL ORDER BY released"
         return [Released(*row) for row in self._file.rows(query)]
 
-    def in_use(self) -> Iterator[InUse]:
-        """Yield all addresses in use, those of a block one after the other."""
-        query = "SELECT family, block, address FROM address WHERE released IS NULL"
-        return (InUse(*row) for row in self._file.rows(query))
+    def in_use(self) -> Iterator[tuple[Family, bytes, bytes]]:
+        """Yield (family, block, packed address) of all addresses in use, those of a block one after the other."""
+        return self._file.stream("SELECT family, block, address FROM address WHERE released IS NULL")
 
     async def add(self, handle: Handle, assignments: Sequence[Assignment], attributes: Mapping[str, Any]) -> Attachment:
         """Record the addresses of a handle that has none, all or none of them."""
@@ -247,6 +244,13 @@ class _File:
             raise LedgerError(f"ledger {self._path} is not open")
         with self._translated():
             return self._connection.execute(query, values).fetchall()
+
+    def stream(self, query: str) -> Iterator[Any]:
+        """Yield the rows of a query, which may be many."""
+        if self._connection is None:
+            raise LedgerError(f"ledger {self._path} is not open")
+        with self._translated():
+            yield from self._connection.execute(query)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
