@@ -57,6 +57,7 @@ from routes.table import Result, State
 log = logging.getLogger("podroute.agent")
 
 STATE_FILE = "routes.json"
+MESH_FILE = "mesh.json"
 
 
 class Node:
@@ -108,9 +109,16 @@ class Node:
             on_failure=self._failed,
             fib_full=lambda: self.fib.full,
         )
-        self._mesh = Mesh(config, self.ipam, self.speaker)
         self.sweep = LeftoverSweep(
             self.speaker, self.fib, self._peers, patience=config.bgp.graceful_restart.restart_time
+        )
+        self._mesh = Mesh(
+            config,
+            self.ipam,
+            self.speaker,
+            memory=state / MESH_FILE,
+            on_added=self.sweep.expect,
+            on_removed=self.sweep.dismiss,
         )
         self.origination = Origination(
             self.speaker,
@@ -132,7 +140,7 @@ class Node:
             PodHooks(
                 self.fib,
                 self.advertising,
-                uplinks=[peer.address for peer in self._peers.values()],
+                uplinks=self._uplink_addresses,
                 ready=self.ready,
                 owns=self._owns,
             ),
@@ -182,7 +190,8 @@ class Node:
         await self.resolver.start()
         self.monitor.subscribe(self._kernel_event, lambda: self.speaker.next_hops_changed(()))
         stack.push_async_callback(self.resolver.stop)
-        await self.fib.start(peers=self._peers)
+        self._mesh.recall()
+        await self.fib.start(peers={*self._peers, *self._mesh.sessions})
         stack.push_async_callback(self._stop_fib)
         await self.ipam.start()
         stack.push_async_callback(self.ipam.stop)
@@ -195,6 +204,7 @@ class Node:
             self.speaker.originate(family, prefix, owner=CONFIGURATION, source="configured")
         for settings in self._peers.values():
             self.speaker.add_peer(settings)
+        self._mesh.begin()
         await self.speaker.start(retained=self.fib.retained)
         stack.push_async_callback(self._stop_speaker)
         self._mesh.start()
@@ -221,6 +231,10 @@ class Node:
                     await restore(steps, self.speaker, old, new, before)
                     raise
                 self.config, self._peers = new, peers
+                for name in steps.removed:
+                    self.sweep.dismiss(name)
+                for name in steps.added:
+                    self.sweep.expect(name)
                 log.info("configuration reloaded", extra={"fields": steps.as_json()})
             return steps
 
@@ -284,8 +298,17 @@ class Node:
 
     def uplinks(self) -> set[str]:
         """Return the interfaces towards peers."""
-        found = (self.resolver.lookup(peer.endpoint.packed, peer.endpoint.device) for peer in self._peers.values())
-        return {gateway.device for resolution in found if resolution for gateway in resolution.gateways}
+        peers = (*self._peers.values(), *self._mesh.sessions.values())
+        return {device for peer in peers for device in self._devices(peer)}
+
+    def _uplink_addresses(self) -> list[str]:
+        """Return peers' addresses, of a mesh's one for each way out: it may have thousands."""
+        ways = {self._devices(peer): peer.address for peer in self._mesh.sessions.values()}
+        return [peer.address for peer in self._peers.values()] + list(ways.values())
+
+    def _devices(self, peer: PeerSettings) -> frozenset[str]:
+        resolution = self.resolver.lookup(peer.endpoint.packed, peer.endpoint.device)
+        return frozenset(gateway.device for gateway in resolution.gateways) if resolution else frozenset()
 
     # What the rooms tell.
 

@@ -179,7 +179,11 @@ class Mesh(Section):
     port: int = Field(default=179, ge=1, le=65535, description="a TCP port, 1 to 65535")
     password_file: AbsolutePath | None = Field(default=None, description="the absolute path of a file")
     hold_time: HoldTime = Field(default=HOLD_TIME, description=_HOLD)
-    connect_retry: int = Field(default=1, ge=1, le=3600, description=_RETRY)
+    connect_retry: float = Field(default=0.5, ge=0.1, le=3600, description="0.1 to 3600 seconds")
+    reflectors: bool = Field(
+        default=False,
+        description="true (nodes with bgp.clusterId reflect for the others) or false (full mesh)",
+    )
     import_policy: PolicyOrAction | None = Field(default=None, alias="import", description="accept, reject or a policy")
     export_policy: PolicyOrAction | None = Field(default=None, alias="export", description="accept, reject or a policy")
 

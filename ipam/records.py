@@ -59,6 +59,8 @@ class NodeRecord:
     """Where peers reach the node."""
     seen_at: str = ""
     """When the agent last started: UTC, ISO 8601; for people."""
+    cluster_id: str = ""
+    """Of a route reflector (RFC 4456); empty: the node is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +171,7 @@ def encode_node(node: NodeRecord) -> bytes:
             "labels": dict(node.labels),
             "addresses": list(node.addresses),
             "seenAt": node.seen_at,
+            "clusterId": node.cluster_id,
         }
     )
 
@@ -184,6 +187,7 @@ def decode_node(entry: Entry) -> NodeRecord:
             data["labels"],
             tuple(data["addresses"]),
             data["seenAt"],
+            data.get("clusterId", ""),
         )
     except (KeyError, TypeError) as error:
         raise _foreign(entry) from error

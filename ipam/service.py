@@ -267,7 +267,16 @@ class Ipam:
         self._membership = Membership(
             self._store,
             self._identity,
-            NodeRecord(node.name, uuid, node.asn, node.router_id, node.labels, self._addresses, seen_at),
+            NodeRecord(
+                node.name,
+                uuid,
+                node.asn,
+                node.router_id,
+                node.labels,
+                self._addresses,
+                seen_at,
+                config.bgp.cluster_id or "",
+            ),
             ours,
             on_joined=self._joined,
             opened=self._given_store is not None,
@@ -479,12 +488,11 @@ class Ipam:
             )
 
     def _look_ahead(self, family: Family, pools: Sequence[Pool]) -> None:
-        """Fetch another block while an eighth of one is left, so that nobody waits for it."""
-        few = min(1 << (BITS[family] - pool.block_size) for pool in pools) // 8
+        """Fetch another block while an eighth of one is left, or one address, so that nobody waits for it."""
+        few = max(1, min(1 << (BITS[family] - pool.block_size) for pool in pools) // 8)
         limit = self._config.ipam.blocks_per_node
         if (
-            not few
-            or self._holdings.free(pools) > few
+            self._holdings.free(pools) > few
             or family in self._prefetches
             or (limit is not None and sum(of == family for of, _ in self._holdings.blocks) >= limit)
         ):

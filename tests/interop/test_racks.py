@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -153,13 +154,24 @@ async def test_the_agents_announce_the_aggregate_as_long_as_they_contribute(netn
         assert f"unreachable {parts['r1']} " not in n1.ns.run("ip", "route")
         set_aggregate(n1, "beside")
         await lab.seen(lab.spine, lambda found: set(found) == set(parts.values()))
+        # A pool that is not announced has no aggregate either
+        change(n1, "notAdvertised=true")
+        await lab.seen(lab.tors["tor1"], lambda found: not found)
+        change(n1, "notAdvertised=false")
+        await lab.seen(lab.spine, lambda found: set(found) == set(parts.values()))
         await n3.stop()
         await lab.seen(lab.spine, lambda found: set(found) == {parts["r1"]})
 
 
 def set_aggregate(agent: Agent, mode: str) -> None:
-    done = agent.command("ipam", "pools", "set", "p", f"aggregate={mode}", "--json")
-    assert json.loads(done.stdout)[0]["splitBy"]["aggregate"] == mode, done.stderr
+    assert change(agent, f"aggregate={mode}")["splitBy"]["aggregate"] == mode
+
+
+def change(agent: Agent, what: str) -> dict[str, Any]:
+    done = agent.command("ipam", "pools", "set", "p", what, "--json")
+    assert done.returncode == 0, done.stderr
+    (pool,) = json.loads(done.stdout)
+    return dict(pool)
 
 
 def by(found: dict[str, set[str]], next_hop: str) -> set[str]:
