@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
+from ipaddress import ip_address
 from typing import Any
 
 from agent.ipam_check import check
 from agent.node import Node
+from cni.delegate import special
 from cni.hooks import Handle
 from config import prefix
 from config.prefix import BITS, NAMES
 from ipam import cluster
 from ipam.errors import AddressHeldError, AddressNotInPoolError
-from ipam.pool import Pool
+from ipam.pool import Pool, span
 
 Json = dict[str, Any]
 
@@ -58,6 +61,11 @@ def picture(node: Node, cidr: str) -> Json:
     if not cells:
         own = ", ".join(block.cidr for block in node.ipam.blocks()) or "none"
         raise AddressNotInPoolError(f"{cidr} is no block of node {node.config.node.name}; its blocks are: {own}")
+    first = span(family, wire)[0]
+    for address in special(family, wire):
+        holder = node.ipam.holder(address)
+        if holder is not None and holder.attributes.get("reserved"):
+            cells[int(ip_address(address)) - first] = "reserved"
     return {"block": cidr, "node": node.config.node.name, "cells": cells}
 
 
@@ -79,7 +87,12 @@ async def blocks(node: Node, pool: str | None, owner: str | None) -> list[Json]:
 
 
 async def pools(node: Node) -> list[Json]:
-    return [_pool(pool) for pool in await cluster.pools(node.ipam.shared())]
+    store = node.ipam.shared()
+    supers = await cluster.superblocks(store)
+    return [
+        _pool(pool) | {"superBlocks": {one.cidr: one.value for one in supers if one.pool == pool.name}}
+        for pool in await cluster.pools(store)
+    ]
 
 
 async def set_pool(node: Node, name: str, changes: Json) -> Json:
@@ -137,6 +150,7 @@ def _pool(pool: Pool) -> Json:
         "manual": pool.manual,
         "notAdvertised": pool.not_advertised,
         "reservations": [prefix.text(pool.family, one) for one in pool.reservations],
+        "splitBy": asdict(pool.split) if pool.split else None,
     }
 
 

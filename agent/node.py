@@ -21,6 +21,7 @@ from agent.garbage import promote
 from agent.leftovers import LeftoverSweep
 from agent.mesh import Mesh
 from agent.notify import notify
+from agent.origination import Origination
 from agent.peering import peer_settings, restart_settings
 from agent.pods import PodHooks
 from agent.reload import CONFIGURATION, Plan, add, apply, plan, restore
@@ -42,7 +43,7 @@ from config.load import load
 from config.model import DEFAULT_PATH, Config
 from config.nexthop import NextHops
 from config.prefix import NAMES, Family, text
-from ipam.ledger import Assignment as Given
+from ipam.given import Assignment as Given
 from ipam.quarantine import Running
 from ipam.records import Block
 from ipam.service import Ipam
@@ -58,6 +59,7 @@ from routes.table import Result, State
 log = logging.getLogger("podroute.agent")
 
 STATE_FILE = "routes.json"
+MESH_FILE = "mesh.json"
 
 
 class Node:
@@ -113,7 +115,6 @@ class Node:
             on_failure=self._failed,
             fib_full=lambda: self.fib.full,
         )
-        self._mesh = Mesh(config, self.ipam, self.speaker)
         self._expected = self._dynamic_neighbours(state / STATE_FILE)
         self.sweep = LeftoverSweep(
             self.speaker,
@@ -121,10 +122,25 @@ class Node:
             {*self._peers, *self._expected},
             patience=config.bgp.graceful_restart.restart_time,
         )
+        self._mesh = Mesh(
+            config,
+            self.ipam,
+            self.speaker,
+            memory=state / MESH_FILE,
+            on_added=self.sweep.expect,
+            on_removed=self.sweep.dismiss,
+        )
+        self.origination = Origination(
+            self.speaker,
+            self.fib,
+            blocks=self.ipam.blocks,
+            announced=self.ipam.advertised,
+            aggregates=self.ipam.aggregates,
+        )
         self.advertising = Advertising(
             self.speaker,
             self.ipam.blocks,
-            announced=self.ipam.advertised,
+            announced=self.origination.of,
             wait=config.cni.wait_advertised,
             not_ready_after=config.cni.not_ready_seconds,
         )
@@ -134,7 +150,7 @@ class Node:
             PodHooks(
                 self.fib,
                 self.advertising,
-                uplinks=[str(_endpoint(peer)) for peer in self._peers.values()],
+                uplinks=self._uplink_addresses,
                 ready=self.ready,
                 owns=self._owns,
             ),
@@ -184,7 +200,8 @@ class Node:
         await self.resolver.start()
         self.monitor.subscribe(self._kernel_event, lambda: self.speaker.next_hops_changed(()))
         stack.push_async_callback(self.resolver.stop)
-        await self.fib.start(peers={*self._peers, *self._expected})
+        self._mesh.recall()
+        await self.fib.start(peers={*self._peers, *self._mesh.sessions, *self._expected})
         stack.push_async_callback(self._stop_fib)
         await self.ipam.start()
         stack.push_async_callback(self.ipam.stop)
@@ -197,6 +214,7 @@ class Node:
             self.speaker.originate(family, prefix, owner=CONFIGURATION, source="configured")
         for settings in self._peers.values():
             add(self.speaker, settings)
+        self._mesh.begin()
         await self.speaker.start(retained=self.fib.retained, expected=self._expected)
         stack.push_async_callback(self._stop_speaker)
         self._mesh.start()
@@ -223,6 +241,10 @@ class Node:
                     await restore(steps, self.speaker, old, new, before)
                     raise
                 self.config, self._peers = new, peers
+                for name in steps.removed:
+                    self.sweep.dismiss(name)
+                for name in steps.added:
+                    self.sweep.expect(name)
                 log.info("configuration reloaded", extra={"fields": steps.as_json()})
             return steps
 
@@ -286,9 +308,18 @@ class Node:
 
     def uplinks(self) -> set[str]:
         """Return the interfaces towards peers."""
-        endpoints = [_endpoint(peer) for peer in self._peers.values()]
-        found = [self.resolver.lookup(endpoint.packed, endpoint.device) for endpoint in endpoints]
-        return {gateway.device for resolution in found if resolution for gateway in resolution.gateways}
+        peers = (*self._peers.values(), *self._mesh.sessions.values())
+        return {device for peer in peers for device in self._devices(peer)}
+
+    def _uplink_addresses(self) -> list[str]:
+        """Return peers' addresses, of a mesh's one for each way out: it may have thousands."""
+        ways = {self._devices(peer): peer for peer in self._mesh.sessions.values()}
+        return [str(_endpoint(peer)) for peer in (*self._peers.values(), *ways.values())]
+
+    def _devices(self, peer: Neighbour) -> frozenset[str]:
+        endpoint = _endpoint(peer)
+        resolution = self.resolver.lookup(endpoint.packed, endpoint.device)
+        return frozenset(gateway.device for gateway in resolution.gateways) if resolution else frozenset()
 
     def _dynamic_neighbours(self, state_file: Path) -> set[str]:
         """Return the dynamic neighbours of which routes of an earlier run may be left: they are expected back."""
@@ -310,13 +341,11 @@ class Node:
     def _blocks_changed(self, granted: Sequence[Block], released: Sequence[Block]) -> None:
         for block in granted:
             self.fib.add_cover(block.family, block.prefix)
-            if self.ipam.advertised(block):
-                self.speaker.originate(block.family, block.prefix, owner=_owner(block), source="block")
             if self.running:  # lost before and ours again; at the start the CNI side tells of its pods
                 for attachment, one in self.ipam.assigned(block):
                     self.fib.expect_pod(one.family, one.prefix, attachment.attributes.get("hostInterface", ""))
+        self.origination.refresh()
         for block in released:
-            self.speaker.retract(block.family, block.prefix, _owner(block))
             self.fib.remove_cover(block.family, block.prefix)
             for _, one in self.ipam.assigned(block):  # of a block that was lost: its old containers are cut off
                 self.fib.forget_pod(one.family, one.prefix)
@@ -366,10 +395,6 @@ class Node:
         problems = overlaps_with_subnets(self.config, self.monitor.interfaces.subnets())
         if problems:
             raise StartError("; ".join(f"{problem.path}: {problem.text}" for problem in problems))
-
-
-def _owner(block: Block) -> str:
-    return f"block of pool {block.pool}"
 
 
 def _own_addresses(peers: Iterable[Neighbour]) -> list[str]:

@@ -206,6 +206,9 @@ def ipam_pools(answer: Iterable[Answer]) -> None:
         nodes = ", ".join(f"{label}={value}" for label, value in pool["nodes"].items()) or "all"
         flags = [flag for flag in ("disabled", "manual", "notAdvertised") if pool[flag]]
         flags += [f"reserved {one}" for one in pool["reservations"]]
+        if split := pool["splitBy"]:
+            flags.append(f"split by {split['label']} into /{split['size']}")
+            flags += [f"{prefix} for {value}" for prefix, value in pool.get("superBlocks", {}).items()]
         table.add_row(pool["name"], pool["cidr"], f"/{pool['blockSize']}", nodes, ", ".join(flags))
     _print(table, "no pools")
 

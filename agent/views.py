@@ -77,8 +77,9 @@ def peers(node: Node) -> list[Json]:
 async def blocks(node: Node) -> list[Json]:
     advertised: dict[tuple[Family, bytes], list[str]] = {}
     for block in node.ipam.blocks():
-        explained = node.speaker.rib.explain(block.family, block.prefix)
-        told = [export.peer for export in explained.exports if export.advertised]
+        announced = node.origination.of(block)
+        exports = node.speaker.rib.explain(*announced).exports if announced is not None else ()
+        told = [export.peer for export in exports if export.advertised]
         advertised[block.family, block.prefix] = list(dict.fromkeys(told))
     return [
         {

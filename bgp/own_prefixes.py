@@ -11,7 +11,7 @@ from config.prefix import Family, Run, contains
 _GUARDED: tuple[Source, ...] = ("block", "exception")
 """Sources of prefixes that are ours alone. What configuration adds may be announced by several nodes (anycast)."""
 
-_PRECEDENCE: tuple[Source, ...] = ("block", "exception", "configured", "static")
+_PRECEDENCE: tuple[Source, ...] = ("block", "exception", "aggregate", "configured", "static")
 
 
 class OwnPrefixes:

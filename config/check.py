@@ -92,6 +92,7 @@ def overlaps_with_subnets(config: Config, subnets: Iterable[str]) -> list[Proble
 def _pools(config: Config) -> Iterator[Problem]:
     for name, pool in config.pools.items():
         yield from _block_size(("pools", name, "blockSize"), pool)
+        yield from _split(("pools", name, "splitBy"), pool)
         for index, reservation in enumerate(pool.reservations):
             if not _within(reservation, pool.cidr):
                 text = f"is {reservation}, must be a part of the pool, {pool.cidr}"
@@ -100,6 +101,10 @@ def _pools(config: Config) -> Iterator[Problem]:
             if _overlap(ip_network(pool.cidr), ip_network(reserved)):
                 text = f"{pool.cidr} overlaps {reserved} ({use}), must be addresses that containers may use"
                 yield Problem(("pools", name, "cidr"), text)
+    for name, pool in config.pools_here().items():
+        if pool.split_by is not None and pool.split_by.label not in config.node.labels:
+            text = f"is {pool.split_by.label}, which is no label of this node: must be one, or add it to node.labels"
+            yield Problem(("pools", name, "splitBy", "label"), text)
     for (one, first), (other, second) in combinations(config.pools.items(), 2):
         if _overlap(ip_network(first.cidr), ip_network(second.cidr)):
             text = f"{second.cidr} overlaps pool {one} ({first.cidr}), must be addresses of this pool alone"
@@ -115,6 +120,17 @@ def _block_size(location: Location, pool: Pool) -> Iterator[Problem]:
     elif pool.block_size not in range(low, high + 1):
         why = f"not shorter than the pool's own /{length}" if low == length else f"{NAMES[pool.family]} blocks"
         yield Problem(location, f"is {pool.block_size}, must be {low} to {high} ({why})")
+
+
+def _split(location: Location, pool: Pool) -> Iterator[Problem]:
+    if pool.split_by is None:
+        return
+    low, high = pool.prefix[0], pool.block_size - 1
+    if pool.split_by.size not in range(low, high + 1):
+        right = (
+            f"must be {low} (the pool) to {high} (two blocks)" if low <= high else "must be left out: it is one block"
+        )
+        yield Problem((*location, "size"), f"is {pool.split_by.size}, {right}")
 
 
 def _advertise(config: Config) -> Iterator[Problem]:

@@ -73,7 +73,7 @@ def contains(outer: bytes, inner: bytes) -> bool:
 
 def address_text(packed: bytes) -> str:
     """Return the text form of a packed address of 4 or 16 octets."""
-    return str(ip_address(packed))
+    return ".".join(map(str, packed)) if len(packed) == 4 else str(ip_address(packed))
 
 
 def _wire(net: IPv4Network | IPv6Network) -> bytes:

@@ -10,8 +10,8 @@ from typing import Any
 from config.model import BLOCK_SIZES
 from ipam import records
 from ipam.errors import NodeAliveError, NoSuchNodeError, NoSuchPoolError, PoolInUseError
-from ipam.pool import Pool
-from ipam.records import Block, NodeRecord
+from ipam.pool import Aggregate, Pool
+from ipam.records import Block, NodeRecord, SuperBlock
 from ipam.store import Condition, Delete, Entry, Put, Quiet, Range, Store, Unchanged, Write
 
 _PAGE = 5000
@@ -32,6 +32,10 @@ class Member:
 
 async def pools(store: Store) -> list[Pool]:
     return [records.decode_pool(entry)[0] for entry in (await store.list(records.POOLS)).entries]
+
+
+async def superblocks(store: Store) -> list[SuperBlock]:
+    return [records.decode_super(entry) for entry in await _entries(store, records.SUPERS)]
 
 
 async def members(store: Store) -> list[Member]:
@@ -79,7 +83,7 @@ async def reclaim(store: Store, name: str, *, quarantine: int = QUARANTINE) -> l
                 return [block for _, block in owned]
 
 
-async def change_pool(store: Store, name: str, **changes: Any) -> Pool:
+async def change_pool(store: Store, name: str, *, aggregate: Aggregate | None = None, **changes: Any) -> Pool:
     """Change fields of a pool for all nodes. Raises NoSuchPoolError, and PoolInUseError where blocks forbid it."""
     key = records.pool_key(name)
     while True:
@@ -88,10 +92,14 @@ async def change_pool(store: Store, name: str, **changes: Any) -> Pool:
             known = ", ".join(pool.name for pool in await pools(store)) or "none"
             raise NoSuchPoolError(f"no pool {name} in the store {store.url}; there are: {known}")
         pool, seeded_by = records.decode_pool(entry)
-        changed = replace(pool, **changes)
+        if aggregate is not None and pool.split is None:
+            raise PoolInUseError(f"pool {name} is not split by a node label, so it has no aggregates: leave them alone")
+        split = replace(pool.split, aggregate=aggregate) if pool.split and aggregate else pool.split
+        changed = replace(pool, **changes, split=split)
         conditions: list[Condition] = [Unchanged(key, entry.modified)]
         if changed.block_size != pool.block_size:
-            sizes = range(max(BLOCK_SIZES[pool.family].start, pool.prefix[0]), BLOCK_SIZES[pool.family].stop)
+            least = pool.prefix[0] if pool.split is None else pool.split.size + 1
+            sizes = range(max(BLOCK_SIZES[pool.family].start, least), BLOCK_SIZES[pool.family].stop)
             if changed.block_size not in sizes:
                 raise PoolInUseError(
                     f"blocks of /{changed.block_size} do not fit pool {name} ({pool.cidr}): "

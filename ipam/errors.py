@@ -26,6 +26,12 @@ class NoPoolError(IpamError):
     code = "no-pool"
 
 
+class NoLabelError(NoPoolError):
+    """The pools are split by a node label that this node lacks."""
+
+    code = "no-label"
+
+
 class PoolExhaustedError(IpamError):
     """Every block is claimed, and every address of this node's own blocks is in use."""
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from config import prefix
 from config.prefix import BITS, Family
 from ipam.block import FreeAddresses
-from ipam.ledger import Assignment
+from ipam.given import Assignment
 from ipam.pool import Pool, span
 from ipam.records import Block
 

@@ -12,7 +12,7 @@ from config import prefix
 from config.model import BLOCK_SIZES
 from config.prefix import BITS, Family
 from ipam.errors import NewerStateError, StoreError
-from ipam.pool import Pool, Span, span
+from ipam.pool import Pool, Span, Split, span
 from ipam.store import Entry, Quiet, Range
 
 ROOT = "/podroute/v1"
@@ -21,7 +21,8 @@ LIVE = Range.below(f"{ROOT}/live/")
 USAGE = Range.below(f"{ROOT}/usage/")
 POOLS = Range.below(f"{ROOT}/pools/")
 BLOCKS = Range.below(f"{ROOT}/blocks/")
-SCHEMA = 2
+SUPERS = Range.below(f"{ROOT}/supers/")
+SCHEMA = 3
 """The newest schema of a record that we understand."""
 
 
@@ -58,6 +59,24 @@ class NodeRecord:
     """Where peers reach the node."""
     seen_at: str = ""
     """When the agent last started: UTC, ISO 8601; for people."""
+    cluster_id: str = ""
+    """Of a route reflector (RFC 4456); empty: the node is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class SuperBlock:
+    """A part of a split pool, and the label's value whose nodes have their blocks in it."""
+
+    family: Family
+    prefix: bytes
+    pool: str
+    value: str
+    revision: int = 0
+    """The store's revision that wrote the record."""
+
+    @property
+    def cidr(self) -> str:
+        return prefix.text(self.family, self.prefix)
 
 
 def now() -> str:
@@ -94,6 +113,24 @@ def block_key(family: Family, wire: bytes) -> str:
     """
     first, last = span(family, wire)
     return f"{address_key(family, first)}-{last:0{BITS[family] // 4}x}"
+
+
+def super_key(family: Family, wire: bytes) -> str:
+    """Return a super-block's key, which is as a block's."""
+    return block_key(family, wire).replace(BLOCKS.start, SUPERS.start, 1)
+
+
+def inside(family: Family, wire: bytes, limit: int = 0) -> Range:
+    """Return the range of the records of blocks that begin inside a prefix."""
+    first, last = span(family, wire)
+    return Range(address_key(family, first), address_key(family, last) + ".", limit)
+
+
+def supers_inside(family: Family, wire: bytes) -> Range:
+    """Return the range of the records of super-blocks that begin inside a prefix."""
+    blocks = inside(family, wire)
+    start, end = (key.replace(BLOCKS.start, SUPERS.start, 1) for key in (blocks.start, blocks.end))
+    return Range(start, end)
 
 
 def block_span(key: str) -> Span:
@@ -134,6 +171,7 @@ def encode_node(node: NodeRecord) -> bytes:
             "labels": dict(node.labels),
             "addresses": list(node.addresses),
             "seenAt": node.seen_at,
+            "clusterId": node.cluster_id,
         }
     )
 
@@ -149,6 +187,7 @@ def decode_node(entry: Entry) -> NodeRecord:
             data["labels"],
             tuple(data["addresses"]),
             data["seenAt"],
+            data.get("clusterId", ""),
         )
     except (KeyError, TypeError) as error:
         raise _foreign(entry) from error
@@ -163,7 +202,10 @@ def encode_pool(pool: Pool, seeded_by: str) -> bytes:
         "reservations": [prefix.text(pool.family, one) for one in pool.reservations],
     }
     # An agent that does not know these must not use the pool
-    used = {key: value for key, value in extras.items() if value}
+    used: dict[str, Any] = {key: value for key, value in extras.items() if value}
+    if pool.split is not None:
+        split = {"label": pool.split.label, "size": pool.split.size, "aggregate": pool.split.aggregate}
+        return _encode(data | used | {"splitBy": split}, schema=3)
     return _encode(data | used, schema=2 if used else 1)
 
 
@@ -181,6 +223,7 @@ def decode_pool(entry: Entry) -> tuple[Pool, str]:
             manual=data.get("manual", False),
             not_advertised=data.get("notAdvertised", False),
             reservations=data.get("reservations", ()),
+            split=Split(**data["splitBy"]) if "splitBy" in data else None,
         )
         return pool, data["seededBy"]
     except (KeyError, TypeError, ValueError) as error:
@@ -198,6 +241,21 @@ def decode_block(entry: Entry) -> Block:
         first, last = block_span(entry.key)
         wire = prefix.make(family, first, BITS[family] - (last - first).bit_length())
         return Block(family, wire, data["pool"], data["owner"], data["uuid"], entry.created, data["claimedAt"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise _foreign(entry) from error
+
+
+def encode_super(one: SuperBlock) -> bytes:
+    return _encode({"pool": one.pool, "value": one.value}, schema=3)
+
+
+def decode_super(entry: Entry) -> SuperBlock:
+    data = _decode(entry)
+    try:
+        family: Family = 4 if entry.key.startswith(f"{ROOT}/supers/4/") else 6
+        first, last = block_span(entry.key)
+        wire = prefix.make(family, first, BITS[family] - (last - first).bit_length())
+        return SuperBlock(family, wire, data["pool"], data["value"], entry.modified)
     except (KeyError, TypeError, ValueError) as error:
         raise _foreign(entry) from error
 

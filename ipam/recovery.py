@@ -54,9 +54,8 @@ async def recover(ledger: Ledger, claims: Claims, pools: Sequence[Pool]) -> Reco
 def addresses_in_use(ledger: Ledger) -> dict[Key, list[int]]:
     """Return the addresses that the ledger has given, by block."""
     used: dict[Key, list[int]] = {}
-    for attachment in ledger.by_handle.values():
-        for a in attachment.assignments:
-            used.setdefault((a.family, a.block), []).append(int.from_bytes(a.packed, "big"))
+    for family, block, packed in ledger.in_use():
+        used.setdefault((family, block), []).append(int.from_bytes(packed, "big"))
     return used
 
 

@@ -34,9 +34,10 @@ from ipam.errors import (
     PoolChangedError,
     StoreUnavailableError,
 )
+from ipam.given import Assignment, Handle
 from ipam.holdings import Holdings, IdleBlocks, Key, Taken
 from ipam.identity import Identity, StateDirectory
-from ipam.ledger import Assignment, Attachment, Handle, Ledger, OwnedBlock
+from ipam.ledger import Attachment, Ledger, OwnedBlock
 from ipam.membership import Membership, StoreState
 from ipam.pool import Pool
 from ipam.quarantine import Running, quarantine
@@ -55,7 +56,7 @@ COOL_DOWN = 5.0
 
 T = TypeVar("T")
 BlocksChanged = Callable[[Sequence[Block], Sequence[Block]], None]
-"""Called with blocks granted and blocks released."""
+"""Called with blocks granted and blocks released; with none of either where pools have changed."""
 
 
 class Ipam:
@@ -156,6 +157,24 @@ class Ipam:
         """Tell whether a block's pool is one to be announced."""
         return not any(pool.name == block.pool and pool.not_advertised for pool in self._pools)
 
+    def aggregates(self) -> list[tuple[Pool, bytes, bool]]:
+        """Return the super-blocks to be announced: pool, prefix, and whether in place of the blocks in them.
+
+        Each has a block of ours in it, and belongs to this node's value of the label: a block from before the label
+        was changed lies in others' part of the network. What the store did not say yet is taken to be so.
+        """
+        found: dict[tuple[str, bytes], tuple[Pool, bytes, bool]] = {}
+        claims = self._membership.claims if self._membership is not None else None
+        named = {pool.name: pool for pool in self._pools}
+        for block in self.blocks():
+            pool = named.get(block.pool)
+            if pool is None or pool.split is None or pool.split.aggregate == "none" or pool.not_advertised:
+                continue
+            wire = pool.part(block.prefix).prefix
+            if claims is None or any(one.prefix == wire for one in claims.supers.mine(pool)):
+                found[pool.name, wire] = pool, wire, pool.split.aggregate == "only"
+        return list(found.values())
+
     def lost(self) -> list[OwnedBlock]:
         """Return blocks whose addresses containers here still use though the store does not say they are ours."""
         return list(self._lost.values())
@@ -248,7 +267,16 @@ class Ipam:
         self._membership = Membership(
             self._store,
             self._identity,
-            NodeRecord(node.name, uuid, node.asn, node.router_id, node.labels, self._addresses, seen_at),
+            NodeRecord(
+                node.name,
+                uuid,
+                node.asn,
+                node.router_id,
+                node.labels,
+                self._addresses,
+                seen_at,
+                config.bgp.cluster_id or "",
+            ),
             ours,
             on_joined=self._joined,
             opened=self._given_store is not None,
@@ -281,17 +309,21 @@ class Ipam:
         """Bring what we have in line with what the store says, and have one block per family."""
         async with self._growing[4], self._growing[6]:
             labels = self._config.node.labels
-            self._pools = [pool for pool in pools if matches(pool.nodes, labels)]
+            before, self._pools = self._pools, [pool for pool in pools if matches(pool.nodes, labels)]
+            for pool in self._pools:
+                if pool.split:
+                    await claims.supers.read(pool)
             found = await recover(self._ledger, claims, self._pools)
             self._lost = found.lost
             self._drop([key for key in self._holdings.blocks if key not in found.owned])
             await self._adopt(list(found.owned.values()), found.used, found.resting)
-            by_family = {
-                family: [pool for pool in choice.automatic(self._pools) if pool.family == family] for family in FAMILIES
-            }
+            usable = choice.labelled(choice.automatic(self._pools), labels)
+            by_family = {family: [pool for pool in usable if pool.family == family] for family in FAMILIES}
             wants = {f: pools for f, pools in by_family.items() if pools and not self._holdings.serves(pools)}
             if wants:
                 await self._claim(claims, wants)
+            if before != self._pools and self._on_blocks is not None:
+                self._on_blocks([], [])
 
     def _drop(self, keys: Sequence[Key]) -> None:
         """Give up blocks that the store says are not ours: others may use their addresses."""
@@ -380,11 +412,11 @@ class Ipam:
         addresses: Sequence[str],
         attributes: Mapping[str, Any] | None,
     ) -> list[Assignment]:
-        had = self._ledger.by_handle.get(handle)
+        had = self._ledger.given.get(handle)
         if had is not None:
-            if attributes is not None and dict(attributes) != had.attributes:
+            if attributes is not None and dict(attributes) != self._ledger.by_handle[handle].attributes:
                 await self._ledger.annotate(handle, attributes)
-            return list(had.assignments)
+            return list(had)
         mine = [pool for pool in self._pools if pool.name in pools] or choice.automatic(self._pools) or self._pools
         wanted = sorted({pool.family for pool in mine} if families is None else set(families))
         if not wanted and not addresses:
@@ -409,11 +441,9 @@ class Ipam:
 
     async def _release(self, handle: Handle) -> list[Assignment]:
         gone = await self._ledger.remove(handle)
-        if gone is None:
-            return []
-        for assignment in gone.assignments:
+        for assignment in gone:
             self._holdings.give_back(assignment, time.monotonic())
-        return list(gone.assignments)
+        return list(gone)
 
     async def _take(self, family: Family, names: Sequence[str]) -> Taken:
         """Take a free address: one that has rested, else, with many free ones, the one that rested longest.
@@ -458,12 +488,11 @@ class Ipam:
             )
 
     def _look_ahead(self, family: Family, pools: Sequence[Pool]) -> None:
-        """Fetch another block while an eighth of one is left, so that nobody waits for it."""
-        few = min(1 << (BITS[family] - pool.block_size) for pool in pools) // 8
+        """Fetch another block while an eighth of one is left, or one address, so that nobody waits for it."""
+        few = max(1, min(1 << (BITS[family] - pool.block_size) for pool in pools) // 8)
         limit = self._config.ipam.blocks_per_node
         if (
-            not few
-            or self._holdings.free(pools) > few
+            self._holdings.free(pools) > few
             or family in self._prefetches
             or (limit is not None and sum(of == family for of, _ in self._holdings.blocks) >= limit)
         ):
@@ -555,7 +584,10 @@ class Ipam:
                 problem = self._membership.state.problem
                 raise StoreUnavailableError(f"no {NAMES[family]} pool is known yet, as {problem}")
             raise choice.none_serves(self._pools, family, names, self._config.node.name)
-        return found
+        usable = choice.labelled(found, self._config.node.labels)
+        if not usable:
+            raise choice.no_label(found, self._config.node.name)
+        return usable
 
     def _running(self) -> Claims:
         """Return the dealings with the store; NotRunningError, or StoreUnavailableError before it first answered."""

@@ -29,7 +29,7 @@ from config.load import check_text
 from config.model import Config
 from ipam import cluster
 from ipam.errors import IpamError
-from ipam.ledger import Handle
+from ipam.given import Handle
 from ipam.service import Ipam
 from tests.etcd import Etcd, etcd
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from bgp.framing import Framer
 from bgp.policy import NO_CHANGES, Match, Policy, Rule
 from bgp.telling import SLICE
+from config.prefix_range import PrefixRange
 from tests.bgp_ribs import Node, add_peer, session, settle
 
 LEARNED = Match(sources=frozenset(("learned",)))

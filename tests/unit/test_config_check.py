@@ -223,7 +223,7 @@ def test_values_against_each_other(body: str, expected: list[str]) -> None:
         (
             "{rules: [{name: a, action: accept, match: {source: [kernel]}}]}",
             ".rules[0].match.source[0]",
-            'is "kernel", must be block or configured or learned',
+            'is "kernel", must be block or aggregate or configured or learned',
         ),
     ],
 )
@@ -430,6 +430,7 @@ def test_the_effective_configuration_is_whole_without_secrets_and_loads_again(tm
         "manual": False,
         "notAdvertised": False,
         "reservations": [],
+        "splitBy": None,
     }
     assert data["stateDir"] == "/var/lib/podroute"
     assert list(data)[:2] == ["apiVersion", "node"]

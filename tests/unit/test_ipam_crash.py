@@ -27,7 +27,7 @@ from config.model import Config
 from config.prefix import FAMILIES
 from ipam import cluster, records
 from ipam.errors import PoolExhaustedError, StoreUnavailableError
-from ipam.ledger import Handle
+from ipam.given import Handle
 from ipam.service import Ipam
 from ipam.sqlite_store import SqliteStore
 from ipam.store import Condition, Delete, Outcome, Range, Write
