@@ -45,10 +45,11 @@ class Mount:
     """Where an operator asked for it, for errors."""
 
 
-def build(mounts: Iterable[Mount]) -> None:
+def build(mounts: Iterable[Mount], *, sysfs: bool = True) -> None:
     """Build a node's file system in the calling thread, which must own its mount namespace by itself.
 
-    The process file system is left to the first process of the node's pid namespace. Raises LabError.
+    ``sysfs`` is false for the host's network, whose /sys is there already. The process file system is left to the first
+    process of the node's pid namespace. Raises LabError.
     """
     kernel.mount("none", "/", flags=kernel.MS_REC | kernel.MS_PRIVATE)
     with ExitStack() as stack:
@@ -61,7 +62,8 @@ def build(mounts: Iterable[Mount]) -> None:
                 raise LabError(f"{mount.place}: {mount.source}: {error.strerror}") from None
             stack.callback(os.close, descriptor)
             sources.append((mount, descriptor))
-        kernel.mount("sysfs", "/sys", "sysfs", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
+        if sysfs:
+            kernel.mount("sysfs", "/sys", "sysfs", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
         kernel.mount("tmpfs", "/run", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=755")
         for path in RUN:
             os.makedirs(path, exist_ok=True)

@@ -10,25 +10,28 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import shutil
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
-from labs import bridges, cables, frr, images, keys, topology
+from labs import bridges, frr, images, keys, reading, topology
+from labs.cables import Cabling
 from labs.errors import CommandError, LabError
 from labs.filesystem import Mount
+from labs.host import check_host, run_on_host
+from labs.lifecycle import Lifecycle, apart, until_exit, until_healthy
 from labs.namespaces import Namespaces
-from labs.node import Node, search_path
+from labs.node import Node
 from labs.processes import Process
 from labs.saving import fresh_folder, save
+from labs.stages import Stage, StageExec, Target
 from labs.state import ROOT, Record, names
 from labs.teardown import check_root, take_down
-from labs.topology import Topology
-from labs.waiting import off_loop, together
+from labs.topology import HOST, Topology
+from labs.waiting import off_loop, side_by_side
 
 TOPOLOGIES = Path(__file__).parent / "topologies"
 Progress = Callable[[str], None]
@@ -49,7 +52,7 @@ def resolve(topology_file: str | Path) -> Path:
 
 def load(topology_file: str | Path, *, name: str | None = None, root: Path = ROOT) -> Topology:
     """Read and check a topology file, or a shipped topology by its name. Raises TopologyError with all faults."""
-    return topology.load(resolve(topology_file), directories=root, name=name)
+    return reading.load(resolve(topology_file), directories=root, name=name)
 
 
 class Lab:
@@ -61,6 +64,7 @@ class Lab:
         self.nodes = dict(nodes)
         self.problems: list[str] = []
         self._record = record
+        self._spaces: dict[str, Namespaces] = {}
         self._progress = progress or (lambda _: None)
 
     @classmethod
@@ -78,7 +82,8 @@ class Lab:
         already). Raises LabError; then nothing of it is left.
         """
         plan = source if isinstance(source, Topology) else load(source, name=name, root=root)
-        _check_host(plan)
+        check_root()
+        check_host(plan)
         record = Record(plan.name, plan.directory.parents[1])
         record.create()
         built = cls(record, {}, progress)
@@ -187,47 +192,74 @@ class Lab:
     async def _build(self, plan: Topology) -> None:
         plan.directory.mkdir()
         for node in plan.nodes.values():
+            (self.directory / "nodes" / node.name / "frr").mkdir(parents=True)
+            (plan.directory / node.name).mkdir()
             for bind in node.binds:
                 if bind.make:
                     bind.source.mkdir(parents=True, exist_ok=True)
-        self._progress(f"namespaces of {len(plan.nodes)} nodes")
-        await together(self._make_node(plan, node) for node in plan.nodes.values())
+        self._progress(f"{len(plan.nodes)} nodes, {len(plan.links)} links")
+        cabling = Cabling(self.name, plan.links, self._spaces, apart(plan))
+        lifecycle = Lifecycle(plan, self._stage_exec)
+        try:
+            await side_by_side(self._bring_up(plan, node, lifecycle, cabling) for node in plan.nodes.values())
+        finally:
+            cabling.close()
         self.nodes = {name: self.nodes[name] for name in plan.nodes}
-        self._progress(f"{len(plan.links)} links")
-        await off_loop(lambda: cables.connect(plan.links, {name: node.namespaces for name, node in self.nodes.items()}))
-        await together(
-            bridges.build(self.node(node.name), interfaces(plan, node.name))
-            for node in plan.nodes.values()
-            if node.kind == keys.BRIDGE
-        )
-        await together(self._start_node(node) for node in plan.nodes.values())
-        await together(self._exec(node) for node in plan.nodes.values())
-        self._check_commands()
+        self._check_commands(lifecycle)
         self._record.write({**self._content(plan), "state": "up"})
         self._progress(f"lab {self.name} is up")
+
+    async def _bring_up(self, plan: Topology, node: topology.Node, lifecycle: Lifecycle, cabling: Cabling) -> None:
+        async with lifecycle.stage(node.name, Stage.CREATE):
+            if node.startup_delay:
+                self._progress(f"{node.name}: starts in {node.startup_delay} s")
+                await asyncio.sleep(node.startup_delay)
+            await self._make_node(plan, node)
+        async with lifecycle.stage(node.name, Stage.CREATE_LINKS):
+            await cabling.attach(node.name)
+            if node.kind == keys.BRIDGE:
+                await bridges.build(self.node(node.name), plan.interfaces(node.name))
+        async with lifecycle.stage(node.name, Stage.CONFIGURE):
+            await self._start_node(node)
+        await self._exec(node)
+        if node.healthcheck and lifecycle.calls_for(node.name, Stage.HEALTHY):
+            async with lifecycle.stage(node.name, Stage.HEALTHY):
+                await until_healthy(self.node(node.name), node.healthcheck)
+                self._progress(f"{node.name}: healthy")
+        if node.command and lifecycle.calls_for(node.name, Stage.EXIT):
+            async with lifecycle.stage(node.name, Stage.EXIT):
+                await until_exit(self.node(node.name))
+                self._progress(f"{node.name}: its command has ended")
 
     async def _make_node(self, plan: Topology, node: topology.Node) -> None:
         directory = self.directory / "nodes" / node.name
         logs = directory / "frr"
-        logs.mkdir(parents=True)
-        (plan.directory / node.name).mkdir(exist_ok=True)
         mounts = [Mount(logs, "/var/log/frr", place=node.place)] if images.is_frr(node.image) else []
         mounts += [Mount(bind.source, bind.target, bind.read_only, bind.place) for bind in node.binds]
+        network: Namespaces | Literal["host"] | None = self._spaces.get(node.network)
+        if node.network == HOST:
+            network = "host"
         namespaces = await off_loop(
-            lambda: Namespaces.create(self.name, node.name, mounts=mounts, sysctls=node.sysctls, place=node.place)
+            lambda: Namespaces.create(
+                self.name,
+                node.name,
+                hostname=node.hostname,
+                network=network,
+                mounts=mounts,
+                sysctls=node.sysctls,
+                place=node.place,
+            )
         )
+        self._spaces[node.name] = namespaces
         own = node.command or images.command(node.image)
         env = {**node.env, **{f"CLAB_LABEL_{_variable(key)}": value for key, value in node.labels.items()}}
-        env["CLAB_INTFS"] = str(len(interfaces(plan, node.name)))
+        env["CLAB_INTFS"] = str(len(plan.interfaces(node.name)))
         self.nodes[node.name] = Node(
             self.name, node.name, namespaces, directory=directory, command=own, env=env, image=node.image
         )
 
     async def _start_node(self, plan: topology.Node) -> None:
         node = self.node(plan.name)
-        if plan.startup_delay:
-            self._progress(f"{node.name}: starts in {plan.startup_delay} s")
-            await asyncio.sleep(plan.startup_delay)
         if node.command:
             await off_loop(node.start)
             self._progress(f"{node.name}: {' '.join(node.command)}")
@@ -243,11 +275,33 @@ class Lab:
             except LabError as error:
                 self._problem(str(error))
             else:
-                node.note(f"$ {' '.join(argv)}\n{result.stdout}{result.stderr}")
+                self._note(node.name, f"$ {' '.join(argv)}\n{result.stdout}{result.stderr}")
 
-    def _check_commands(self) -> None:
+    async def _stage_exec(self, name: str, command: StageExec) -> None:
+        """Run a command of a stage. As in containerlab its failure does not stop anything."""
+        node = self.node(name) if name in self.nodes else None
+        try:
+            if command.target is Target.CONTAINER:
+                if node is None:
+                    raise LabError(f"node {name}: {' '.join(command.argv)}: the node is not there yet")
+                result = await node.run(*command.argv, timeout=120)
+                said, where = result.stdout + result.stderr, name
+            else:
+                said, where = await run_on_host(command.argv, timeout=120), "host"
+        except LabError as error:
+            self._problem(str(error))
+        else:
+            self._note(name, f"{where}$ {' '.join(command.argv)}\n{said}")
+
+    def _note(self, node: str, text: str) -> None:
+        """Append to the log of what the runner did for a node."""
+        with open(self.directory / "nodes" / node / "exec.log", "a") as log:
+            log.write(text)
+
+    def _check_commands(self, lifecycle: Lifecycle) -> None:
         for node in self.nodes.values():
-            if node.command and node.process is None:
+            # One whose end was waited for was meant to end.
+            if node.command and node.process is None and not lifecycle.calls_for(node.name, Stage.EXIT):
                 said = node.log.read_text(errors="replace").strip().splitlines()[-5:]
                 self._problem(f"node {node.name}: `{' '.join(node.command)}` has ended: {' / '.join(said)}")
 
@@ -278,9 +332,10 @@ class Lab:
                 {
                     "endpoints": {
                         side: {"node": end.node, "interface": end.interface, "mac": end.mac}
-                        for side, end in (("a", link.a), ("z", link.z))
+                        for side, end in zip("az", link.ends, strict=False)
                     },
                     "mtu": link.mtu,
+                    "labels": dict(link.labels),
                 }
                 for link in plan.links
             ],
@@ -324,33 +379,6 @@ async def _save_failed(net: Lab, error: Exception, save_to: Path | None) -> None
         told = f"lab {net.name} is saved in {folder}"
     error.add_note(told)
     print(told, file=sys.stderr)
-
-
-def _check_host(plan: Topology) -> None:
-    """Refuse what this host cannot run, before anything is created."""
-    check_root()
-    faults: list[str] = []
-    for program in ("ip", "mount", "setsid"):
-        if not shutil.which(program):
-            faults.append(f"this host has no `{program}`: install iproute2, mount and util-linux")
-    for node in plan.nodes.values():
-        if node.command:
-            path = node.env.get("PATH", search_path())
-            if "/" not in node.command[0] and not shutil.which(node.command[0], path=path):
-                faults.append(f"{node.place}.cmd: no program `{node.command[0]}` in {path}")
-        elif lacking := images.missing(node.image):
-            faults.append(f"{node.place}.image: {lacking}")
-    if faults:
-        raise LabError("\n".join(_unique(faults)))
-
-
-def interfaces(plan: Topology, node: str) -> list[str]:
-    """Return the names of a node's link ends."""
-    return [end.interface for link in plan.links for end in (link.a, link.z) if end.node == node]
-
-
-def _unique(lines: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(lines))
 
 
 def _variable(label: str) -> str:

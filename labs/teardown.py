@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from labs.cables import remove_from_host
 from labs.errors import LabError
 from labs.namespaces import Namespaces
 from labs.processes import Process, await_end, marked, sharing
@@ -39,6 +40,7 @@ def take_down(
         if left := await_end(processes, timeout=10):
             numbers = ", ".join(str(process.pid) for process in left)
             raise LabError(f"lab `{name}`: processes {numbers} do not end when they are killed")
+    remove_from_host(name)
     record.remove()
     return found
 
@@ -48,6 +50,7 @@ def _processes(name: str) -> list[Process]:
     processes = marked(name)
     if not processes:
         return []
-    own = {identity for process in processes for identity in Namespaces(process).identities()}
+    own = {identity for process in processes for identity in Namespaces(process).identities(("mnt", "pid"))}
+    own |= {identity for process in marked(name, owners=True) for identity in Namespaces(process).identities(("net",))}
     own -= Namespaces(Process(os.getpid(), 0)).identities()
     return list({*processes, *sharing(own, ("net", "mnt", "pid"))})
