@@ -12,6 +12,7 @@ from labs import images, kernel
 from labs.cables import INTERFACES
 from labs.errors import CommandError, LabError
 from labs.node import search_path
+from labs.rights import confined
 from labs.topology import HOST, Link, Topology
 
 PROGRAMS = {"ip": "iproute2", "mount": "mount", "setsid": "util-linux"}
@@ -26,6 +27,8 @@ def check_host(plan: Topology) -> None:
     ]
     faults += [fault for link in plan.links if (fault := _link_fault(link))]
     for node in plan.nodes.values():
+        if node.network == HOST and confined():
+            faults.append(f"{node.place}.network-mode: the host's network can be used by root only")
         if node.command:
             path = node.env.get("PATH", search_path())
             if "/" not in node.command[0] and not shutil.which(node.command[0], path=path):
@@ -63,6 +66,8 @@ async def run_on_host(argv: Sequence[str], *, timeout: float) -> str:  # noqa: A
 def _link_fault(link: Link) -> str | None:
     if link.z is None:
         return None if has_dummy() else f"{link.place}.type: this kernel has no `dummy` interfaces (CONFIG_DUMMY)"
+    if link.z.node == HOST and confined():
+        return f"{link.place}: links to the host can be made by root only"
     if link.z.node == HOST and (INTERFACES / link.z.interface).exists():
         return f"{link.place}: this host has an interface `{link.z.interface}` already, choose another name"
     return None

@@ -3,7 +3,8 @@
     async with lab("two-racks") as net:
         await net.node("n1").ping("10.255.0.11")
 
-A lab outlives the process that built it; any other process finds it by name. Root is needed.
+A lab outlives the process that built it; any other process finds it by name. Without root it is made in a
+user namespace, which the process that makes it enters.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from labs.lifecycle import Lifecycle, apart, until_exit, until_healthy
 from labs.namespaces import Namespaces
 from labs.node import Node
 from labs.processes import Process
+from labs.rights import become_root, join
 from labs.saving import fresh_folder, save
 from labs.stages import Stage, StageExec, Target
 from labs.state import ROOT, Record, names
-from labs.teardown import check_root, take_down
+from labs.teardown import take_down
 from labs.topology import HOST, Topology
 from labs.waiting import off_loop, side_by_side
 
@@ -82,7 +84,7 @@ class Lab:
         already). Raises LabError; then nothing of it is left.
         """
         plan = source if isinstance(source, Topology) else load(source, name=name, root=root)
-        check_root()
+        become_root()
         check_host(plan)
         record = Record(plan.name, plan.directory.parents[1])
         record.create()
@@ -96,12 +98,18 @@ class Lab:
         return built
 
     @classmethod
-    def find(cls, name: str, *, root: Path = ROOT) -> Lab:
-        """Return a lab that is up, whoever built it. Raises LabError."""
-        check_root()
+    def find(cls, name: str, *, root: Path = ROOT, look: bool = False) -> Lab:
+        """Return a lab that is up, whoever built it. Raises LabError.
+
+        A process that is not root enters the lab's user namespace for good, unless ``look`` says that it will only
+        look, and run nothing in the lab.
+        """
         record = Record(name, root)
+        content = record.read()["nodes"]
+        if not look:
+            join(next(known["holder"]["pid"] for known in content.values()))
         nodes = {}
-        for node, known in record.read()["nodes"].items():
+        for node, known in content.items():
             nodes[node] = Node(
                 name,
                 node,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,7 +100,7 @@ async def test_networks_that_are_shared(tmp_path: Path) -> None:
 """
     links = "    - endpoints: ['n:eth1', 'peer:eth1']\n    - endpoints: ['side:eth2', 'peer:eth2']\n"
     here = os.readlink("/proc/self/ns/net")
-    stranger = subprocess.Popen(["sleep", "1000"])
+    stranger = await asyncio.create_subprocess_exec("sleep", "1000")
     async with lab(write(tmp_path, nodes, links)) as net:
         n, side, inside = net.node("n"), net.node("side"), net.node("inside")
         assert os.readlink(n.netns) == os.readlink(side.netns) != here == os.readlink(inside.netns)
@@ -112,9 +112,9 @@ async def test_networks_that_are_shared(tmp_path: Path) -> None:
         process = inside.process
         assert process
     assert not process.running()
-    assert stranger.poll() is None, "who else is in the host's network is left alone"
+    assert stranger.returncode is None, "who else is in the host's network is left alone"
     stranger.kill()
-    stranger.wait()
+    await stranger.wait()
 
 
 async def test_links_of_all_kinds(tmp_path: Path) -> None:
