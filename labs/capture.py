@@ -10,6 +10,7 @@ from typing import IO
 
 from labs.errors import LabError
 from labs.node import Node
+from labs.rights import may_set_groups
 from labs.waiting import off_loop
 
 
@@ -59,6 +60,11 @@ class Capture:
 
 
 def command(interface: str, expression: tuple[str, ...] = ()) -> list[str]:
-    """Return the command that writes a capture to its standard output, packet by packet."""
+    """Return the command that writes a capture to its standard output, packet by packet.
+
+    Raises LabError in an ordinary user's lab: there tcpdump cannot become anybody, and will not run as it is.
+    """
+    if not may_set_groups():
+        raise LabError("packets are captured by tcpdump, which needs root: it gives up rights that this lab has not")
     # It stays root: a node's files may be out of reach of tcpdump's own user.
     return ["tcpdump", "-Z", "root", "-n", "-U", "--immediate-mode", "-i", interface, "-w", "-", *expression]

@@ -75,6 +75,7 @@ def pcap(ctx: click.Context, name: str, place: str, expression: tuple[str, ...],
     them as they come.
     """
     node, _, interface = place.partition(":")
+    net = Lab.find(name)
     argv = capture.command(interface or "any", expression)
     with ExitStack() as stack:
         stdout: IO[bytes] | None = None
@@ -84,7 +85,7 @@ def pcap(ctx: click.Context, name: str, place: str, expression: tuple[str, ...],
             argv.insert(1, "-l")
         elif str(output) != "-":
             stdout = stack.enter_context(output.open("wb"))
-        child = Lab.find(name).node(node).popen(*argv, stdin=subprocess.DEVNULL, stdout=stdout, stderr=None)
+        child = net.node(node).popen(*argv, stdin=subprocess.DEVNULL, stdout=stdout, stderr=None)
         # Ctrl-C reaches tcpdump too, which then writes out what it has and ends.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _ending(child))

@@ -146,7 +146,7 @@ class _Builder:
             right = f"a bridge is an interface: at most {LONGEST_BRIDGE} characters"
             self.check.fault(place, f"`{name}` is not a bridge's name", right)
         if not image and kind != BRIDGE:
-            right = "`frrouting/frr:v8.4.4` runs this host's FRR, `localhost/podroute:dev` this podroute"
+            right = "`quay.io/frrouting/frr:8.4.1` runs this host's FRR, `localhost/podroute:dev` this podroute"
             self.check.fault(f"{place}.image", "missing here, in its group, its kind and topology.defaults", right)
         binds = {}
         for given in merged.lists.get("binds", ()):

@@ -1,4 +1,4 @@
-"""What a process may do to namespaces: root may all, an ordinary user in a user namespace of its own (user_namespaces(7)).
+"""What a process may do to namespaces: root may all, an ordinary user in a user namespace (user_namespaces(7)).
 
 In such a namespace the user is root over networks and mounts made there, and has no other users: daemons stay root.
 """
@@ -41,6 +41,11 @@ def confined() -> bool:
 def has_user(number: int) -> bool:
     """Tell whether a process here can become a user."""
     return any(inside <= number < inside + count for inside, _, count in user_map())
+
+
+def may_set_groups() -> bool:
+    """Tell whether a process here can take groups: in an ordinary user's namespace none can."""
+    return (PROC / "self/setgroups").read_text().strip() == "allow"
 
 
 def outer_user() -> int:

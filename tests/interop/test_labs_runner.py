@@ -35,7 +35,7 @@ topology:
     sysctls: {net.ipv6.conf.default.accept_dad: 0}
   groups:
     router:
-      image: frrouting/frr:v8.4.4
+      image: quay.io/frrouting/frr:8.4.1
       binds: [daemons:/etc/frr/daemons, "__clabNodeName__.conf:/etc/frr/frr.conf"]
       sysctls: {net.ipv4.ip_forward: 1}
   nodes:

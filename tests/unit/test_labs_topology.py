@@ -89,7 +89,7 @@ def link(text: str) -> str:
             document("a: {kind: linux}"),
             [
                 "topology.nodes.a.image: missing here, in its group, its kind and topology.defaults, "
-                "`frrouting/frr:v8.4.4` runs this host's FRR, `localhost/podroute:dev` this podroute",
+                "`quay.io/frrouting/frr:8.4.1` runs this host's FRR, `localhost/podroute:dev` this podroute",
             ],
         ),
         (
@@ -401,6 +401,31 @@ def test_shipped_topologies_are_containerlabs(name: str) -> None:
     assert [error.message for error in validator.iter_errors(document)] == []
     modes = {node["network-mode"] for node in [document["topology"]["defaults"]]}
     assert modes == {"none"}, "containerlab's management network would give every node a default route"
+
+
+FRR_IMAGE = "quay.io/frrouting/frr:8.4.1"
+OUR_IMAGE = "localhost/podroute:dev"
+OTHER_IMAGES = {
+    "docker.io/nicolaka/netshoot:latest",
+    "docker.io/pierky/bird:2.0.12",
+    "docker.io/jauderho/gobgp:v3.10.0",
+}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_topologies_run_public_images_and_ours(name: str) -> None:
+    """Ours begins with the program that its Containerfile makes the entrypoint of the image."""
+    plan = load(name)
+    nodes = [node for node in plan.nodes.values() if node.kind == "linux"]
+    assert {node.image for node in nodes} <= {FRR_IMAGE, OUR_IMAGE, *OTHER_IMAGES}
+    assert {node.network for node in nodes} == {""}
+    for node in nodes:
+        if node.image == OUR_IMAGE:
+            assert " ".join(node.command).endswith("podroute agent --config /etc/podroute/podroute.yaml")
+            assert any(bind.target == "/var/lib/podroute-store" and bind.make for bind in node.binds)
+        elif node.image == FRR_IMAGE:
+            assert {bind.target for bind in node.binds} >= {"/etc/frr/daemons", "/etc/frr/frr.conf"}
+    assert 'ENTRYPOINT ["podroute"]' in (TOPOLOGIES.parents[1] / "Containerfile").read_text()
 
 
 def test_an_unknown_name_lists_the_shipped_ones() -> None:

@@ -1,0 +1,143 @@
+"""Labs of an ordinary user: FRR, agents, pods and tools in a user namespace, and what is said where there is none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from labs.leftovers import Host
+from labs.processes import marked
+from labs.teardown import take_down
+
+TREE = Path(__file__).parents[2]
+NAME = f"rootless-{os.getpid()}"
+USER = 2_000_000 + os.getpid()
+"""A user that nobody is."""
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(not shutil.which("vtysh"), reason="needs FRR: install the package frr"),
+]
+
+SCRIPT = """
+import asyncio, os, sys
+from labs.fabric import converge, podroute_nodes
+from labs.pods import start_pods
+from labs.runner import lab
+
+async def main():
+    assert os.geteuid() != 0
+    async with lab("two-racks", name=sys.argv[1]) as net:
+        nodes = podroute_nodes(net)
+        await converge(net)
+        await asyncio.gather(*(node.run("podroute", "cni", "install") for node in nodes))
+        pods = await start_pods([nodes[0], nodes[-1]], 1)
+        for address in pods[1].addresses:
+            assert await pods[0].ping(address), address
+        peers = await net.node("tor1").frr_json("show bgp summary json")
+        print(sorted(peer["state"] for peer in peers["ipv4Unicast"]["peers"].values()))
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """Return a directory of the user's own; at the end nothing of it runs, and nothing is left on the host."""
+    before = Host.look(NAME)
+    home = Path(tempfile.mkdtemp(prefix="podroute-test-", dir="/tmp"))
+    os.chown(home, USER, USER)
+    readable = as_user(home, "-c", "import labs.runner")
+    if readable.returncode:
+        shutil.rmtree(home)
+        pytest.skip(f"an ordinary user cannot read {TREE} or {sys.prefix}")
+    yield home
+    take_down(NAME, root=home / "podroute-labs")
+    assert marked(NAME) == []
+    assert not (home / "podroute-labs").exists()
+    shutil.rmtree(home)
+    assert Host.look(NAME).beyond(before) == []
+
+
+def as_user(home: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    """Run this Python as an ordinary user without any rights."""
+    return subprocess.run(
+        ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--no-new-privs", sys.executable, *argv],
+        capture_output=True,
+        text=True,
+        cwd=TREE,
+        env={"PATH": os.environ["PATH"], "HOME": str(home), "XDG_RUNTIME_DIR": str(home)},
+        timeout=120,
+    )
+
+
+def podroute(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return as_user(home, "-c", "from labs.commands import lab; lab()", *words)
+
+
+def may_have_namespaces() -> bool:
+    probe = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "unshare", "-Urnm", "true"]
+    return subprocess.run(probe, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not may_have_namespaces(), reason="this kernel lets no ordinary user have namespaces")
+def test_a_fabric_with_routers_agents_and_pods(home: Path) -> None:
+    done = as_user(home, "-c", SCRIPT, NAME)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "['Established', 'Established', 'Established']\n"
+
+
+@pytest.mark.skipif(not may_have_namespaces(), reason="this kernel lets no ordinary user have namespaces")
+def test_the_commands(home: Path) -> None:
+    up = podroute(home, "up", "one-tor", "--name", NAME)
+    assert up.returncode == 0, up.stderr
+    assert "== tor1: bgpd.log" in podroute(home, "logs", NAME).stdout
+    done = podroute(home, "exec", NAME, "n1", "--", "sh", "-c", "hostname; id -u; ls /sys/class/net")
+    assert done.stdout.split() == ["n1", "0", "eth1", "lo"], done.stderr
+    assert "bgpd[" in podroute(home, "ps").stdout
+    assert "10Mbit" in podroute(home, "impair", NAME, "n1:eth1", "--rate", "10mbit", "--loss", "50").stdout
+    assert podroute(home, "graph", NAME, "-o", "-").stdout.startswith("<svg ")
+    refused = podroute(home, "pcap", NAME, "n1:eth1")
+    assert (refused.returncode, "tcpdump, which needs root" in refused.stderr) == (1, True)
+    folder = home / "saved"
+    assert podroute(home, "save", NAME, str(folder)).returncode == 0
+    assert "eth1" in (folder / "n1/addresses.txt").read_text()
+    assert podroute(home, "down", NAME).stdout == f"lab {NAME} is down\n"
+
+
+@pytest.mark.skipif(not may_have_namespaces(), reason="this kernel lets no ordinary user have namespaces")
+def test_what_only_root_can_do_is_refused(home: Path) -> None:
+    file = home / "x.clab.yml"
+    file.write_text(
+        f"name: {NAME}\ntopology:\n  nodes:\n    n: {{kind: linux, image: x}}\n"
+        "    m: {kind: linux, image: x, network-mode: host}\n  links:\n    - endpoints: ['n:eth1', 'host:x']\n"
+    )
+    refused = podroute(home, "up", str(file)).stderr
+    assert f"{file}:topology.links[0]: links to the host can be made by root only" in refused
+    assert f"{file}:topology.nodes.m.network-mode: the host's network can be used by root only" in refused
+
+
+def test_where_there_are_no_namespaces_the_reason_is_told() -> None:
+    """A user namespace whose limit is none, and in it a user without rights."""
+    script = 'echo 0 > /proc/sys/user/max_user_namespaces && exec setpriv --inh-caps=-all --ambient-caps=-all "$@"'
+    done = subprocess.run(
+        [
+            *("unshare", "--user", "--map-user=1000", "--map-group=1000", "--keep-caps", "sh", "-c", script, "sh"),
+            *(sys.executable, "-c", "from labs.commands import lab; lab()", "up", "one-tor", "--name", NAME),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=TREE,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "Error: labs need namespaces, and without root these: a user namespace, which the setting "
+        "user.max_user_namespaces = 0 forbids; or run this as root"
+    )
