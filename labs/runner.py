@@ -14,29 +14,24 @@ import inspect
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, TypeVar, overload
 
-from labs import bridges, frr, images, keys, reading, topology
-from labs.cables import Cabling
+from labs import reading
+from labs.building import Building, Progress
 from labs.errors import CommandError, LabError
-from labs.filesystem import Mount
-from labs.host import check_host, run_on_host
-from labs.lifecycle import Lifecycle, apart, until_exit, until_healthy
+from labs.host import check_host
 from labs.namespaces import Namespaces
 from labs.node import Node
 from labs.processes import Process
 from labs.rights import become_root, join
 from labs.saving import fresh_folder, save
-from labs.stages import Stage, StageExec, Target
 from labs.state import ROOT, Record, names
 from labs.teardown import take_down
-from labs.topology import HOST, Topology
-from labs.waiting import off_loop, side_by_side
+from labs.topology import Topology
+from labs.waiting import off_loop
 
 TOPOLOGIES = Path(__file__).parent / "topologies"
-Progress = Callable[[str], None]
 T = TypeVar("T")
 
 
@@ -60,14 +55,12 @@ def load(topology_file: str | Path, *, name: str | None = None, root: Path = ROO
 class Lab:
     """A lab that is up. ``problems`` holds what went wrong without keeping it from coming up."""
 
-    def __init__(self, record: Record, nodes: Mapping[str, Node], progress: Progress | None = None) -> None:
+    def __init__(self, record: Record, nodes: Mapping[str, Node]) -> None:
         self.name = record.name
         self.directory = record.directory
         self.nodes = dict(nodes)
         self.problems: list[str] = []
         self._record = record
-        self._spaces: dict[str, Namespaces] = {}
-        self._progress = progress or (lambda _: None)
 
     @classmethod
     async def up(
@@ -88,14 +81,17 @@ class Lab:
         check_host(plan)
         record = Record(plan.name, plan.directory.parents[1])
         record.create()
-        built = cls(record, {}, progress)
+        building = Building(plan, record, progress or (lambda _: None))
+        net = cls(record, building.nodes)
         try:
-            await built._build(plan)
+            await building.run()
         except BaseException:
-            await asyncio.shield(built.down())
+            net.nodes = building.nodes
+            await asyncio.shield(net.down())
             raise
         record.release()
-        return built
+        net.nodes, net.problems = building.nodes, building.problems
+        return net
 
     @classmethod
     def find(cls, name: str, *, root: Path = ROOT, look: bool = False) -> Lab:
@@ -195,160 +191,6 @@ class Lab:
 
         await off_loop(remove)
 
-    # Building
-
-    async def _build(self, plan: Topology) -> None:
-        plan.directory.mkdir()
-        for node in plan.nodes.values():
-            (self.directory / "nodes" / node.name / "frr").mkdir(parents=True)
-            (plan.directory / node.name).mkdir()
-            for bind in node.binds:
-                if bind.make:
-                    bind.source.mkdir(parents=True, exist_ok=True)
-        self._progress(f"{len(plan.nodes)} nodes, {len(plan.links)} links")
-        cabling = Cabling(self.name, plan.links, self._spaces, apart(plan))
-        lifecycle = Lifecycle(plan, self._stage_exec)
-        try:
-            await side_by_side(self._bring_up(plan, node, lifecycle, cabling) for node in plan.nodes.values())
-        finally:
-            cabling.close()
-        self.nodes = {name: self.nodes[name] for name in plan.nodes}
-        self._check_commands(lifecycle)
-        self._record.write({**self._content(plan), "state": "up"})
-        self._progress(f"lab {self.name} is up")
-
-    async def _bring_up(self, plan: Topology, node: topology.Node, lifecycle: Lifecycle, cabling: Cabling) -> None:
-        async with lifecycle.stage(node.name, Stage.CREATE):
-            if node.startup_delay:
-                self._progress(f"{node.name}: starts in {node.startup_delay} s")
-                await asyncio.sleep(node.startup_delay)
-            await self._make_node(plan, node)
-        async with lifecycle.stage(node.name, Stage.CREATE_LINKS):
-            await cabling.attach(node.name)
-            if node.kind == keys.BRIDGE:
-                await bridges.build(self.node(node.name), plan.interfaces(node.name))
-        async with lifecycle.stage(node.name, Stage.CONFIGURE):
-            await self._start_node(node)
-        await self._exec(node)
-        if node.healthcheck and lifecycle.calls_for(node.name, Stage.HEALTHY):
-            async with lifecycle.stage(node.name, Stage.HEALTHY):
-                await until_healthy(self.node(node.name), node.healthcheck)
-                self._progress(f"{node.name}: healthy")
-        if node.command and lifecycle.calls_for(node.name, Stage.EXIT):
-            async with lifecycle.stage(node.name, Stage.EXIT):
-                await until_exit(self.node(node.name))
-                self._progress(f"{node.name}: its command has ended")
-
-    async def _make_node(self, plan: Topology, node: topology.Node) -> None:
-        directory = self.directory / "nodes" / node.name
-        logs = directory / "frr"
-        mounts = [Mount(logs, "/var/log/frr", place=node.place)] if images.is_frr(node.image) else []
-        mounts += [Mount(bind.source, bind.target, bind.read_only, bind.place) for bind in node.binds]
-        network: Namespaces | Literal["host"] | None = self._spaces.get(node.network)
-        if node.network == HOST:
-            network = "host"
-        namespaces = await off_loop(
-            lambda: Namespaces.create(
-                self.name,
-                node.name,
-                hostname=node.hostname,
-                network=network,
-                mounts=mounts,
-                sysctls=node.sysctls,
-                place=node.place,
-            )
-        )
-        self._spaces[node.name] = namespaces
-        own = node.command or images.command(node.image)
-        env = {**node.env, **{f"CLAB_LABEL_{_variable(key)}": value for key, value in node.labels.items()}}
-        env["CLAB_INTFS"] = str(len(plan.interfaces(node.name)))
-        self.nodes[node.name] = Node(
-            self.name, node.name, namespaces, directory=directory, command=own, env=env, image=node.image
-        )
-
-    async def _start_node(self, plan: topology.Node) -> None:
-        node = self.node(plan.name)
-        if node.command:
-            await off_loop(node.start)
-            self._progress(f"{node.name}: {' '.join(node.command)}")
-        elif images.is_frr(plan.image):
-            daemons = await frr.start(node)
-            self._progress(f"{node.name}: FRR with {', '.join(daemons)}")
-
-    async def _exec(self, plan: topology.Node) -> None:
-        node = self.node(plan.name)
-        for argv in plan.exec:
-            try:
-                result = await node.run(*argv, timeout=120)
-            except LabError as error:
-                self._problem(str(error))
-            else:
-                self._note(node.name, f"$ {' '.join(argv)}\n{result.stdout}{result.stderr}")
-
-    async def _stage_exec(self, name: str, command: StageExec) -> None:
-        """Run a command of a stage. As in containerlab its failure does not stop anything."""
-        node = self.node(name) if name in self.nodes else None
-        try:
-            if command.target is Target.CONTAINER:
-                if node is None:
-                    raise LabError(f"node {name}: {' '.join(command.argv)}: the node is not there yet")
-                result = await node.run(*command.argv, timeout=120)
-                said, where = result.stdout + result.stderr, name
-            else:
-                said, where = await run_on_host(command.argv, timeout=120), "host"
-        except LabError as error:
-            self._problem(str(error))
-        else:
-            self._note(name, f"{where}$ {' '.join(command.argv)}\n{said}")
-
-    def _note(self, node: str, text: str) -> None:
-        """Append to the log of what the runner did for a node."""
-        with open(self.directory / "nodes" / node / "exec.log", "a") as log:
-            log.write(text)
-
-    def _check_commands(self, lifecycle: Lifecycle) -> None:
-        for node in self.nodes.values():
-            # One whose end was waited for was meant to end.
-            if node.command and node.process is None and not lifecycle.calls_for(node.name, Stage.EXIT):
-                said = node.log.read_text(errors="replace").strip().splitlines()[-5:]
-                self._problem(f"node {node.name}: `{' '.join(node.command)}` has ended: {' / '.join(said)}")
-
-    def _problem(self, text: str) -> None:
-        self.problems.append(text)
-        self._progress(f"problem: {text}")
-
-    def _content(self, plan: Topology) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "prefix": plan.prefix,
-            "topology": str(plan.path.absolute()),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "nodes": {
-                name: {
-                    "kind": plan.nodes[name].kind,
-                    "image": node.image,
-                    "group": plan.nodes[name].group,
-                    "labels": dict(plan.nodes[name].labels),
-                    "command": list(node.command),
-                    "env": node.env,
-                    "holder": {"pid": node.namespaces.holder.pid, "start": node.namespaces.holder.start},
-                    "logs": str(node.directory),
-                }
-                for name, node in self.nodes.items()
-            },
-            "links": [
-                {
-                    "endpoints": {
-                        side: {"node": end.node, "interface": end.interface, "mac": end.mac}
-                        for side, end in zip("az", link.ends, strict=False)
-                    },
-                    "mtu": link.mtu,
-                    "labels": dict(link.labels),
-                }
-                for link in plan.links
-            ],
-        }
-
 
 @asynccontextmanager
 async def lab(
@@ -387,7 +229,3 @@ async def _save_failed(net: Lab, error: Exception, save_to: Path | None) -> None
         told = f"lab {net.name} is saved in {folder}"
     error.add_note(told)
     print(told, file=sys.stderr)
-
-
-def _variable(label: str) -> str:
-    return "".join(letter if letter.isalnum() else "_" for letter in label).upper()
