@@ -65,13 +65,8 @@ class Links:
         return list(enumerate(ends))
 
     def _pair(self, place: str, given: Mapping[str, Value], ends: Sequence[Endpoint]) -> Link:
-        a, z = ends
-        if a.node == HOST:
-            a, z = z, a
-        if a.node == HOST:
-            raise UnusableError(f"{place}.endpoints", "both ends are the host's", "links begin at a node")
         made = []
-        for index, end in enumerate((a, z)):
+        for index, end in enumerate(ends):
             addresses = list(end.addresses)
             for family in FAMILIES:
                 listed = self.check.list(f"{place}.{family}", given.get(family))
@@ -81,7 +76,10 @@ class Links:
                 if index < len(listed) and (text := self.check.text(f"{place}.{family}[{index}]", listed[index])):
                     addresses.append(self._address(f"{place}.{family}[{index}]", family, text))
             made.append(Endpoint(end.node, end.interface, end.mac, tuple(addresses)))
-        return self._link(place, given, made[0], made[1])
+        a, z = made if made[0].node != HOST else made[::-1]
+        if a.node == HOST:
+            raise UnusableError(f"{place}.endpoints", "both ends are the host's", "links begin at a node")
+        return self._link(place, given, a, z)
 
     def _link(self, place: str, given: Mapping[str, Value], a: Endpoint, z: Endpoint | None) -> Link:
         mtu = self.check.integer(f"{place}.mtu", given.get("mtu"), 68, 65535, DEFAULT_MTU)

@@ -129,7 +129,8 @@ class _Builder:
     ) -> Node:
         empty = keys.Definition()
         # The kind is looked up before the kind's own values are known, and a kind may name a group.
-        kind = own.first("kind") or groups.get(own.first("group") or "", empty).first("kind") or defaults.first("kind")
+        nearest, usual = (groups.get(level.first("group") or "", empty) for level in (own, defaults))
+        kind = own.first("kind") or nearest.first("kind") or usual.first("kind") or defaults.first("kind")
         of_kind = kinds.get(kind or "", empty)
         group = own.first("group") or of_kind.first("group") or defaults.first("group")
         if group and group not in groups:

@@ -244,6 +244,8 @@ def test_stages_add_up(reader: Reader) -> None:
 def test_the_kind_comes_from_node_group_or_defaults(reader: Reader) -> None:
     assert reader.read(levels(groups={"kind": "bridge"})).nodes["n"].kind == "bridge"
     assert reader.read(levels(groups={"kind": "bridge"}, nodes={"kind": "linux"})).nodes["n"].kind == "linux"
+    body = {"defaults": {**NODE, "group": "g"}, "groups": {"g": {"kind": "bridge"}}, "nodes": {"n": None}}
+    assert reader.read(document(body)).nodes["n"].kind == "bridge", "the group of the defaults"
 
 
 def test_the_group_comes_from_node_kind_or_defaults(reader: Reader) -> None:
@@ -287,14 +289,15 @@ def test_links_have_addresses(reader: Reader) -> None:
 @pytest.mark.parametrize(
     "given",
     [
-        {"endpoints": ["n:e", "host:to-n"]},
-        {"endpoints": ["host:to-n", "n:e"]},
+        {"endpoints": ["n:e", "host:to-n"], "ipv4": ["192.0.2.1/30"]},
+        {"endpoints": ["host:to-n", "n:e"], "ipv4": ["", "192.0.2.1/30"]},
         {"type": "host", "endpoint": end("n"), "host-interface": "to-n"},
     ],
 )
 def test_links_to_the_host(reader: Reader, given: dict[str, Any]) -> None:
     (link,) = links(reader, {**given, "mtu": 1500}).links
     assert ([str(end) for end in link.ends], link.mtu) == (["n:e", "host:to-n"], 1500)
+    assert link.a.addresses == (("192.0.2.1/30",) if "ipv4" in given else ())
 
 
 def test_dummy_links_and_labels(reader: Reader) -> None:
