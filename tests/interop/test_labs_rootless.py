@@ -69,17 +69,34 @@ def home() -> Iterator[Path]:
 def as_user(home: Path, *argv: str) -> subprocess.CompletedProcess[str]:
     """Run this Python as an ordinary user without any rights."""
     return subprocess.run(
-        ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--no-new-privs", sys.executable, *argv],
-        capture_output=True,
-        text=True,
-        cwd=TREE,
-        env={"PATH": os.environ["PATH"], "HOME": str(home), "XDG_RUNTIME_DIR": str(home)},
-        timeout=120,
+        as_user_argv(*argv), capture_output=True, text=True, cwd=TREE, env=environment(home), timeout=120
     )
+
+
+def as_user_argv(*argv: str) -> list[str]:
+    user = (f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--no-new-privs")
+    return ["setpriv", *user, sys.executable, *argv]
+
+
+def environment(home: Path) -> dict[str, str]:
+    return {"PATH": os.environ["PATH"], "HOME": str(home), "XDG_RUNTIME_DIR": str(home)}
 
 
 def podroute(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return as_user(home, "-c", "from labs.commands import lab; lab()", *words)
+
+
+def captured(home: Path, *options: str) -> str:
+    """Return what `pcap` prints of two pings from n1."""
+    command = as_user_argv("-c", "from labs.commands import lab; lab()", "pcap", *options, NAME, "n1:eth1", "icmp")
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=TREE, env=environment(home), stdout=pipe, stderr=pipe, text=True) as child:
+        assert child.stderr
+        while "listening on eth1" not in (line := child.stderr.readline()):
+            assert line, "pcap has ended"
+        podroute(home, "exec", NAME, "n1", "ping", "-c", "2", "-i", "0.01", "10.1.1.1")
+        child.terminate()
+        return child.communicate(timeout=20)[0]
 
 
 def may_have_namespaces() -> bool:
@@ -104,8 +121,14 @@ def test_the_commands(home: Path) -> None:
     assert "bgpd[" in podroute(home, "ps").stdout
     assert "10Mbit" in podroute(home, "impair", NAME, "n1:eth1", "--rate", "10mbit", "--loss", "50").stdout
     assert podroute(home, "graph", NAME, "-o", "-").stdout.startswith("<svg ")
-    refused = podroute(home, "pcap", NAME, "n1:eth1")
-    assert (refused.returncode, "tcpdump, which needs root" in refused.stderr) == (1, True)
+    assert podroute(home, "impair", NAME, "n1:eth1", "--clear").returncode == 0
+    file = home / "bgp.pcap"
+    captured(home, "-w", str(file))
+    read = subprocess.run(["tcpdump", "-n", "-r", file], capture_output=True, text=True, check=True).stdout
+    assert (read.count("echo request"), len(read.splitlines())) == (2, 4), "two pings, and nothing else"
+    assert captured(home).count("echo request") == 2, "without a file they are printed"
+    assert "a filter needs an interface" in podroute(home, "pcap", NAME, "n1", "icmp").stderr
+    assert "no filter: no such" in podroute(home, "pcap", NAME, "n1:eth1", "no", "such").stderr
     folder = home / "saved"
     assert podroute(home, "save", NAME, str(folder)).returncode == 0
     assert "eth1" in (folder / "n1/addresses.txt").read_text()
