@@ -4,7 +4,7 @@ VENV := .venv/bin
 export PYTHONDONTWRITEBYTECODE := 1
 export PATH := $(CURDIR)/$(VENV):$(PATH)
 
-.PHONY: help demo lab-down test unit lab lint format conformance interop fuzz flood hammer bench-bgp bench-cni bench-fib
+.PHONY: help demo lab-down test unit lab big-lab lint format conformance interop fuzz flood hammer bench-bgp bench-cni bench-fib
 .PHONY: bench-ipam setup setup-tests venv lock clean
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -26,6 +26,9 @@ lab: setup-tests  ## the tests that build networks: kernel, real routers, real r
 
 scenarios: setup-tests  ## every promise in a lab with traffic through it, onto one page: scenarios.html (SCENARIOS=names)
 	@python -m labs.scenarios $(SCENARIOS)
+
+big-lab: setup-tests  ## the lab of forty nodes: up, converged, every pod reaches every other, down
+	@PODROUTE_BIG=1 python -m pytest tests/interop/test_labs_topologies.py -k forty
 
 conformance: setup-tests  ## the BGP conformance suite at podroute, FRR, BIRD and GoBGP, into docs/conformance-bgp.md; minutes
 	@mkdir -p build
