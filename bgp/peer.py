@@ -368,6 +368,7 @@ class Peer:
             self._end_of_rib_timer.cancel()
         self._next_hops, self._end_of_rib = {}, {}
         self._local.rib.peer_down(self.name, retained)
+        self._local.restart.lost(self.name)
         kept = {"kept": ",".join(NAMES[family] for family in sorted(retained))} if retained else {}
         log.warning("session lost: %s", reason, extra=self._fields(address=str(self.endpoint), **kept))
         self._await_restart()
