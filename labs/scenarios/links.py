@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from labs.scenarios.files import Given, configured, own_file
 from labs.scenarios.looking import sessions
 from labs.scenarios.routers import two_ways
 from labs.scenarios.story import Scenario, Story
-from labs.topology import Topology
+from labs.topology import Bind, Topology
 
 
 async def _cut(story: Story) -> None:
@@ -69,18 +71,33 @@ async def _one_way(story: Story) -> None:
 
 
 FULL = 1_000_000
+FEW = 1000
+"""More than the fabric itself has."""
 RATE = "8mbit"
 TABLE = "/etc/bird/full.conf"
-PROTOCOL = f'protocol static full {{ disabled; ipv4; include "{TABLE}"; }}\n'
+PROTOCOL = f"""protocol static full {{
+  disabled;
+  ipv4;
+  include "{TABLE}";
+}}
+
+"""
 
 
 def _full_table(plan: Topology, directory: Path) -> Topology:
     """BIRD, the second ToR of ``mixed``, has a full table for n1; pods' traffic prefers the first ToR."""
+    table = directory / "full.conf"
+    with table.open("w") as file:
+        for number in range(FULL):
+            file.write(f"route {16 + (number >> 16)}.{number >> 8 & 255}.{number & 255}.0/24 blackhole;\n")
+    tor = plan.nodes["tor2"]
+    tor = replace(tor, binds=(*tor.binds, Bind(table, TABLE, True, tor.place, False)))
+    plan = replace(plan, nodes={**plan.nodes, "tor2": tor})
 
     def bird(text: str) -> str:
-        text = text.replace("protocol bgp n1v4", PROTOCOL + "protocol bgp n1v4")
-        head, _, rest = text.partition("protocol bgp n2v4")
-        return head + "protocol bgp n2v4" + rest.replace("export all", 'export where proto != "full"')
+        head, begin, rest = text.partition("protocol bgp n2v4")
+        head = head.replace("protocol bgp n1v4", PROTOCOL + "protocol bgp n1v4")
+        return head + begin + rest.replace("export all", 'export where proto != "full"')
 
     def change(_: str, given: Given) -> None:
         rule = {"name": "second", "match": {"family": "ipv4"}, "action": "accept", "set": {"localPref": 50}}
@@ -94,17 +111,13 @@ def _full_table(plan: Topology, directory: Path) -> Topology:
 
 async def _slow(story: Story) -> None:
     n1, tor = story.node("n1"), story.node("tor2")
-    with (tor.root / TABLE[1:]).open("w") as file:
-        for number in range(FULL):
-            file.write(f"route {16 + (number >> 16)}.{number >> 8 & 255}.{number & 255}.0/24 blackhole;\n")
     before = await _established(n1)
     for place in ("tor2:eth1", "n1:eth2"):
         await Link.find(story.net, place).rate(RATE)
     story.event(f"the link between tor2 and n1 is limited to {RATE} in both directions")
-    await tor.run("birdc", "configure")
     await tor.run("birdc", "enable", "full")
     story.event(f"tor2 announces {FULL} prefixes to n1")
-    taken = await story.until(f"n1's kernel has {FULL} routes more", partial(_holds, n1, FULL), timeout=120)
+    taken = await story.until(f"n1's kernel has {FULL} routes more", partial(_holds, n1, FULL), timeout=150)
     story.figure(f"{FULL} prefixes over {RATE}, until the last is in n1's kernel", f"{taken / 1000:.1f} s")
     await tor.run("birdc", "disable", "full")
     story.event("tor2 withdraws them")
@@ -121,9 +134,14 @@ async def _established(node: Node) -> list[int]:
 
 
 async def _holds(node: Node, wanted: int) -> bool:
-    status = await node.agent.get("/v1/status")
-    installed = status["fib"]["ipv4"].get("installed", 0)
-    return bool(status["converged"]) and (installed >= wanted if wanted else installed < 1000)
+    peers = {peer["name"]: peer for peer in await node.agent.get("/v1/peers")}
+    accepted = peers["tor2-v4"]["families"]["ipv4"]["accepted"]
+    if accepted < wanted or (not wanted and accepted > FEW):
+        await asyncio.sleep(0.2)
+        return False
+    await node.agent.converged(timeout=120)
+    installed = (await node.agent.get("/v1/status"))["fib"]["ipv4"]["installed"]
+    return bool(installed >= wanted if wanted else installed <= FEW)
 
 
 SCENARIOS = (

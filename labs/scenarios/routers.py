@@ -14,14 +14,17 @@ from labs.scenarios.looking import ways
 from labs.scenarios.story import Scenario, Story
 from labs.scenarios.watch import Watch
 from labs.topology import Topology
+from labs.waiting import together
 
 
 async def two_ways(story: Story, wanted: int = 2) -> None:
     """Wait until the nodes' kernels have that many ways to each other's blocks."""
+    waiting = []
     for node, other in (("n1", "n2"), ("n2", "n1")):
         for block in await story.daemon.blocks(story.node(other)):
             what = f"{node} has {wanted} way{'s' if wanted > 1 else ''} to {block}"
-            await story.until(what, partial(ways, story.node(node), block, wanted))
+            waiting.append(story.until(what, partial(ways, story.node(node), block, wanted)))
+    await together(waiting)
 
 
 async def start_bgpd(router: Node) -> None:

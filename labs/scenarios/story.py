@@ -15,7 +15,7 @@ from labs.errors import LabError
 from labs.node import Node
 from labs.pods import Pod
 from labs.runner import Lab, lab, load
-from labs.saving import draw
+from labs.saving import draw, fresh_folder, save
 from labs.scenarios.daemons import Daemon, Podroute
 from labs.scenarios.traffic import Flow, Traffic
 from labs.topology import Topology
@@ -112,9 +112,17 @@ class Story:
         self._result.drawings.append(svg)
 
     async def until(self, what: str, probe: Callable[[], Awaitable[object]], *, timeout: float = 30.0) -> float:  # noqa: ASYNC109
-        """Wait until something is so, and put it on the timeline with its milliseconds. Raises LabError."""
+        """Wait until something is so, put it on the timeline with its milliseconds, and return them.
+
+        What does not become so within ``timeout`` seconds is a failed check; the scenario goes on.
+        """
         start = time.monotonic()
-        await self.net.wait_for(what, probe, timeout=timeout, interval=0.02)
+        try:
+            await self.net.wait_for(what, probe, timeout=timeout, interval=0.02)
+        except LabError:
+            self.event(f"not within {timeout:g} s: {what}")
+            self.check(False, f"{what}, within {timeout:g} s")
+            return timeout * 1000
         taken = (time.monotonic() - start) * 1000
         self.event(f"{what} (after {taken:.0f} ms)")
         return taken
@@ -181,6 +189,8 @@ async def _play(
         pods = await daemon.pods([net.node(name) for name in scenario.ends])
         result.picture = await draw(net)
         await _with_traffic(scenario, Story(net, pods, result, daemon), result)
+        if isinstance(daemon, Podroute) and not result.held:
+            result.checks.append(Check(False, f"lab {net.name} is saved in {await save(net, fresh_folder(net.name))}"))
 
 
 async def _with_traffic(scenario: Scenario, story: Story, result: Result) -> None:
