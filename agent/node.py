@@ -23,10 +23,11 @@ from agent.mesh import Mesh
 from agent.notify import notify
 from agent.peering import peer_settings, restart_settings
 from agent.pods import PodHooks
-from agent.reload import CONFIGURATION, Plan, apply, plan, restore
+from agent.reload import CONFIGURATION, Plan, add, apply, plan, restore
 from agent.stopping import Mode, take_leave
 from bgp.messages import Notification
-from bgp.settings import PeerSettings
+from bgp.settings import ListenRange, Neighbour, PeerSettings
+from bgp.sockets import Endpoint
 from bgp.speaker import Speaker
 from bgp.status import SessionChange, SpeakerError
 from cni import masquerade
@@ -46,6 +47,7 @@ from ipam.quarantine import Running
 from ipam.records import Block
 from ipam.service import Ipam
 from routes.fib import Fib
+from routes.leftovers import saved_peers
 from routes.messages import AddressEvent, Event
 from routes.monitor import Monitor
 from routes.pods import pod_routes
@@ -91,6 +93,7 @@ class Node:
             on_results=self._fib_results,
             table=config.routes.table,
             metric=config.routes.metric,
+            metric_ipv6=config.routes.metric_ipv6,
             on_room=lambda: self.speaker.fib_ready(),
         )
         self.speaker = Speaker(
@@ -100,7 +103,10 @@ class Node:
             on_fib=self._routes_changed,
             on_session=self._session_changed,
             listen=config.bgp.listen_addresses,
+            listen_limit=config.bgp.listen_limit,
             max_paths=config.bgp.max_paths,
+            multipath_relax=config.bgp.multipath_relax,
+            always_compare_med=config.bgp.always_compare_med,
             hostname=config.node.name,
             cluster_id=config.bgp.cluster_octets,
             restart=restart_settings(config.bgp.graceful_restart),
@@ -108,8 +114,12 @@ class Node:
             fib_full=lambda: self.fib.full,
         )
         self._mesh = Mesh(config, self.ipam, self.speaker)
+        self._expected = self._dynamic_neighbours(state / STATE_FILE)
         self.sweep = LeftoverSweep(
-            self.speaker, self.fib, self._peers, patience=config.bgp.graceful_restart.restart_time
+            self.speaker,
+            self.fib,
+            {*self._peers, *self._expected},
+            patience=config.bgp.graceful_restart.restart_time,
         )
         self.advertising = Advertising(
             self.speaker,
@@ -124,7 +134,7 @@ class Node:
             PodHooks(
                 self.fib,
                 self.advertising,
-                uplinks=[peer.address for peer in self._peers.values()],
+                uplinks=[str(_endpoint(peer)) for peer in self._peers.values()],
                 ready=self.ready,
                 owns=self._owns,
             ),
@@ -174,7 +184,7 @@ class Node:
         await self.resolver.start()
         self.monitor.subscribe(self._kernel_event, lambda: self.speaker.next_hops_changed(()))
         stack.push_async_callback(self.resolver.stop)
-        await self.fib.start(peers=self._peers)
+        await self.fib.start(peers={*self._peers, *self._expected})
         stack.push_async_callback(self._stop_fib)
         await self.ipam.start()
         stack.push_async_callback(self.ipam.stop)
@@ -186,8 +196,8 @@ class Node:
         for family, prefix in self.config.advertised:
             self.speaker.originate(family, prefix, owner=CONFIGURATION, source="configured")
         for settings in self._peers.values():
-            self.speaker.add_peer(settings)
-        await self.speaker.start(retained=self.fib.retained)
+            add(self.speaker, settings)
+        await self.speaker.start(retained=self.fib.retained, expected=self._expected)
         stack.push_async_callback(self._stop_speaker)
         self._mesh.start()
         stack.push_async_callback(self._mesh.stop)
@@ -276,8 +286,15 @@ class Node:
 
     def uplinks(self) -> set[str]:
         """Return the interfaces towards peers."""
-        found = (self.resolver.lookup(peer.endpoint.packed, peer.endpoint.device) for peer in self._peers.values())
+        endpoints = [_endpoint(peer) for peer in self._peers.values()]
+        found = [self.resolver.lookup(endpoint.packed, endpoint.device) for endpoint in endpoints]
         return {gateway.device for resolution in found if resolution for gateway in resolution.gateways}
+
+    def _dynamic_neighbours(self, state_file: Path) -> set[str]:
+        """Return the dynamic neighbours of which routes of an earlier run may be left: they are expected back."""
+        ranges = [one for one in self._peers.values() if isinstance(one, ListenRange)]
+        names = saved_peers(state_file) if ranges else set()
+        return {name for name in names if any(made.made(name) for made in ranges)}
 
     # What the rooms tell.
 
@@ -355,6 +372,12 @@ def _owner(block: Block) -> str:
     return f"block of pool {block.pool}"
 
 
-def _own_addresses(peers: Iterable[PeerSettings]) -> list[str]:
+def _own_addresses(peers: Iterable[Neighbour]) -> list[str]:
     """Return where peers reach this node, as far as the file says it."""
-    return sorted({settings.local_address for settings in peers if settings.local_address})
+    configured = [peer for peer in peers if isinstance(peer, PeerSettings)]
+    return sorted({settings.local_address for settings in configured if settings.local_address})
+
+
+def _endpoint(neighbour: Neighbour) -> Endpoint:
+    """Return where packets for a peer, or for some peer of a listen range, go."""
+    return neighbour.network if isinstance(neighbour, ListenRange) else neighbour.endpoint

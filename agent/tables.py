@@ -28,6 +28,11 @@ def status(answer: Answer) -> None:
         for row, reason in enumerate(answer["waitingFor"] or ["starting"]):
             grid.add_row("waiting for" if not row else "", Text(reason, "yellow"))
     grid.add_row("sessions", f"{answer['peers']['established']} of {answer['peers']['configured']} established")
+    for row, made in enumerate(answer["listenRanges"]):
+        text = f"{made['name']} ({made['prefix']}): {made['peers']} of at most {made['limit']} dynamic neighbours"
+        if made["refusedConnections"]:
+            text += f", {made['refusedConnections']} connections refused"
+        grid.add_row("listen ranges" if not row else "", text)
     store = answer["store"]
     grid.add_row("store", Text(f"away: {store['problem']}", "red") if store["problem"] else store["url"])
     if store["lostBlocks"]:
@@ -45,7 +50,8 @@ def peers(answer: Iterable[Answer]) -> None:
     table = _table("PEER", "ADDRESS", "AS", "STATE", "FOR", "FAMILY", "RECEIVED", "ACCEPTED", "ADVERTISED", "WHY")
     for peer in answer:
         state = Text(peer["state"], _STATE_STYLE.get(peer["state"], "yellow"))
-        first = [peer["name"], peer["address"], str(peer["as"]), state, duration(peer["for"])]
+        address = peer["address"] + (f" (in {peer['listenRange']})" if peer["dynamic"] else "")
+        first = [peer["name"], address, str(peer["as"] or "?"), state, duration(peer["for"])]
         why = peer["problem"] or ""
         for family, counts in peer["families"].items() or [("", None)]:
             cells = [family, "", "", "", why]
@@ -64,6 +70,7 @@ def reloaded(answer: Answer) -> None:
         "added": "peer begins",
         "removed": "peer ends",
         "policies": "policies change",
+        "limits": "limit changes",
         "advertised": "is advertised",
         "withdrawn": "is withdrawn",
     }

@@ -14,7 +14,7 @@ from typing import Any
 
 from agent.node import Node
 from bgp.inspection import Route
-from bgp.status import NotificationRecord, PeerStatus
+from bgp.status import NotificationRecord, PeerStatus, RangeStatus
 from cni import hooks
 from config import prefix
 from config.check import overlaps_with_subnets
@@ -52,6 +52,7 @@ async def status(node: Node) -> Json:
             "established": sum(peer.uptime is not None for peer in peers),
             "refusedConnections": node.speaker.refused,
         },
+        "listenRanges": [_range(made) for made in node.speaker.ranges()],
         "store": _store(node),
         "blocks": [prefix.text(block.family, block.prefix) for block in node.ipam.blocks()],
         "pods": len(await node.ipam.attachments()),
@@ -186,6 +187,8 @@ def _peer(peer: PeerStatus) -> Json:
         "localAs": peer.local_as,
         "external": peer.external,
         "passive": peer.passive,
+        "dynamic": peer.listen_range is not None,
+        "listenRange": peer.listen_range,
         "incoming": peer.incoming,
         "state": peer.state,
         "since": _time(peer.since),
@@ -214,6 +217,17 @@ def _peer(peer: PeerStatus) -> Json:
             }
             for family, status in peer.families.items()
         },
+    }
+
+
+def _range(made: RangeStatus) -> Json:
+    return {
+        "name": made.name,
+        "prefix": made.prefix,
+        "as": made.remote_as,
+        "peers": made.peers,
+        "limit": made.limit,
+        "refusedConnections": made.refused,
     }
 
 

@@ -102,6 +102,12 @@ class Rib:
         self.peer_down(name)
         self._leaving.append(self.peers.pop(name))
 
+    def set_asn(self, name: str, asn: int) -> None:
+        """A peer without a session is in another AS; what is left of it there is withdrawn."""
+        settings = replace(self.peers[name].settings, asn=asn)
+        self.remove_peer(name)
+        self.add_peer(settings)
+
     def peer_up(
         self,
         name: str,

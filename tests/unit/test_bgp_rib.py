@@ -11,10 +11,11 @@ from bgp.codec import negotiate
 from bgp.framing import Framer
 from bgp.messages import BgpError, Open
 from bgp.nlri import decode
-from bgp.policy import ACCEPT, REJECT, Changes, Match, Policy, PrefixMatch, Rule
+from bgp.policy import ACCEPT, REJECT, Changes, Match, Policy, Rule
 from bgp.update import end_of_rib, split
 from config.nexthop import Gateway, NextHops, Resolution
 from config.prefix import parse, text
+from config.prefix_range import PrefixRange
 from tests.bgp_ribs import BOTH, Node, add_peer, down, join, session, settle, up
 
 TRANSIT = Policy(rules=(Rule("transit", True, Match(sources=frozenset(("learned", "block", "configured")))),))
@@ -551,8 +552,8 @@ def test_import_policy_changes_attributes_and_says_which_rule() -> None:
     changes = Changes(local_pref=300, med=7, prepend=2, communities=frozenset((b"\xfd\xea\0\1",)))
     policy = Policy(
         rules=(
-            Rule("no hosts", False, Match(prefixes=(PrefixMatch.parse("0.0.0.0/0 ge 32"),))),
-            Rule("blocks", True, Match(prefixes=(PrefixMatch.parse("10.64.0.0/16 le 26"),)), changes),
+            Rule("no hosts", False, Match(prefixes=(PrefixRange.parse("0.0.0.0/0 ge 32"),))),
+            Rule("blocks", True, Match(prefixes=(PrefixRange.parse("10.64.0.0/16 le 26"),)), changes),
         )
     )
     add_peer(a, b)
