@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from ipaddress import ip_address
 
 from agent.peering import mesh_settings
@@ -88,6 +88,12 @@ class Mesh:
                 continue
             self._sessions[name] = settings
             log.info("mesh session added", extra={"fields": {"peer": name, "address": settings.address}})
+
+
+def in_mesh(session: str, meshes: Collection[str]) -> bool:
+    """Tell from its name whether a session is one of these mesh entries."""
+    name, separator, _ = session.partition("/")
+    return bool(separator) and name in meshes
 
 
 def wanted_sessions(config: Config, nodes: Iterable[NodeRecord], own_uuid: str) -> Mapping[str, PeerSettings]:

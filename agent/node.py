@@ -19,7 +19,7 @@ from agent.collector import Collector
 from agent.errors import StartError
 from agent.garbage import promote
 from agent.leftovers import LeftoverSweep
-from agent.mesh import Mesh
+from agent.mesh import Mesh, in_mesh
 from agent.notify import notify
 from agent.peering import peer_settings, restart_settings
 from agent.pods import PodHooks
@@ -114,7 +114,7 @@ class Node:
             fib_full=lambda: self.fib.full,
         )
         self._mesh = Mesh(config, self.ipam, self.speaker)
-        self._expected = self._dynamic_neighbours(state / STATE_FILE)
+        self._expected = self._passing_neighbours(state / STATE_FILE)
         self.sweep = LeftoverSweep(
             self.speaker,
             self.fib,
@@ -290,11 +290,15 @@ class Node:
         found = [self.resolver.lookup(endpoint.packed, endpoint.device) for endpoint in endpoints]
         return {gateway.device for resolution in found if resolution for gateway in resolution.gateways}
 
-    def _dynamic_neighbours(self, state_file: Path) -> set[str]:
-        """Return the dynamic neighbours of which routes of an earlier run may be left: they are expected back."""
+    def _passing_neighbours(self, state_file: Path) -> set[str]:
+        """Return those of which an earlier run may have left routes and that no file names: they are expected back.
+
+        They are dynamic neighbours, and nodes of a mesh, whose records come later, or not before the store is back.
+        """
         ranges = [one for one in self._peers.values() if isinstance(one, ListenRange)]
-        names = saved_peers(state_file) if ranges else set()
-        return {name for name in names if any(made.made(name) for made in ranges)}
+        meshes = self.config.mesh_here()
+        names = saved_peers(state_file) if ranges or meshes else set()
+        return {name for name in names if in_mesh(name, meshes) or any(made.made(name) for made in ranges)}
 
     # What the rooms tell.
 

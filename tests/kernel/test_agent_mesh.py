@@ -10,6 +10,7 @@ import pytest
 
 from tests.agents import PATIENCE, Agent, agents
 from tests.netns import Netns, link
+from tests.watch import watched
 
 pytestmark = pytest.mark.root
 
@@ -82,3 +83,25 @@ async def test_sessions_come_and_go_with_node_records(three: list[Agent]) -> Non
     assert done.returncode == 0, done.stderr
     left = await established(n1, "all/n2/ipv4")
     assert left["all/n2/ipv4"]["for"] >= after["all/n2/ipv4"]["for"]
+
+
+async def test_a_restart_in_a_mesh_changes_no_route_anywhere(three: list[Agent]) -> None:
+    """RFC 4724: the routes that the kernel keeps are of sessions that no file names."""
+    n1, n2, _ = three
+    await n1.start()
+    await n2.start()
+    await routed(n1, n2)
+    with watched(n1.ns, n2.ns) as (here, there):
+        await n1.stop()
+        await n1.start()
+        await established(n1, "all/n2/ipv4")
+        await n1.converged()
+        await routed(n1, n2)
+        assert (here.events(), there.events()) == ([], [])
+
+
+async def routed(*nodes: Agent) -> None:
+    """Wait until each node has a learned route and its own block's cover."""
+    async with asyncio.timeout(PATIENCE):
+        while any(node.ns.run("ip", "route").count("proto 201") < 2 for node in nodes):  # noqa: ASYNC110 (as above)
+            await asyncio.sleep(0.05)
