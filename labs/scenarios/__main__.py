@@ -28,17 +28,20 @@ async def _run(names: Iterable[str], *, compare: bool) -> list[Shown]:
         if compare and scenario.compared:
             print(f"{name}, BIRD in podroute's place ...", end=" ", flush=True)
             beside = await play(scenario, Bird())
-            _say(beside)
+            print(f"{_told(beside)} [{beside.seconds:.0f} s]")
         shown.append(Shown(result, beside))
     return shown
 
 
 def _say(result: Result) -> None:
-    told = f"{result.lost} packets lost, longest outage {result.outage:.0f} ms" if result.flows else "no packets"
-    print(f"{'kept' if result.held else 'BROKEN'}: {told} [{result.seconds:.0f} s]")
+    print(f"{'kept' if result.held else 'BROKEN'}: {_told(result)} [{result.seconds:.0f} s]")
     for check in result.checks:
         if not check.held:
             print(f"  FAILED {check.text}")
+
+
+def _told(result: Result) -> str:
+    return f"{result.lost} packets lost, longest outage {result.outage:.0f} ms" if result.flows else "no packets"
 
 
 def main() -> int:

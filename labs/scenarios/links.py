@@ -62,7 +62,7 @@ async def _one_way(story: Story) -> None:
     link = Link.find(story.net, "tor1:eth1")
     await link.lose(100)
     story.event("what tor1 sends to n1 is lost; the other direction works")
-    await two_ways(story, 1)
+    await two_ways(story, 1, within=30)
     await story.rest(0.5)
     await link.clear()
     story.event("the link works again")

@@ -17,13 +17,13 @@ from labs.topology import Topology
 from labs.waiting import together
 
 
-async def two_ways(story: Story, wanted: int = 2) -> None:
-    """Wait until the nodes' kernels have that many ways to each other's blocks."""
+async def two_ways(story: Story, wanted: int = 2, *, within: float = 10.0) -> None:
+    """Wait until the nodes' kernels have that many ways to each other's blocks, some seconds at most."""
     waiting = []
     for node, other in (("n1", "n2"), ("n2", "n1")):
         for block in await story.daemon.blocks(story.node(other)):
             what = f"{node} has {wanted} way{'s' if wanted > 1 else ''} to {block}"
-            waiting.append(story.until(what, partial(ways, story.node(node), block, wanted)))
+            waiting.append(story.until(what, partial(ways, story.node(node), block, wanted), timeout=within))
     await together(waiting)
 
 
