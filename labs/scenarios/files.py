@@ -14,6 +14,7 @@ from labs.topology import Bind, Topology
 
 CONFIG = "/etc/podroute/podroute.yaml"
 FRR_CONFIG = "/etc/frr/frr.conf"
+FRR_DAEMONS = "/etc/frr/daemons"
 
 Given = dict[str, Any]
 

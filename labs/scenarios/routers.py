@@ -9,7 +9,7 @@ from pathlib import Path
 
 from labs import frr
 from labs.node import Node
-from labs.scenarios.files import FRR_CONFIG, own_file
+from labs.scenarios.files import FRR_CONFIG, FRR_DAEMONS, own_file
 from labs.scenarios.looking import ways
 from labs.scenarios.story import Scenario, Story
 from labs.scenarios.watch import Watch
@@ -58,6 +58,9 @@ def _bgpd_ends(number: signal.Signals) -> Callable[[Story], Awaitable[None]]:
 
 
 def _graceful(plan: Topology, directory: Path) -> Topology:
+    """Turn graceful restart on. A zebra that is not told otherwise deletes an IPv6 route before it puts the new one."""
+    option = 'zebra_options="--v6-rr-semantics'
+    plan = own_file(plan, directory, "tor1", FRR_DAEMONS, lambda text: text.replace('zebra_options="', option))
     words = "router bgp 65011\n bgp graceful-restart\n bgp graceful-restart preserve-fw-state\n"
     return own_file(plan, directory, "tor1", FRR_CONFIG, lambda text: text.replace("router bgp 65011\n", words))
 
