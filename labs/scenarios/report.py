@@ -73,7 +73,7 @@ def _section(shown: Shown) -> str:
         f'<section id="{name}"><h2>{name}: {_verdict(result.held)}</h2>',
         f"<p>{escape(result.scenario.promise)}</p>",
         _run(result),
-        f"<p>Lab: {escape(result.scenario.topology)}, as it was before.</p>{result.picture}",
+        f"<p>Lab: {escape(result.lab)}, as it was before.</p>{result.picture}",
     ]
     if shown.beside:
         parts += [f"<h3>The same with {escape(shown.beside.daemon)} in podroute's place</h3>", _run(shown.beside)]

@@ -60,6 +60,8 @@ class Result:
     """Measurements, as name and value with its unit."""
     drawings: list[str] = field(default_factory=list)
     """Measurements as pictures, SVG."""
+    lab: str = ""
+    """The topology's name."""
     picture: str = ""
     """The lab as it was before."""
     start: float = 0.0
@@ -184,6 +186,7 @@ async def _play(
     plan = load(scenario.topology, name=f"scenario-{os.getpid()}")
     if scenario.prepare:
         plan = scenario.prepare(plan, directory)
+    result.lab = plan.path.name.removesuffix(".clab.yml")
     async with lab(daemon.plan(plan, directory), progress=progress) as net:
         await daemon.converge(net)
         pods = await daemon.pods([net.node(name) for name in scenario.ends])
