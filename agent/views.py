@@ -54,7 +54,7 @@ async def status(node: Node) -> Json:
         "store": _store(node),
         "blocks": [prefix.text(block.family, block.prefix) for block in node.ipam.blocks()],
         "pods": len(await node.ipam.attachments()),
-        "fib": {NAMES[family]: _fib_counts(node, family) for family in FAMILIES},
+        "fib": {NAMES[family]: await _fib_counts(node, family) for family in FAMILIES},
         "repairs": dict(node.fib.counters) if node.running else {},
         "findings": await _findings(node),
     }
@@ -241,8 +241,12 @@ def _notification(record: NotificationRecord | None) -> Json | None:
     return {"code": record.code, "subcode": record.subcode, "text": record.text, "at": _time(record.at)}
 
 
-def _fib_counts(node: Node, family: Family) -> Json:
-    return dict(Counter(route.state.value for route in node.fib.routes(family))) if node.running else {}
+async def _fib_counts(node: Node, family: Family) -> Json:
+    total: Counter[str] = Counter()
+    for counts in node.fib.counts(family) if node.running else ():
+        total.update({state.value: count for state, count in counts.items()})
+        await asyncio.sleep(0)  # a full table would hold the event loop for seconds
+    return dict(+total)
 
 
 async def _findings(node: Node) -> list[str]:

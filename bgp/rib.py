@@ -72,6 +72,8 @@ class Rib:
         self._deferred: set[Family] = set()
         self._catching_up: set[Family] = set()
         """No longer deferred, but what arrived meanwhile is not decided yet."""
+        self._incomplete: set[Family] = set()
+        """Peers are missing whose routes we may have passed on before."""
         self._turn = 0
         self._hops: WeakValueDictionary[tuple[bytes, str], Hop] = WeakValueDictionary()
         self._interned: dict[NextHops, NextHops] = {}
@@ -180,15 +182,22 @@ class Rib:
     def defer(self, families: Iterable[Family]) -> None:
         """Take in what peers announce, but select nothing of it until ``select`` (RFC 4724 section 4.1).
 
-        Routes of our own are announced all the same; End-of-RIB waits.
+        Routes of our own are announced all the same. To those who get learned routes too, End-of-RIB waits until
+        ``complete``.
         """
         self._deferred.update(families)
+        self._incomplete.update(families)
         for group in self._groups.values():
-            group.deferred = group.key.family in self._deferred
+            group.deferred = self._withholds(group)
 
     def select(self, family: Family) -> None:
-        """End the deferral of a family."""
+        """Begin to select in a family."""
         self._deferred.discard(family)
+        self._catching_up.add(family)
+
+    def complete(self, family: Family) -> None:
+        """No peer is waited for any more in a family."""
+        self._incomplete.discard(family)
         self._catching_up.add(family)
 
     def set_policies(self, name: str, import_policy: Policy, export_policy: Policy) -> None:
@@ -333,7 +342,7 @@ class Rib:
             self._catching_up.discard(family)
             for group in self._groups.values():
                 if group.key.family == family:
-                    group.deferred = False
+                    group.deferred = self._withholds(group)
         return self.busy
 
     @property
@@ -388,7 +397,7 @@ class Rib:
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = self._new_group(key)
-            group.deferred = family in self._deferred | self._catching_up
+            group.deferred = self._withholds(group)
             group.fill(self._best_paths(family, list(self.own[family]) if group.own_only else self.loc[family].table))
         group.join(rib.adj_in.peer, next_hop, told)
         rib.groups[family] = group
@@ -398,6 +407,11 @@ class Rib:
             return ExportGroup(key, self.own[key.family].source)
         self.loc[key.family].all_paths = True
         return AddPathGroup(key, self.own[key.family].source, self.loc[key.family].ranked)
+
+    def _withholds(self, group: ExportGroup) -> bool:
+        """Tell whether End-of-RIB has to wait, as more is to come of what we learn again after our restart."""
+        waiting = self._deferred | self._catching_up | self._incomplete
+        return group.key.family in waiting and not group.own_only
 
     def _leave(self, rib: PeerRib, family: Family) -> None:
         group = rib.groups.pop(family, None)

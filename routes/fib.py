@@ -256,6 +256,12 @@ class Fib:
                 for found in table.statuses():
                     yield self._shown(found)
 
+    def counts(self, family: Family) -> Iterator[Counter[State]]:
+        """Yield how many routes are in which state, some thousand routes at a time: the sum is what there is."""
+        for (f, _), table in sorted(self._installer.tables.items()):
+            if f == family:
+                yield from table.counts()
+
     async def read(self, family: Family, prefix: bytes) -> list[KernelRoute]:
         """Return what the kernel holds of one prefix now, routes of others included, the one it uses first.
 

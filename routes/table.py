@@ -400,6 +400,20 @@ class Table:
                 if found is not None:
                     yield found
 
+    def counts(self) -> Iterator[Counter[State]]:
+        """Yield how many prefixes are in which state, a shard at a time; the table may change between two steps."""
+        for shard in self.shards:
+            found: Counter[State] = Counter()
+            for target, count in Counter(shard.desired.values()).items():
+                found[State.UNRESOLVED if target.absent else State.INSTALLED] += count
+            for prefix in {*shard.failed, *shard.stale, *shard.dirty, *shard.inflight}:
+                status, want = self.status(prefix), shard.desired.get(prefix)
+                if want is not None:
+                    found[State.UNRESOLVED if want.absent else State.INSTALLED] -= 1
+                if status is not None and (want is not None or prefix in shard.stale):
+                    found[status.state] += 1
+            yield found
+
     @property
     def has_stale(self) -> bool:
         return any(shard.stale for shard in self.shards)

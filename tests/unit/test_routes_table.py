@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections import Counter
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -176,6 +177,11 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def desired_is_desired(self) -> None:
         assert {p: t for shard in self.table.shards for p, t in shard.desired.items()} == self.desired
+
+    @invariant()
+    def counts_are_those_of_each(self) -> None:
+        each = Counter({status.prefix: status.state for status in self.table.statuses()}.values())
+        assert +sum(self.table.counts(), Counter()) == each
 
     def teardown(self) -> None:
         for target in self.targets:
