@@ -199,6 +199,12 @@ class PodLinks:
             found = [_uplink_mtu(host, uplink) for uplink in uplinks]
         return min((mtu for mtu in found if 0 < mtu <= _MOST_MTU), default=DEFAULT_MTU)
 
+    def name(self, index: int) -> str:
+        """Return the name of a link, empty where there is none."""
+        with self._host() as host:
+            body = host.one(netlink.get_link_by_index(index))
+        return netlink.decode_link(body).name if body else ""
+
     def mac(self, index: int) -> bytes:
         """Return the MAC address that a pod has now, by its host end; empty where there is none."""
         with self._host() as host:

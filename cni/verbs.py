@@ -111,7 +111,7 @@ class Verbs:
             log.info("addresses of a vanished pod released", extra={"fields": _fields(attachment)})
         indexes = {link.name: link.index for link in links}
         wired = [a for a in recovery.keep if a.attributes["hostInterface"] == host_ifname(a.handle)]
-        await self._follower.restore([(indexes[host_ifname(a.handle)], a.handle, _mac(a)) for a in wired])
+        await self._follower.restore([(indexes[host_ifname(a.handle)], _mac(a)) for a in wired])
         for attachment in recovery.keep:
             await self._hooks.pod_added(
                 attachment.handle, attachment.assignments, attachment.attributes["hostInterface"], restored=True
@@ -261,7 +261,7 @@ class Verbs:
         (plan, pair), assignments = linked, allocated
         plan = replace(plan, addresses=packed(assignments))
         default = await steps.timed("addresses and routes", self._worker(lambda: self._configure(netns, plan, pair)))
-        self._follower.know(pair.outer, handle, mac)
+        self._follower.know(pair.outer, mac)
         await steps.timed("agent", self._hooks.pod_added(handle, assignments, plan.host_ifname, restored=False))
         await steps.timed("advertised", self._hooks.advertised(assignments))
         log.info("pod added", extra={"fields": _fields(Attachment(handle, assignments, {}))})
@@ -314,7 +314,7 @@ class Verbs:
         addresses = packed(attachment.assignments)
 
         if link := await self._worker(lambda: self._links.find(handle)):
-            await self._follower.check(link.index, netns)
+            await self._follower.check(link.index, attachment, netns)
         found = missing_addresses(request.previous, attachment.assignments)
         found += await self._worker(lambda: verify.faults(self._links, netns, handle, addresses))
         if found:
