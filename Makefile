@@ -35,7 +35,8 @@ conformance: setup-tests  ## the BGP conformance suite at podroute, FRR, BIRD an
 	@python -m tests.conformance.bgp.compare --page docs/conformance-bgp.md --json build/conformance-bgp.json
 
 interop: setup-tests  ## the speaker with FRR, BIRD and GoBGP, into docs/interop.md
-	@INTEROP_PAGE=docs/interop.md python -m pytest -q tests/interop/test_bgp_matrix.py tests/interop/test_bgp_protection.py
+	@INTEROP_PAGE=docs/interop.md python -m pytest -q tests/interop/test_bgp_matrix.py tests/interop/test_bgp_features.py \
+		tests/interop/test_bgp_protection.py
 
 fuzz: venv  ## fuzz everything that reads a peer's octets (SECONDS=60)
 	@python -m tests.wire.fuzz_bgp $(or $(SECONDS),60)
