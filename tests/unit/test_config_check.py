@@ -438,6 +438,18 @@ def test_the_effective_configuration_is_whole_without_secrets_and_loads_again(tm
     assert again == given
 
 
+def test_a_listen_range_is_shown_with_what_applies_to_it() -> None:
+    body = 'bgp: {connectRetry: 2}\npeers: {r: {listenRange: 10.0.0.0/24, as: [65011, "65020-65029"], multihop: 2}}'
+    shown = effective(config(body))
+    entry = shown["peers"]["r"]
+    assert (entry["listenRange"], entry["listenLimit"], entry["as"]) == ("10.0.0.0/24", 100, [65011, "65020-65029"])
+    assert not entry.keys() & {"address", "port", "localAddress", "passive", "connectRetry"}
+    again = check_text(dump_yaml(shown), "f")
+    assert again.problems == ()
+    assert again.config is not None
+    assert effective(again.config) == shown
+
+
 def test_commands(tmp_path: Path) -> None:
     good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
     good.write_text(HEAD + "peers: {t: {address: 10.1.1.1, as: 65011, import: accept}}\n")
