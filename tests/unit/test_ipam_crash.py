@@ -28,6 +28,7 @@ from config.prefix import FAMILIES
 from ipam import cluster, records
 from ipam.errors import PoolExhaustedError, StoreUnavailableError
 from ipam.ledger import Handle
+from ipam.loans import NETWORK as LOANS
 from ipam.service import Ipam
 from ipam.sqlite_store import SqliteStore
 from ipam.store import Condition, Delete, Outcome, Range, Write
@@ -57,10 +58,16 @@ def sound(nodes: Sequence[Ipam], blocks: Sequence[records.Block], whole: bool) -
     """Assert what must hold of nodes that share a store; ``whole``: of all nodes, so nobody else owns a block."""
     held = [block for node in nodes for block in node.blocks()]
     assert len({(block.family, block.prefix) for block in held}) == len(held)
-    assert set(held) <= set(blocks)
+    recorded = {*map(_who, blocks), *(_who(loan) for block in blocks for loan in _loans(block))}
+    assert set(map(_who, held)) <= recorded
     if whole:
-        assert set(held) == set(blocks)
-    given = Counter(packed for node in nodes for packed in node._ledger.by_address)
+        assert set(map(_who, held)) == {one for one in recorded if one[-1]}
+    given = Counter(
+        packed
+        for node in nodes
+        for packed, attachment in node._ledger.by_address.items()
+        if attachment.handle.network != LOANS
+    )
     assert [packed for packed, times in given.items() if times > 1] == []
     for node in nodes:
         owned = {(block.family, block.prefix) for block in node.blocks()}
@@ -70,6 +77,18 @@ def sound(nodes: Sequence[Ipam], blocks: Sequence[records.Block], whole: bool) -
                 assert (assignment.family, assignment.block) in owned
                 assert prefix.contains(assignment.block, assignment.prefix)
         assert sum(usage.used for usage in node.usage()) == sum(len(one.assignments) for one in attachments)
+        # What is on loan is kept from all others by the node that lends it
+        for block in node.blocks():
+            for loan in _loans(block):
+                assert node._ledger.by_address[loan.prefix[1:]].handle.network == LOANS
+
+
+def _who(block: records.Block) -> tuple[object, ...]:
+    return block.family, block.prefix, block.pool, block.generation, block.uuid
+
+
+def _loans(block: records.Block) -> list[records.Block]:
+    return [loan for uuid in {one.uuid for one in block.loans} for loan in block.on_loan(uuid)]
 
 
 class Crash(BaseException):
@@ -206,7 +225,7 @@ class Cluster(RuleBasedStateMachine):
         async def work() -> None:
             for family in FAMILIES:
                 for _ in range(2):  # the first look only notes since when
-                    await self.nodes[name]._give_back_idle(family, time.monotonic() + 1e9, 0)
+                    await self.nodes[name]._keeper._give_back_idle(family, time.monotonic() + 1e9, 0)
 
         self.until_crash(name, point, work)
 
