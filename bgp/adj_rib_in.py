@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
-from weakref import WeakValueDictionary
 
 from bgp.attribute_parser import AttributeParser
 from bgp.attributes import (
@@ -24,10 +23,11 @@ from bgp.attributes import (
     Attributes,
     attribute_name,
 )
+from bgp.interning import Interned
 from bgp.messages import BgpError, Negotiated
 from bgp.paths import Hop, Path, Peer
 from bgp.policy import Policy
-from bgp.table import MASK, PLACE, Queue, Table
+from bgp.table import PLACE, TOP, Queue, Table
 from bgp.update import MpReach, decode_mp_reach, decode_mp_unreach, decode_nlri, end_of_rib, split
 from config.nexthop import NextHop, NextHops
 from config.prefix import FAMILIES, NAMES, Family, address_text
@@ -105,9 +105,9 @@ class AdjRibIn:
         self._session: SessionFacts | None = None
         self._parser = self._make_parser(True)
         self._ipv4_over_ipv6 = False
-        self._native: WeakValueDictionary[bytes, Path] = WeakValueDictionary()
+        self._native: Interned[bytes, Path] = Interned()
         """By attribute section, for the native IPv4 fields."""
-        self._multiprotocol: WeakValueDictionary[bytes, Path] = WeakValueDictionary()
+        self._multiprotocol: Interned[bytes, Path] = Interned()
         """By next hop and what follows a leading MP_REACH_NLRI."""
         self._next_hops: dict[bytes, _KnownNextHop] = {}
 
@@ -123,8 +123,6 @@ class AdjRibIn:
         self._session = session
         self._parser = self._make_parser(negotiated.four_octet_as)
         self._ipv4_over_ipv6 = (4, 6) in both
-        self._native.clear()
-        self._multiprotocol.clear()
         self._next_hops.clear()
         self.end_of_rib.clear()
 
@@ -134,10 +132,11 @@ class AdjRibIn:
             self._session = self._session._replace(own_addresses=addresses)
             self._next_hops.clear()
 
-    def stop(self, retain: frozenset[Family] = frozenset()) -> None:
+    def stop(self, retain: frozenset[Family] = frozenset()) -> list[dict[bytes, Path]]:
         """End the session: what the peer announced is withdrawn, or stale in the families ``retain``.
 
-        What is stale already goes even there: the peer has had its chance to announce it again.
+        What is stale already goes even there: the peer has had its chance to announce it again. Returns what is of no
+        use any more, to be let go of a part at a time.
         """
         self._session = None
         self._next_hops.clear()
@@ -148,6 +147,7 @@ class AdjRibIn:
                 self.mark_stale(family)
             else:
                 self._withdraw_all(family)
+        return self._native.release() + self._multiprotocol.release()
 
     def mark_stale(self, family: Family) -> None:
         """From now on, what the peer does not announce again is stale."""
@@ -215,9 +215,10 @@ class AdjRibIn:
         if 4 not in families and (withdrawn or reach):
             return Received(faults=("IPv4 routes, which were not negotiated",))
         if reach:
-            path = self._native.get(raw)
+            path = self._native.get(raw) or self._usual_native(raw)
             if path is not None:
-                self._withdraw(4, withdrawn)
+                if withdrawn:
+                    self._withdraw(4, withdrawn)
                 self._announce(4, reach, path)
                 return Received(None, (), {4: reach})
         elif not raw:
@@ -231,18 +232,35 @@ class AdjRibIn:
                 return Received(announced={known[0].family: known[0].prefixes})
         return self._judge(raw, withdrawn, reach)
 
+    def _usual_native(self, raw: bytes) -> Path | None:
+        """Return the path of a section of the usual form in an UPDATE with native routes, None for another section."""
+        judged = self._parser.judge_usual(raw)
+        if judged is None or judged[1] is None:
+            return None
+        path = self._native[raw] = self._path(judged[0], judged[1])
+        return path
+
     def _known_mp_reach(self, raw: bytes) -> tuple[MpReach, Path] | None:
         """Return the MP_REACH_NLRI at the start of a section, and its path where all else in it is known."""
         session = self._session
         found = _leading_mp_reach(raw)
         if found is None or session is None:
             return None
-        key, value = found
+        next_hop, value, rest = found
+        key = next_hop + rest
         path = self._multiprotocol.get(key)
+        judged = None
         if path is None:
-            return None
+            judged = self._parser.judge_usual(rest)
+            if judged is None:
+                return None
         reach = decode_mp_reach(value, session.negotiated.families, self._ipv4_over_ipv6)
-        return (reach, path) if reach is not None else None
+        if reach is None or not reach.prefixes:
+            return None
+        if judged is not None:
+            path = self._multiprotocol[key] = self._path(judged[0], reach.next_hop)
+        assert path is not None
+        return reach, path
 
     def _judge(self, raw: bytes, withdrawn: list[bytes], native: list[bytes]) -> Received:
         """Take in an UPDATE whose attribute section has not been seen before."""
@@ -291,7 +309,7 @@ class AdjRibIn:
                 path = self._path(parsed.attributes, reach.next_hop)
                 leading = _leading_mp_reach(raw)
                 if leading is not None and not parsed.codes >> MP_UNREACH & 1:
-                    self._multiprotocol[leading[0]] = path
+                    self._multiprotocol[leading[0] + leading[2]] = path
                 self._announce(reach.family, reach.prefixes, path)
                 announced[reach.family] = announced.get(reach.family, []) + reach.prefixes
         return Received(None, tuple(faults), announced or None)
@@ -299,7 +317,7 @@ class AdjRibIn:
     def _announce(self, family: Family, prefixes: list[bytes], path: Path) -> None:
         shards = self.tables[family].shards
         for prefix in prefixes:
-            shards[PLACE[hash(prefix) & MASK]][prefix] = path
+            shards[PLACE[hash(prefix) >> TOP]][prefix] = path
         self.dirty[family].add(prefixes)
         if self._stale[family]:
             self._freshen(family, prefixes)
@@ -307,7 +325,7 @@ class AdjRibIn:
     def _withdraw(self, family: Family, prefixes: list[bytes]) -> None:
         if prefixes:
             shards = self.tables[family].shards
-            gone = [prefix for prefix in prefixes if shards[PLACE[hash(prefix) & MASK]].pop(prefix, None) is not None]
+            gone = [prefix for prefix in prefixes if shards[PLACE[hash(prefix) >> TOP]].pop(prefix, None) is not None]
             self.dirty[family].add(gone)
             if self._stale[family]:
                 self._freshen(family, prefixes)
@@ -316,7 +334,7 @@ class AdjRibIn:
         """The peer has said something about prefixes: they are not stale any more."""
         stale = self._stale[family]
         for prefix in prefixes:
-            stale[PLACE[hash(prefix) & MASK]].pop(prefix, None)
+            stale[PLACE[hash(prefix) >> TOP]].pop(prefix, None)
 
     def _path(self, attributes: Attributes, next_hop: bytes) -> Path:
         known = self._next_hops.get(next_hop)
@@ -348,7 +366,7 @@ class AdjRibIn:
             return f"AS_PATH holds our own AS {self._local_as}"
         if attributes.originator == session.router_id:
             return "ORIGINATOR_ID is our own BGP identifier"
-        if self.peer.ibgp:
+        if self.peer.ibgp and session.cluster_id in attributes.raw:
             clusters = attributes.value(CLUSTER_LIST) or b""
             if session.cluster_id in [clusters[at : at + 4] for at in range(0, len(clusters), 4)]:
                 return "CLUSTER_LIST holds our own cluster"
@@ -361,10 +379,10 @@ class AdjRibIn:
         )
 
 
-def _leading_mp_reach(raw: bytes) -> tuple[bytes, bytes] | None:
-    """Return the key of a section that starts with MP_REACH_NLRI, and that attribute's value; None for another section.
+def _leading_mp_reach(raw: bytes) -> tuple[bytes, bytes, bytes] | None:
+    """Take apart a section that starts with MP_REACH_NLRI; None for another section.
 
-    The key is the next hop with its length, and what follows the attribute.
+    Returns the next hop with its length octet, the value of the attribute, and what follows it.
     """
     if len(raw) < 9 or raw[1] != MP_REACH or raw[0] | EXTENDED_LENGTH != OPTIONAL | EXTENDED_LENGTH:
         return None
@@ -373,7 +391,7 @@ def _leading_mp_reach(raw: bytes) -> tuple[bytes, bytes] | None:
     value = raw[start:stop]
     if stop > len(raw) or len(value) < 5:
         return None
-    return value[3 : 4 + value[3]] + raw[stop:], value
+    return value[3 : 4 + value[3]], value, raw[stop:]
 
 
 def _is_global(address: bytes) -> bool:

@@ -19,7 +19,7 @@ from bgp.attributes import NO_ADVERTISE, NO_EXPORT, NO_EXPORT_SUBCONFED
 from bgp.messages import BORR, EORR
 from bgp.paths import Path, Peer
 from bgp.policy import Changes, ExportPolicy, Policy, Source, Verdict
-from bgp.table import MASK, PLACE, Table
+from bgp.table import PLACE, TOP, Table
 from bgp.update import Announcement, announcements, encode_end_of_rib, encode_refresh_marker, fits, room, withdrawals
 from config.prefix import Family
 
@@ -219,7 +219,7 @@ class ExportGroup:
                 new = self._export(prefix, path)
                 if constant and path.peer is not None:  # what follows from the path alone holds for the next prefix too
                     last, known = path, new
-            at = PLACE[hash(prefix) & MASK]
+            at = PLACE[hash(prefix) >> TOP]
             old = shards[at].get(prefix)
             if new is old:
                 continue

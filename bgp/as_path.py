@@ -65,6 +65,11 @@ def examine(value: bytes, width: int, local_as: int) -> Summary | str:
     return Summary(length, first, own)
 
 
+def unpack_sequence(data: bytes, at: int) -> tuple[int, ...]:
+    """Return the four-octet AS numbers of the segment that starts at a position."""
+    return _NUMBERS[4][data[at + 1]].unpack_from(data, at + 2)
+
+
 def examine_as4_path(value: bytes) -> list[Segment] | str:
     """Judge a received AS4_PATH; return its segments, or a text that tells why it is malformed (RFC 6793 section 6).
 

@@ -41,6 +41,7 @@ from bgp.attributes import (
     scope_of,
 )
 from bgp.messages import BgpError
+from bgp.usual_attributes import UsualSections
 
 
 class Treatment(IntEnum):
@@ -126,6 +127,7 @@ class AttributeParser:
         self.ibgp = ibgp
         self.first_as = None if ibgp else first_as
         self.width = 4 if four_octet_as else 2
+        self._usual = UsualSections(local_as=local_as, ibgp=ibgp, first_as=self.first_as) if four_octet_as else None
         self._rules = dict(_RULES)
         if not ibgp:
             for code in (LOCAL_PREF, ORIGINATOR_ID, CLUSTER_LIST):  # RFC 7606 sections 7.5, 7.9 and 7.10
@@ -133,6 +135,13 @@ class AttributeParser:
         if four_octet_as:
             for code in (AS4_PATH, AS4_AGGREGATOR):  # RFC 6793 section 4.1
                 self._rules[code] = _REFUSED
+
+    def judge_usual(self, raw: bytes) -> tuple[Attributes, bytes | None] | None:
+        """Return the attributes and the value of NEXT_HOP of a section that has the usual form, and no fault.
+
+        It holds neither MP_REACH_NLRI nor MP_UNREACH_NLRI. None: ``parse`` has to say what is in the section.
+        """
+        return None if self._usual is None else self._usual.judge(raw)
 
     def parse(self, raw: bytes) -> Parsed:
         """Walk an attribute section.

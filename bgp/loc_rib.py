@@ -7,11 +7,11 @@ have the same paths, so that the decision runs once per distinct set of paths an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from weakref import WeakValueDictionary
 
 from bgp.decision import Options, decide
+from bgp.interning import Interned
 from bgp.paths import Path, Peer
-from bgp.table import MASK, PLACE, Table
+from bgp.table import PLACE, TOP, Table
 from config.nexthop import NextHops
 from config.prefix import Family
 
@@ -19,7 +19,7 @@ from config.prefix import Family
 class Selection:
     """Two or more paths, ordered by their peers' names, and the outcome of the decision among them."""
 
-    __slots__ = ("__weakref__", "best", "next_hops", "paths")
+    __slots__ = ("best", "next_hops", "paths")
 
     def __init__(self, paths: tuple[Path, ...], best: Path | None, next_hops: NextHops | None) -> None:
         self.paths = paths
@@ -53,14 +53,14 @@ class LocRib:
         """How many walks are under way over prefixes whose next hops resolve differently now. Until they are done, what
         was reported of a prefix cannot be told from its entry, and every change of one is reported."""
         self._intern = intern
-        self._selections: WeakValueDictionary[tuple[Path, ...], Selection] = WeakValueDictionary()
+        self._selections: Interned[tuple[Path, ...], Selection] = Interned()
 
     def replace(self, prefix: bytes, peer: Peer | None, path: Path | None, changes: Changes) -> int:
         """Set ``path`` as the only one from ``peer`` (None: from here); None removes that peer's.
 
         Returns by how much the number of accepted paths from the peer changes: -1, 0 or 1.
         """
-        shard = self.table.shards[PLACE[hash(prefix) & MASK]]
+        shard = self.table.shards[PLACE[hash(prefix) >> TOP]]
         old = shard.get(prefix)
         new: Entry | None
         if old is None:
@@ -104,7 +104,7 @@ class LocRib:
         last: Path | None = None
         hops: NextHops | None = None
         for prefix in prefixes:
-            at = PLACE[hash(prefix) & MASK]
+            at = PLACE[hash(prefix) >> TOP]
             path = incoming[at].get(prefix)
             old = shards[at].get(prefix)
             if old is None and path is not None:  # the bulk of a table's first arrival
@@ -120,9 +120,12 @@ class LocRib:
                 gained += replace(prefix, peer, path, changes)
         return gained
 
-    def forget_decisions(self) -> None:
-        """Have ``redecide`` run the decision anew for every set of paths: what it depends on has changed."""
-        self._selections = WeakValueDictionary()
+    def forget_decisions(self) -> list[dict[tuple[Path, ...], Selection]]:
+        """Have ``redecide`` run the decision anew for every set of paths: what it depends on has changed.
+
+        Returns what is of no use any more, to be let go of a part at a time.
+        """
+        return self._selections.release()
 
     def redecide(self, prefix: bytes, changes: Changes) -> None:
         """Decide again among the paths of a prefix, and report the outcome whether it differs or not."""

@@ -7,12 +7,12 @@ the caller chooses, so that nothing holds an event loop for long.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import replace
 from weakref import WeakValueDictionary
 
 from bgp.adj_rib_in import AdjRibIn, Received, RibPeer, SessionFacts
-from bgp.adj_rib_out import Exported, ExportGroup, GroupKey, Told
+from bgp.adj_rib_out import ExportGroup, GroupKey, Told
 from bgp.attribute_encoding import ExportKind, imported, own_attributes
 from bgp.decision import Options
 from bgp.inspection import Counts, Explanation, Inspection
@@ -81,8 +81,8 @@ class Rib:
         """The walk for what the guard of our own prefixes keeps out, of which one at a time is enough."""
         self._settling: dict[Family, list[list[tuple[Queue, int]]]] = {4: [], 6: []}
         """Per finished walk over moved next hops: how far the queues must get until their reports are complete."""
-        self._discarded: list[dict[bytes, Exported]] = []
-        """Tables of groups without members, let go of a part at a time: even that takes long at once."""
+        self._discarded: list[Sized] = []
+        """What nobody needs any more, let go of a part at a time: even that takes long at once."""
         self._changes: dict[Family, Changes] = {f: Changes() for f in FAMILIES}
         self.inspection = Inspection(self.loc, self.own, self.peers)
 
@@ -152,7 +152,7 @@ class Rib:
         rib = self.peers[name]
         for family in FAMILIES:
             self._leave(rib, family)
-        rib.adj_in.stop(retain)
+        self._discarded += rib.adj_in.stop(retain)
         for family, refused in rib.refused.items():
             if family not in retain:
                 refused.clear()
@@ -296,7 +296,7 @@ class Rib:
                     affected.add(hop)
         if affected:
             for family in FAMILIES:
-                self.loc[family].forget_decisions()
+                self._discarded += self.loc[family].forget_decisions()
                 self.loc[family].unsettled += 1
                 self._walks[family].append(self._redecide(family, affected))
 

@@ -13,7 +13,10 @@ from itertools import islice
 from typing import Generic, TypeVar, overload
 
 SHARDS = 64
-MASK = 0xFFF
+TOP = 52
+"""A shard is chosen by the 12 highest bits of a hash. A dict chooses its slots by the lowest, and prefixes that had
+those in common would all meet in a few of them."""
+_PLACES = 4096
 
 
 def _places() -> bytes:
@@ -23,12 +26,13 @@ def _places() -> bytes:
     growth is spread evenly over the time in which the table doubles.
     """
     shares = [2 ** (n / SHARDS) for n in range(SHARDS)]
-    ends = [sum(shares[: n + 1]) / sum(shares) * (MASK + 1) for n in range(SHARDS)]
-    return bytes(next(n for n, end in enumerate(ends) if place < end or n == SHARDS - 1) for place in range(MASK + 1))
+    ends = [sum(shares[: n + 1]) / sum(shares) * _PLACES for n in range(SHARDS)]
+    return bytes(next(n for n, end in enumerate(ends) if place < end or n == SHARDS - 1) for place in range(_PLACES))
 
 
 PLACE = _places()
-"""``shards[PLACE[hash(prefix) & MASK]]`` is where a prefix belongs; loops over many prefixes say it themselves."""
+"""``shards[PLACE[hash(prefix) >> TOP]]`` is where a prefix belongs; a negative index counts from the end.
+Loops over many prefixes say it themselves."""
 
 V = TypeVar("V")
 D = TypeVar("D")
@@ -47,7 +51,7 @@ class Table(Generic[V]):
         return sum(map(len, self.shards))
 
     def __contains__(self, prefix: object) -> bool:
-        return prefix in self.shards[PLACE[hash(prefix) & MASK]]
+        return prefix in self.shards[PLACE[hash(prefix) >> TOP]]
 
     def __iter__(self) -> Iterator[bytes]:
         for shard in self.shards:
@@ -62,24 +66,24 @@ class Table(Generic[V]):
             yield from list(shard.values())
 
     def __getitem__(self, prefix: bytes) -> V:
-        return self.shards[PLACE[hash(prefix) & MASK]][prefix]
+        return self.shards[PLACE[hash(prefix) >> TOP]][prefix]
 
     @overload
     def get(self, prefix: bytes) -> V | None: ...
     @overload
     def get(self, prefix: bytes, default: D) -> V | D: ...
     def get(self, prefix: bytes, default: D | None = None) -> V | D | None:
-        return self.shards[PLACE[hash(prefix) & MASK]].get(prefix, default)
+        return self.shards[PLACE[hash(prefix) >> TOP]].get(prefix, default)
 
     def __setitem__(self, prefix: bytes, value: V) -> None:
-        self.writable(PLACE[hash(prefix) & MASK])[prefix] = value
+        self.writable(PLACE[hash(prefix) >> TOP])[prefix] = value
 
     def __delitem__(self, prefix: bytes) -> None:
-        del self.writable(PLACE[hash(prefix) & MASK])[prefix]
+        del self.writable(PLACE[hash(prefix) >> TOP])[prefix]
 
     def pop(self, prefix: bytes) -> V | None:
         """Remove a prefix; return what it had, None where it is not in the table."""
-        return self.writable(PLACE[hash(prefix) & MASK]).pop(prefix, None)
+        return self.writable(PLACE[hash(prefix) >> TOP]).pop(prefix, None)
 
     def snapshot(self) -> list[dict[bytes, V]]:
         """Return the shards as they are now. Nobody may change them: the table copies one before it writes to it."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import click
 
-from cni.install import CHAINABLE, InstallError, InstallSettings, install, uninstall
+from cni.install import CHAINABLE, InstallError, InstallSettings, Kind, install, uninstall
 
 
 def cni_commands(load: Callable[[str], InstallSettings], default_config: str) -> click.Group:
@@ -26,10 +27,17 @@ def cni_commands(load: Callable[[str], InstallSettings], default_config: str) ->
     @click.option("--force", is_flag=True, help="Overwrite files that podroute did not write.")
     @click.option("--chain", metavar="NAMES", default="", help=f"Plugins to run behind: {','.join(CHAINABLE)}.")
     @click.option("--interpreter", metavar="PATH", help="The Python that runs the plugin.")
-    def install_command(config: str, force: bool, chain: str, interpreter: str | None) -> None:
+    @click.option(
+        "--plugin",
+        type=click.Choice(get_args(Kind)),
+        default="auto",
+        show_default=True,
+        help="Which plugin; auto compiles it where there is a C compiler.",
+    )
+    def install_command(config: str, force: bool, chain: str, interpreter: str | None, plugin: Kind) -> None:
         """Write the plugin and its network configuration where the runtime looks for them."""
         settings = replace(load(config), chain=[name for name in chain.split(",") if name])
-        _report(lambda: install(settings, force=force, interpreter=interpreter))
+        _report(lambda: install(settings, force=force, interpreter=interpreter, plugin=plugin))
 
     @group.command(name="uninstall")
     @config

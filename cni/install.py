@@ -10,8 +10,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
+from cni.compiled import CompilerError, compile_plugin, find_compiler
 from cni.request import LATEST
 
 NETWORK: Final = "podroute"
@@ -35,6 +36,7 @@ code = compile(sys.stdin.read(), "podroute", "exec", optimize=2, dont_inherit=Tr
 print(sys.hexversion)
 print(marshal.dumps(code))
 """
+Kind = Literal["auto", "compiled", "python"]
 _SHEBANG_LIMIT = 127
 """Octets of an interpreter line that every supported kernel takes (fs/binfmt_script.c before Linux 5.1)."""
 
@@ -70,18 +72,22 @@ class InstallSettings:
         return self.conf_dir / "10-podroute.conflist"
 
 
-def install(settings: InstallSettings, *, force: bool = False, interpreter: str | None = None) -> list[str]:
+def install(
+    settings: InstallSettings, *, force: bool = False, interpreter: str | None = None, plugin: Kind = "auto"
+) -> list[str]:
     """Write the plugin and its network configuration list; return lines that say what was done.
+
+    ``plugin``: the one in Python, the one that is compiled, or that one where the host has a C compiler.
 
     The plugin comes first, so that no runtime reads of a plugin that is not there. Both are replaced by renaming: a
     plugin that runs meanwhile keeps its old file. Raises InstallError.
     """
-    plugin = render_plugin(settings, choose_interpreter(interpreter))
+    executable, kind = _render(settings, choose_interpreter(interpreter), plugin)
     conflist = render_conflist(settings)
     if not force:
         for path, ours in ((settings.binary, _is_our_plugin), (settings.conflist, _is_our_conflist)):
             _refuse_foreign(path, ours(path), "overwrite")
-    done = [_write(settings.binary, plugin, 0o755), _write(settings.conflist, conflist, 0o644)]
+    done = [f"{_write(settings.binary, executable, 0o755)} ({kind})", _write(settings.conflist, conflist, 0o644)]
     try:
         settings.notes.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -127,13 +133,39 @@ def render_plugin(settings: InstallSettings, interpreter: str) -> bytes:
     shebang = f"#!{interpreter} -IS\n"
     if len(os.fsencode(shebang)) > _SHEBANG_LIMIT or any(blank in interpreter for blank in " \t\n"):
         raise InstallError(f"{interpreter}: an interpreter line holds no blanks and at most {_SHEBANG_LIMIT} octets")
+    source = _script(settings)
+    return (
+        shebang + _MARK + _STUB.format(*_compiled(source, interpreter), source=_SOURCE_LINE) + _quoted(source)
+    ).encode()
+
+
+def _script(settings: InstallSettings) -> str:
+    """Return the Python plugin's text with this node's paths."""
     source = Path(__file__).with_name("plugin.py").read_text(encoding="utf-8")
     for name, path in (("SOCKET", settings.socket), ("NOTES", settings.notes)):
         (line,) = (line for line in source.splitlines() if line.startswith(f"{name} = "))
         source = source.replace(line, f"{name} = {str(path)!r}")
-    return (
-        shebang + _MARK + _STUB.format(*_compiled(source, interpreter), source=_SOURCE_LINE) + _quoted(source)
-    ).encode()
+    return source
+
+
+def _render(settings: InstallSettings, interpreter: str, wanted: Kind) -> tuple[bytes, str]:
+    """Return the executable, and of what kind it is, in words."""
+    why = "not asked for"
+    if wanted != "python":
+        compiler = find_compiler()
+        try:
+            if compiler is None:
+                raise CompilerError("there is no `cc`")
+            executable = compile_plugin(
+                compiler, socket=settings.socket, interpreter=interpreter, script=_script(settings), mark=_MARK
+            )
+        except CompilerError as error:
+            why = str(error)
+            if wanted == "compiled":
+                raise InstallError(f"the plugin cannot be compiled: {why}") from None
+        else:
+            return executable, f"compiled by {compiler}"
+    return render_plugin(settings, interpreter), f"Python, run by {interpreter}; compiled: {why}"
 
 
 def _compiled(source: str, interpreter: str) -> tuple[str, str]:
@@ -246,6 +278,8 @@ def _is_our_plugin(path: Path) -> bool | None:
     data = _read(path)
     if data is None:
         return None
+    if data.startswith(_ELF):
+        return _MARK.encode() in data
     lines = data.split(b"\n", 2)
     return data.startswith(b"#!") and len(lines) > 1 and lines[1] + b"\n" == _MARK.encode()
 

@@ -15,6 +15,8 @@ Protocol, version 1 (``cni/wire.py`` is the agent's half), integers big-endian:
 
 A later version may append fields; an agent ignores those that it does not know.
 
+PODROUTE_FAULT in the environment is the errno with which ``cni/plugin.c`` gave up: then there is no further attempt.
+
 With the agent away ADD and CHECK fail with code 11 and STATUS with 50, DEL succeeds and leaves its request as a file
 that the agent works off at its next start. VERSION needs no agent. Exit status: 0 or 1, as CNI 1.1.0 says.
 """
@@ -34,6 +36,8 @@ MAGIC = b"PRCN"
 VERSION = 1
 SUPPORTED = '["0.3.1","0.4.0","1.0.0","1.1.0"]'
 CURRENT = "1.1.0"
+SILENT = "the agent closed the connection without an answer"
+FOREIGN = "what listens there is not podroute's agent"
 
 
 def main() -> int:
@@ -55,6 +59,8 @@ def main() -> int:
             fault = error.errno or 5
     frame = request(environment, stdin, fault)
     try:
+        if given_up := posix.environ.get(b"PODROUTE_FAULT"):
+            raise fault_of(int(given_up))
         return leave(*ask(frame, netns))
     except OSError as error:
         why = str(error)
@@ -94,13 +100,22 @@ def ask(frame: bytes, netns: int) -> tuple[int, bytes]:
     while len(answer) < length:
         data = agent.recv(65536)
         if not data:
-            raise ConnectionError("the agent closed the connection without an answer")
+            raise ConnectionError(SILENT)
         answer += data
         if len(answer) >= 12 and length == 12:
             if answer[:4] != MAGIC:
-                raise ConnectionError("what listens there is not podroute's agent")
+                raise ConnectionError(FOREIGN)
             length = 12 + int.from_bytes(answer[8:12], "big")
     return int.from_bytes(answer[6:8], "big"), answer[12:length]
+
+
+def fault_of(number: int) -> OSError:
+    """Return the error that an errno of ``cni/plugin.c``'s stands for."""
+    import errno
+
+    if number in (errno.ECONNRESET, errno.EPROTO):
+        return ConnectionError(SILENT if number == errno.ECONNRESET else FOREIGN)
+    return OSError(number, posix.strerror(number))
 
 
 def postpone(frame: bytes, stdin: bytes, why: str, hangs: bool) -> int:

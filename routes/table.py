@@ -8,6 +8,7 @@ kernel leaves the others free.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
@@ -114,7 +115,8 @@ class Table:
         on_released: Callable[[Target], None],
     ) -> None:
         self.place = place
-        self._mask = shards - 1
+        self._shift = sys.hash_info.hash_bits - shards.bit_length() + 1
+        """The highest bits of a hash choose the shard, for a dict chooses its slots by the lowest."""
         self.shards = [Shard(self) for _ in range(shards)]
         self._delete = delete_shapes(place)
         self._unsure = Target(Kind.OTHER)
@@ -124,11 +126,11 @@ class Table:
         self._next = 0
 
     def shard(self, prefix: bytes) -> Shard:
-        return self.shards[hash(prefix) & self._mask]
+        return self.shards[hash(prefix) >> self._shift]  # a negative index counts from the end
 
     def update(self, changes: Iterable[tuple[bytes, NextHops | None]], resolve: Callable[[NextHops], Target]) -> None:
         """Take in many changes at once; ``resolve`` is called once for each run of equal next hops."""
-        shards, mask = self.shards, self._mask
+        shards, shift = self.shards, self._shift
         last: NextHops | None = None
         target: Target | None = None
         gained = 0
@@ -139,7 +141,7 @@ class Table:
                     gained = 0
                 last = hops
                 target = resolve(hops) if hops is not None else None
-            shard = shards[hash(prefix) & mask]
+            shard = shards[hash(prefix) >> shift]
             desired = shard.desired
             if prefix in desired or target is None or shard.failed or shard.stale or prefix in shard.dirty:
                 if desired.get(prefix) is not target or shard.stale:
@@ -223,7 +225,7 @@ class Table:
             if len(batch) >= limit:
                 return
             shard = self.shards[self._next]
-            self._next = (self._next + 1) & self._mask
+            self._next = (self._next + 1) % len(self.shards)
             if shard.dirty and not shard.inflight:
                 self._take(shard, batch)
 

@@ -13,6 +13,7 @@ from tests.runtime.guard import CGROUPS, cgroup_name
 
 NODES = ("n1", "n2")
 PLUGIN_DIR = "/opt/cni/bin"
+PLUGINS = {"n1": "compiled", "n2": "python"}
 CONTAINED = "/run/contained"
 """Runs a command in the node's control group, as one that sees nothing above it."""
 
@@ -44,7 +45,7 @@ async def prepare(net: Lab) -> None:
         await node.run("tee", CONTAINED, input=_CONTAINED)
         await node.run("chmod", "755", CONTAINED)
         await _agent_answers(net, node)
-        await node.run("podroute", "cni", "install")
+        await node.run("podroute", "cni", "install", "--plugin", PLUGINS[node.name])
 
     await asyncio.gather(*(one(net.node(name)) for name in NODES))
     await asyncio.gather(*(_converges(net.node(name)) for name in NODES))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from labs.runner import Lab
-from tests.runtime.hosts import PLUGIN_DIR, agent_starts, nothing_left
+from tests.runtime.hosts import PLUGIN_DIR, PLUGINS, agent_starts, nothing_left
 
 pytestmark = pytest.mark.root
 ROOT = Path(__file__).parents[2]
@@ -30,9 +30,12 @@ def _failed(report: dict[str, Any]) -> Sequence[str]:
     ]
 
 
-async def test_podroute(net: Lab) -> None:
-    """Every check, none excused."""
-    node = net.node("n1")
+@pytest.mark.parametrize(("name", "kind"), PLUGINS.items())
+async def test_podroute(net: Lab, name: str, kind: str) -> None:
+    """Every check, none excused, with the plugin of either kind."""
+    node = net.node(name)
+    start = await node.run("head", "-c2", f"{PLUGIN_DIR}/podroute")
+    assert (start.stdout == "#!") == (kind == "python")
     try:
         done = await node.run(
             *(sys.executable, "-m", "tests.conformance.cni", "--here", "--json"),

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 from click.testing import CliRunner
 
 from cni import install as module
 from cni.commands import cni_commands, settings_of
-from cni.install import InstallError, InstallSettings, choose_interpreter, install, render_plugin, uninstall
+from cni.install import InstallError, InstallSettings, Kind, choose_interpreter, install, render_plugin, uninstall
 
 
 @pytest.fixture
@@ -22,8 +25,18 @@ def settings(tmp_path: Path) -> InstallSettings:
     )
 
 
+@pytest.fixture(autouse=True)
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Compiling takes half a second: only what is about that does it."""
+    with monkeypatch.context() as host:
+        host.setattr(module, "find_compiler", lambda: None)
+        yield host
+
+
 def test_writes_binary_and_conflist(settings: InstallSettings) -> None:
-    assert install(settings) == [f"wrote {settings.binary}", f"wrote {settings.conflist}"]
+    first, second = install(settings)
+    assert first.startswith(f"wrote {settings.binary} (")
+    assert second == f"wrote {settings.conflist}"
     assert settings.binary.stat().st_mode & 0o777 == 0o755
     assert settings.conflist.stat().st_mode & 0o777 == 0o644
     assert settings.notes.stat().st_mode & 0o777 == 0o700
@@ -36,7 +49,7 @@ def test_writes_binary_and_conflist(settings: InstallSettings) -> None:
 
 
 def test_the_plugin_names_an_interpreter_and_the_agents_paths(settings: InstallSettings) -> None:
-    install(settings)
+    install(settings, plugin="python")
     lines = settings.binary.read_text().splitlines()
     assert lines[0] == f"#!{choose_interpreter()} -IS"
     assert f"#: SOCKET = {str(settings.socket)!r}" in lines
@@ -50,7 +63,7 @@ def test_again_replaces_what_it_wrote_while_it_runs(settings: InstallSettings) -
         before = os.fstat(running.fileno()).st_ino
         install(settings)
         assert settings.binary.stat().st_ino != before
-        assert running.read().startswith("#!")
+        assert os.fstat(running.fileno()).st_size
     assert sorted(path.name for path in settings.bin_dir.iterdir()) == ["podroute"]
 
 
@@ -67,7 +80,7 @@ def test_what_it_did_not_write_stays(settings: InstallSettings, which: str) -> N
     others = {settings.binary, settings.conflist} - {path}
     assert not any(other.exists() for other in others)
     install(settings, force=True)
-    assert path.read_text() != "{}"
+    assert path.read_bytes() != b"{}"
 
 
 def test_an_operators_change_is_not_overwritten(settings: InstallSettings) -> None:
@@ -79,8 +92,10 @@ def test_an_operators_change_is_not_overwritten(settings: InstallSettings) -> No
         install(settings)
 
 
-def test_uninstall(settings: InstallSettings) -> None:
-    install(settings)
+@pytest.mark.parametrize("plugin", ["python", "compiled"])
+def test_uninstall(settings: InstallSettings, plugin: Kind, compiler: pytest.MonkeyPatch) -> None:
+    compiler.undo()
+    install(settings, plugin=plugin)
     assert uninstall(settings) == [f"removed {settings.conflist}", f"removed {settings.binary}"]
     assert uninstall(settings) == [f"{settings.conflist} was not there", f"{settings.binary} was not there"]
 
@@ -125,6 +140,38 @@ def test_interpreter_is_a_binary(tmp_path: Path) -> None:
         choose_interpreter(str(tmp_path / "gone"))
     with pytest.raises(InstallError, match="is not Python"):
         choose_interpreter("/bin/false")
+
+
+def test_what_a_host_without_a_compiler_gets(settings: InstallSettings) -> None:
+    assert install(settings)[0].endswith("compiled: there is no `cc`)")
+    assert settings.binary.read_bytes().startswith(b"#!")
+    with pytest.raises(InstallError, match="cannot be compiled: there is no `cc`"):
+        install(settings, plugin="compiled")
+
+
+def test_what_a_compiler_that_fails_leaves(
+    settings: InstallSettings, compiler: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    broken = tmp_path / "cc"
+    broken.write_text("#!/bin/sh\necho cannot find -lc >&2\nexit 1\n")
+    broken.chmod(0o755)
+    compiler.setattr(module, "find_compiler", lambda: str(broken))
+    assert "cannot find -lc" in install(settings)[0]
+    assert settings.binary.read_bytes().startswith(b"#!")
+
+
+def test_one_kind_replaces_the_other(settings: InstallSettings, compiler: pytest.MonkeyPatch) -> None:
+    compiler.undo()
+    for kind, start in (("python", b"#!"), ("compiled", b"\x7fELF"), ("python", b"#!")):
+        install(settings, plugin=cast(Kind, kind))
+        assert settings.binary.read_bytes().startswith(start)
+
+
+def test_a_socket_whose_path_is_too_long_to_connect_to(settings: InstallSettings, compiler: pytest.MonkeyPatch) -> None:
+    compiler.undo()
+    long = replace(settings, socket=Path("/" + "x" * 120))
+    with pytest.raises(InstallError, match="a socket's path has at most 107 octets"):
+        install(long, plugin="compiled")
 
 
 def test_no_interpreter_at_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,117 @@
+"""The short way through an attribute section says what the walk says, or nothing."""
+
+from __future__ import annotations
+
+from struct import pack
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from bgp.attribute_parser import AttributeParser
+from bgp.attributes import Attributes, pack_attribute
+from bgp.messages import BgpError
+
+LOCAL_AS, PEER_AS = 65001, 65002
+
+
+def parser(*, ibgp: bool) -> AttributeParser:
+    return AttributeParser(local_as=LOCAL_AS, ibgp=ibgp, four_octet_as=True, first_as=PEER_AS)
+
+
+def sequence(*asns: int) -> bytes:
+    return pack("!BB", 2, len(asns)) + pack(f"!{len(asns)}I", *asns)
+
+
+def same(a: Attributes, b: Attributes) -> bool:
+    return all(getattr(a, name) == getattr(b, name) for name in Attributes.__slots__)
+
+
+ORIGIN = pack_attribute(0x40, 1, b"\0")
+PATH = pack_attribute(0x40, 2, sequence(PEER_AS, 64999, LOCAL_AS, LOCAL_AS))
+EXTENDED_PATH = b"\x50\x02\0\x06" + sequence(PEER_AS)  # as FRR writes it
+NEXT_HOP = pack_attribute(0x40, 3, bytes((192, 0, 2, 2)))
+MED = pack_attribute(0x80, 4, bytes(4))
+LOCAL_PREF = pack_attribute(0x40, 5, pack("!I", 200))
+AGGREGATE = pack_attribute(0x40, 6, b"") + pack_attribute(0xC0, 7, pack("!II", 64999, 1))
+COMMUNITIES = pack_attribute(0xC0, 8, b"\xff\xff\xff\x01\0\1\0\2")
+REFLECTED = pack_attribute(0x80, 9, b"\n\0\0\1") + pack_attribute(0x80, 10, b"\n\0\0\2\n\0\0\3")
+EXTENDED = pack_attribute(0xC0, 16, bytes(16))
+LARGE = pack_attribute(0xE0, 32, bytes(24))
+
+
+@pytest.mark.parametrize(
+    ("raw", "ibgp"),
+    [
+        (ORIGIN + PATH + NEXT_HOP, False),
+        (ORIGIN + EXTENDED_PATH + NEXT_HOP + MED, False),
+        (ORIGIN + PATH + NEXT_HOP + MED + AGGREGATE + COMMUNITIES + EXTENDED + LARGE, False),
+        (ORIGIN + PATH + MED, False),  # beside MP_REACH_NLRI
+        (ORIGIN + pack_attribute(0x40, 2, b"") + NEXT_HOP + LOCAL_PREF, True),
+        (ORIGIN + PATH + NEXT_HOP + MED + LOCAL_PREF + AGGREGATE + COMMUNITIES + REFLECTED + LARGE, True),
+        (ORIGIN + pack_attribute(0x40, 2, sequence(*range(1, 64))) + NEXT_HOP + LOCAL_PREF, True),
+    ],
+)
+def test_what_speakers_write_is_judged_without_a_walk(raw: bytes, ibgp: bool) -> None:
+    judged = parser(ibgp=ibgp).judge_usual(raw)
+    assert judged is not None
+    parsed = parser(ibgp=ibgp).parse(raw)
+    assert not parsed.faults
+    assert same(judged[0], parsed.attributes)
+    assert judged[1] == parsed.next_hop
+
+
+@pytest.mark.parametrize(
+    ("raw", "ibgp"),
+    [
+        (b"", True),
+        (ORIGIN, True),
+        (ORIGIN + pack_attribute(0x40, 2, sequence(64999)) + NEXT_HOP, False),  # not the peer's AS first
+        (ORIGIN + pack_attribute(0x40, 2, sequence(PEER_AS, 0)) + NEXT_HOP, False),  # RFC 7607
+        (ORIGIN + PATH + NEXT_HOP + LOCAL_PREF, False),  # RFC 7606 section 7.5
+        (ORIGIN + PATH + NEXT_HOP + REFLECTED, False),
+        (ORIGIN + PATH + NEXT_HOP + pack_attribute(0xC0, 8, b"\xff\xff\0\0"), False),  # RFC 8326
+        (ORIGIN + PATH + NEXT_HOP + pack_attribute(0xC0, 7, bytes(8)), False),  # AGGREGATOR of AS 0
+        (ORIGIN + PATH + NEXT_HOP + b"\xc0\x08\0", False),  # empty COMMUNITIES
+        (ORIGIN + ORIGIN + PATH + NEXT_HOP, False),
+        (ORIGIN + PATH + NEXT_HOP + b"\0", False),
+    ],
+)
+def test_what_needs_a_judgement_is_left_to_the_walk(raw: bytes, ibgp: bool) -> None:
+    assert parser(ibgp=ibgp).judge_usual(raw) is None
+
+
+def test_two_octet_as_numbers_are_left_to_the_walk() -> None:
+    old = AttributeParser(local_as=LOCAL_AS, ibgp=False, four_octet_as=False, first_as=PEER_AS)
+    assert old.judge_usual(ORIGIN + PATH + NEXT_HOP) is None
+
+
+PARTS = [ORIGIN, PATH, EXTENDED_PATH, NEXT_HOP, MED, LOCAL_PREF, AGGREGATE, COMMUNITIES, REFLECTED, EXTENDED, LARGE]
+
+
+@st.composite
+def sections(draw: st.DrawFn) -> bytes:
+    """Attributes in ascending order, most of them, with some octets changed, added or taken away."""
+    raw = bytearray(b"".join(part for part in PARTS if draw(st.integers(0, 4))))
+    for _ in range(draw(st.integers(0, 3))):
+        at = draw(st.integers(0, max(len(raw) - 1, 0)))
+        octets = draw(st.binary(max_size=2))
+        raw[at : at + draw(st.integers(0, 2))] = octets
+    return bytes(raw)
+
+
+@given(sections(), st.booleans())
+@example(ORIGIN + PATH + NEXT_HOP, False)
+def test_the_short_way_says_what_the_walk_says(raw: bytes, ibgp: bool) -> None:
+    judged = parser(ibgp=ibgp).judge_usual(raw)
+    if judged is None:
+        return
+    try:
+        parsed = parser(ibgp=ibgp).parse(raw)
+    except BgpError as error:
+        raise AssertionError("the walk resets the session") from error
+    assert not parsed.faults
+    assert same(judged[0], parsed.attributes)
+    assert judged[1] == parsed.next_hop
+    assert parsed.mp_reach is None
+    assert parsed.mp_unreach is None
