@@ -82,6 +82,7 @@ def compare(picture: Picture) -> Iterator[Disagreement]:
 def _blocks(picture: Picture, records: Sequence[Block]) -> Iterator[Disagreement]:
     held = {(block.family, block.prefix): block for block in picture.held}
     stored = {(block.family, block.prefix): block for block in records}
+    stored |= {(one.family, one.prefix): one for block in records for one in block.on_loan(picture.uuid)}
     for key, block in stored.items():
         if block.uuid == picture.uuid and key not in held:
             yield Disagreement("unused-block", f"block {block.cidr} is this node's, but it does not use it", "compare")
