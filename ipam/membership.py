@@ -98,7 +98,7 @@ class Membership:
         """Join, and stay joined; return whether the store was there. Raises IpamError where waiting would not help."""
         try:
             await self._join()
-        except StoreUnavailableError as error:
+        except (StoreUnavailableError, LeaseExpiredError) as error:  # the latter: a start that took long
             self._away(error)
         self._task = asyncio.get_running_loop().create_task(self._stay(), name="membership")
         return self.claims is not None
