@@ -81,8 +81,6 @@ class Fence:
         if self._confirmed > self._clock():  # no time of this start of the machine
             self._confirmed = _NEVER
         self._said = self.fenced
-        if self._said:
-            log.error("NODE FENCED from the start: its blocks may be another's until the store says otherwise")
         self._task = asyncio.get_running_loop().create_task(self._watch(), name="fence")
 
     async def close(self) -> None:
@@ -126,6 +124,11 @@ class Fence:
                 new.write_bytes(self._encoded())
                 new.rename(self._path)
         self.check()
+
+    def started(self) -> None:
+        """The node has started: say so if it is fenced, as the store was not there to lift it."""
+        if self.fenced:
+            log.error("NODE FENCED from the start: its blocks may be another's until the store says otherwise")
 
     def check(self) -> None:
         """Tell of a change, if there is one."""

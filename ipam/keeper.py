@@ -140,6 +140,7 @@ class BlockKeeper:
                 await self._return(loan)
             if self._lender is not None:
                 await self._lender.remember(found.owned.values())
+                await self._lender.settle()
             await self._adopt(list(found.owned.values()), addresses_in_use(self._ledger), found.resting)
             self._on_standing()
             usable = choice.labelled(choice.automatic(self.pools), labels)
@@ -231,8 +232,9 @@ class BlockKeeper:
                 refusal = choice.exhausted(pools, self.usage(), self._config.node.name)
             except StoreUnavailableError as error:
                 have = "is full" if self.holdings.serves(pools) else "is missing"
-                text = f"this node's {NAMES[family]} block {have} and no other one can be claimed: {error}"
-                refusal = StoreUnavailableError(text)
+                refusal = StoreUnavailableError(
+                    f"this node's {NAMES[family]} block {have} and no other one can be claimed: {error}"
+                )
             except BlockLimitError as error:
                 refusal = error
             except (PoolChangedError, NameTakenError):

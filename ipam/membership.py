@@ -76,7 +76,7 @@ class Membership:
         self._companions = [*companions, self._watch_pools]
         self._accompanying: list[asyncio.Task[None]] = []
         self._pools_since = 0
-        self._lease = 0
+        self._lease = self._granted = 0
         self._open = opened
         self._task: asyncio.Task[None] | None = None
         self._problem = ""
@@ -92,13 +92,13 @@ class Membership:
     @property
     def lease(self) -> int:
         """What this node's records are bound to now."""
-        return self._lease
+        return self._granted
 
     async def start(self) -> bool:
         """Join, and stay joined; return whether the store was there. Raises IpamError where waiting would not help."""
         try:
             await self._join()
-        except StoreUnavailableError as error:
+        except (StoreUnavailableError, LeaseExpiredError) as error:  # the latter: a start that took long
             self._away(error)
         self._task = asyncio.get_running_loop().create_task(self._stay(), name="membership")
         return self.claims is not None
@@ -121,7 +121,7 @@ class Membership:
             self._open = True
         started = self._clock()
         self._fence.promise(started)
-        lease = await self._store.grant(self._seconds)
+        self._granted = lease = await self._store.grant(self._seconds)
         claims = Claims(self._store, self._identity)
         await claims.register(self._node, lease)
         pools = await claims.seed(self._pools)

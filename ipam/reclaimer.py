@@ -115,7 +115,11 @@ class Reclaimer:
             if node is not None and await self._store.get(records.live_key(name)) is None:
                 self._note(name, node)
             return
-        for _, block in await cluster.blocks_of(self._store, records.decode_node(node).uuid):
+        uuid = records.decode_node(node).uuid
+        touched = [block for _, block in await cluster.blocks_of(self._store, uuid)]
+        # A block that lends it something is its owner's to announce
+        theirs = [one for block in touched for one in ([block] if block.uuid == uuid else block.on_loan(uuid))]
+        for block in theirs:
             if why := self._seen(block):
                 if name not in self._said:
                     self._said.add(name)

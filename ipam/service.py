@@ -284,6 +284,7 @@ class Ipam:
         if not await membership.start():
             await self._keeper.adopt_remembered(self._identity)
         self._keeper.start()
+        self._fence.started()
         self._started = True
 
     def _record(self) -> NodeRecord:

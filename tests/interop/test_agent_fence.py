@@ -38,6 +38,8 @@ router bgp 65010
  exit-address-family
 """
 RECLAIM = {"lease": 3, "fenceAfter": 3, "reclaimAfter": 9, "quarantine": 1}
+# Node a is to be alive, however busy the machine is
+STEADY = {"lease": 60, "reclaimAfter": 200, "quarantine": 1}
 CUT = "table inet cut { chain out { type filter hook output priority 0; tcp dport 2379 drop; }; }"
 
 
@@ -90,7 +92,7 @@ async def rack(netns: Callable[[], Netns]) -> AsyncIterator[Rack]:
 async def two(rack: Rack) -> AsyncIterator[Callable[..., Any]]:
     async with agents() as (directory, running):
 
-        async def start(**settings: Any) -> list[Agent]:
+        async def start(ipam: dict[str, dict[str, Any]], **settings: Any) -> list[Agent]:
             for number, (name, ns) in enumerate(zip("ab", rack.nodes, strict=True), 1):
                 peer = {"address": f"10.1.{number}.1", "as": 65010, "import": "accept", "export": "accept"}
                 agent = Agent(
@@ -101,6 +103,7 @@ async def two(rack: Rack) -> AsyncIterator[Callable[..., Any]]:
                     store=rack.etcd.url,
                     peers={"tor": {**peer, "holdTime": 3}},
                     bgp={"connectRetry": 1, "gracefulRestart": {"enabled": False}},
+                    ipam=ipam[name],
                     **settings,
                 )
                 running.append(await agent.start())
@@ -132,7 +135,7 @@ async def ping(source: Netns, address: str) -> bool:
 async def test_a_node_cut_off_from_the_store_never_shares_its_block(
     rack: Rack, two: Callable[..., Any], netns: Callable[[], Netns]
 ) -> None:
-    a, b = await two(pools={"p": {"cidr": "10.64.0.0/25", "blockSize": 26}}, ipam=RECLAIM)
+    a, b = await two({"a": STEADY, "b": RECLAIM}, pools={"p": {"cidr": "10.64.0.0/25", "blockSize": 26}})
     pod, (address,) = add_pod(b, netns, "old")
     (block,) = (await b.get("/v1/status"))["blocks"]
     (other,) = (await a.get("/v1/status"))["blocks"]
@@ -140,14 +143,12 @@ async def test_a_node_cut_off_from_the_store_never_shares_its_block(
     assert await ping(pod_a, address)
 
     b.ns.run("nft", CUT)
-    status = await b.until("'fenced': True", "/v1/status")
-    assert status["peers"]["established"] == 1  # the fabric is there
     await logged(b, "NODE FENCED")
+    await b.until("'established': 1", "/v1/status")  # the fabric is there
     assert "is fenced: the store" in add_fails(b, netns, "new")
     async with asyncio.timeout(PATIENCE):
-        while block in rack.seen():  # noqa: ASYNC110 (another process)
+        while rack.seen() != {other: {"10.1.1.11"}}:  # noqa: ASYNC110 (another process)
             await asyncio.sleep(0.05)
-    assert rack.seen() == {other: {"10.1.1.11"}}
 
     # The other node takes it once it may
     await logged(a, "DEAD NODE RECLAIMED")
@@ -175,8 +176,12 @@ async def test_a_node_cut_off_from_the_store_never_shares_its_block(
             await asyncio.sleep(0.05)
     assert f"{address} dev" not in b.ns.run("ip", "route")
     assert not await ping(pod, address_a)
-    # At no moment was the ToR told of the block by both
-    assert rack.told(block) == ["+10.1.2.11", "-10.1.2.11", "+10.1.1.11"]
+    # At no moment was the ToR told of the block by both (on a busy machine each may have said it more than once)
+    told = rack.told(block)
+    takeover = told.index("+10.1.1.11")
+    assert told[takeover - 1] == "-10.1.2.11", told
+    assert {word[1:] for word in told[:takeover]} == {"10.1.2.11"}
+    assert {word[1:] for word in told[takeover:]} == {"10.1.1.11"}
     # The rule goes with the container
     assert call(b, "DEL", pod, "old").returncode == 0
     async with asyncio.timeout(PATIENCE):
@@ -189,7 +194,8 @@ async def test_a_borrowed_address_has_traffic_and_goes_back(
     rack: Rack, two: Callable[..., Any], netns: Callable[[], Netns]
 ) -> None:
     pools = {"p": {"cidr": "10.64.0.0/29", "blockSize": 30}}
-    a, b = await two(pools=pools, ipam={"lease": 3, "borrowing": True})
+    lending = {"lease": 30, "borrowing": True}
+    a, b = await two({"a": lending, "b": lending}, pools=pools)
     for number in range(4):
         own, _ = add_pod(b, netns, f"own{number}")
     (lent,) = (await a.get("/v1/status"))["blocks"]

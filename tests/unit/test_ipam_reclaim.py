@@ -19,7 +19,7 @@ from ipam import fence, membership, reclaimer, records
 from ipam.errors import FencedError, NodeAliveError
 from ipam.records import Block
 from ipam.service import Ipam
-from ipam.store import Delete
+from ipam.store import Delete, Put
 from tests.unit.test_ipam_membership import Flaky
 from tests.unit.test_ipam_service import handle
 
@@ -211,6 +211,44 @@ async def test_a_block_that_a_peer_still_tells_of_is_not_given_away(
     await until(reclaimed)
 
 
+async def test_a_lender_that_announces_its_block_does_not_keep_a_dead_borrower_alive(cluster: Cluster) -> None:
+    loan = records.Loan(bytes((10, 64, 0, 1)), "n2", "u2")
+    lent = Block(4, bytes((30, 10, 64, 0, 0)), "p", "n3", "u3", 0, "then", (loan,))
+    asked: list[str] = []
+    told = ["10.64.0.0/30", "10.64.0.1/32"]
+
+    def seen(block: Block) -> str:
+        asked.append(block.cidr)
+        return "still told of" if block.cidr in told else ""
+
+    await cluster.start("n1", seen=seen)
+    store = cluster.stores["n1"]
+    dead = records.NodeRecord("n2", "u2", reclaim_after=100)
+    await store.transact(
+        [],
+        [
+            Put(records.node_key("n2"), records.encode_node(dead)),
+            Put(records.block_key(4, lent.prefix), records.encode_block(lent)),
+        ],
+    )
+    watcher = reclaimer.Reclaimer(store, "n1", 1, seen, clock=cluster.clocks["n1"])
+    watching = asyncio.create_task(watcher.run())
+    while "n2" not in watcher._gone:  # noqa: ASYNC110 (nothing tells)
+        await asyncio.sleep(0.01)
+    cluster.clocks["n1"].ahead += 101
+    while not asked:  # noqa: ASYNC110 (nothing tells)
+        await asyncio.sleep(0.01)
+    assert set(asked) == {"10.64.0.1/32"}
+    told.remove("10.64.0.1/32")
+
+    async def returned() -> bool:
+        listing = await store.list(records.BLOCKS)
+        return not any(records.decode_block(entry).loans for entry in listing.entries)
+
+    await until(returned)
+    watching.cancel()
+
+
 async def test_a_node_that_is_cut_off_is_fenced_and_comes_back_unharmed(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,12 +293,21 @@ async def test_with_automatic_reclaim_off_nothing_is_withdrawn_because_of_the_st
     assert all(node.advertised(block) for block in node.blocks())
 
 
-async def test_a_cut_off_node_that_starts_again_is_fenced_from_the_start(cluster: Cluster) -> None:
+async def test_a_cut_off_node_that_starts_again_is_fenced_from_the_start(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
     node = await cluster.start("n1")
     await node.stop()
+    cluster.clocks["n1"].ahead += 11
+    there = await cluster.start("n1")  # with the store there is nothing to say
+    assert not there.fenced
+    assert all(there.advertised(block) for block in there.blocks())
+    await there.stop()
+    assert not any("NODE FENCED" in message for message in caplog.messages)
     cluster.stores["n1"].away = True
     cluster.clocks["n1"].ahead += 11
     again = await cluster.start("n1")
+    assert any(message.startswith("NODE FENCED from the start") for message in caplog.messages)
     assert again.fenced
     assert again.blocks()
     assert not any(again.advertised(block) for block in again.blocks())
