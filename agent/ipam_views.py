@@ -80,6 +80,7 @@ async def blocks(node: Node, pool: str | None, owner: str | None) -> list[Json]:
             "generation": block.generation,
             "claimedAt": block.claimed_at,
             "used": own.get((block.family, block.prefix)) if block.uuid == node.ipam.identity.uuid else None,
+            "loans": {prefix.address_text(loan.packed): loan.node for loan in block.loans},
         }
         for block in await cluster.blocks(node.ipam.shared())
         if pool in (None, block.pool) and owner in (None, block.owner)
@@ -133,7 +134,8 @@ async def reclaim(node: Node, name: str, quarantine: int) -> Json:
 def _own_usage(node: Node) -> dict[str, int]:
     used: Counter[str] = Counter()
     for usage in node.ipam.usage():
-        used[usage.block.pool] += usage.used
+        if not usage.block.lender:  # its owner counts it
+            used[usage.block.pool] += usage.used
     return dict(used)
 
 

@@ -25,6 +25,7 @@ from agent.origination import Origination
 from agent.peering import peer_settings, restart_settings
 from agent.pods import PodHooks
 from agent.reload import CONFIGURATION, Plan, add, apply, plan, restore
+from agent.standing import Standing
 from agent.stopping import Mode, take_leave
 from bgp.messages import Notification
 from bgp.settings import ListenRange, Neighbour, PeerSettings
@@ -85,6 +86,8 @@ class Node:
             on_blocks=self._blocks_changed,
             addresses=config.node.addresses or _own_addresses(self._peers.values()),
             running=lambda: (Running(*route) for route in pod_routes(config.routes.table)),
+            on_standing=lambda: self._standing.changed(),
+            seen=lambda block: self._standing.seen(block),
         )
         self.monitor = Monitor()
         self.resolver = Resolver(self.monitor, on_changed=self._next_hops_changed)
@@ -116,6 +119,7 @@ class Node:
             fib_full=lambda: self.fib.full,
         )
         self._expected = self._dynamic_neighbours(state / STATE_FILE)
+        self._standing = Standing(self.ipam, self.speaker, announce=lambda: self.origination.refresh())
         self.sweep = LeftoverSweep(
             self.speaker,
             self.fib,
@@ -208,6 +212,8 @@ class Node:
         stack.push_async_callback(self.cni.stop)  # before its start: it also clears up a start that failed
         await self.cni.start()
         self.fib.expectations_complete()
+        self._standing.start()
+        stack.push_async_callback(self._standing.stop)
         self._collector.start()
         stack.push_async_callback(self._collector.stop)
         for family, prefix in self.config.advertised:
@@ -302,6 +308,8 @@ class Node:
         """Return None where containers can be added, else CNI's STATUS code and why."""
         if self.state != "running":
             return Code.NOT_AVAILABLE, f"the agent is {self.state}"
+        if self.ipam.fenced:
+            return Code.NOT_AVAILABLE, f"this node is fenced, as the store is away: {self.ipam.store().problem}"
         if not self.ipam.blocks() and (problem := self.ipam.store().problem):
             return Code.NOT_AVAILABLE, f"this node has no block of addresses yet: {problem}"
         return self.advertising.trouble()
@@ -342,12 +350,13 @@ class Node:
         for block in granted:
             self.fib.add_cover(block.family, block.prefix)
             if self.running:  # lost before and ours again; at the start the CNI side tells of its pods
-                for attachment, one in self.ipam.assigned(block):
+                for attachment, one in self.ipam.assigned(block.family, block.prefix):
                     self.fib.expect_pod(one.family, one.prefix, attachment.attributes.get("hostInterface", ""))
         self.origination.refresh()
         for block in released:
             self.fib.remove_cover(block.family, block.prefix)
-            for _, one in self.ipam.assigned(block):  # of a block that was lost: its old containers are cut off
+            # Of a block that was lost: its old containers are cut off
+            for _, one in self.ipam.assigned(block.family, block.prefix):
                 self.fib.forget_pod(one.family, one.prefix)
 
     def _owns(self, assignment: Assignment) -> bool:
@@ -364,6 +373,7 @@ class Node:
 
     def _session_changed(self, change: SessionChange) -> None:
         if change.up:
+            self.ipam.check_fence()  # after a suspension sessions may be back before a timer runs
             promote()
         if not change.up and not change.retained and self.state != "stopping":
             self.fib.peer_lost(change.peer)

@@ -60,8 +60,9 @@ class Origination:
         announced_by: dict[Key, Key] = {}
         for block in filter(self._announced, self._blocks()):
             key = (block.family, block.prefix)
-            around = (one for one in instead.get(block.pool, ()) if prefix.contains(one[1], block.prefix))
-            announced_by[key] = next(around, key)
+            # An address on loan is another node's: it needs its own route
+            around = () if block.lender else instead.get(block.pool, ())
+            announced_by[key] = next((one for one in around if prefix.contains(one[1], block.prefix)), key)
             if announced_by[key] == key:
                 wanted[key] = f"block of pool {block.pool}", "block"
         # The discard route is there before the aggregate, and an aggregate before the blocks that it stands for leave

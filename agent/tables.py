@@ -35,6 +35,8 @@ def status(answer: Answer) -> None:
         grid.add_row("listen ranges" if not row else "", text)
     store = answer["store"]
     grid.add_row("store", Text(f"away: {store['problem']}", "red") if store["problem"] else store["url"])
+    if store["fenced"]:
+        grid.add_row("FENCED", Text("blocks withdrawn and containers refused until the store is back", "bold red"))
     if store["lostBlocks"]:
         grid.add_row("LOST BLOCKS", Text(", ".join(store["lostBlocks"]), "bold red"))
     grid.add_row("blocks", ", ".join(answer["blocks"]) or "none")

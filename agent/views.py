@@ -20,6 +20,7 @@ from cni import hooks
 from config import prefix
 from config.check import overlaps_with_subnets
 from config.prefix import FAMILIES, NAMES, Family
+from ipam.loans import NETWORK as LOANS
 from routes.fib import FibRoute
 from routes.sysctl import findings
 from routes.table import State
@@ -66,6 +67,7 @@ def _store(node: Node) -> Json:
         "url": store.url,
         "state": "away" if store.problem else "connected",
         "problem": store.problem or None,
+        "fenced": node.ipam.fenced,
         "lostBlocks": [prefix.text(lost.family, lost.prefix) for lost in node.ipam.lost()],
     }
 
@@ -102,7 +104,11 @@ async def pods(node: Node) -> list[Json]:
     found = []
     for attachment in await node.ipam.attachments():
         attributes = attachment.attributes
-        if attributes.get("reserved") or node.cni.deletes(hooks.Handle(*attachment.handle)):
+        if (
+            attributes.get("reserved")
+            or attachment.handle.network == LOANS
+            or node.cni.deletes(hooks.Handle(*attachment.handle))
+        ):
             continue
         arguments = attributes.get("args") or {}
         names = [arguments.get("K8S_POD_NAMESPACE"), arguments.get("K8S_POD_NAME")]

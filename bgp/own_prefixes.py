@@ -21,6 +21,7 @@ class OwnPrefixes:
         self.family = family
         self._owners: dict[bytes, dict[str, Source]] = {}
         self._guarded: dict[bytes, None] = {}
+        self._lent: frozenset[bytes] = frozenset()
         self.guard_changes = 0
         """Counts how often what the guard keeps out has changed."""
         self._leads: frozenset[bytes] = frozenset()
@@ -75,9 +76,16 @@ class OwnPrefixes:
 
     def violated(self, prefix: bytes) -> bytes | None:
         """Return the guarded prefix that ``prefix`` is, or is a more specific of; None where there is none."""
-        if prefix[1:2] not in self._leads and not self._any_lead:
+        if (prefix[1:2] not in self._leads and not self._any_lead) or prefix in self._lent:
             return None
         return next((own for own in self._guarded if contains(own, prefix)), None)
+
+    def lend(self, prefixes: Iterable[bytes]) -> None:
+        """Let peers announce these, and no others, although they are more specifics of our own."""
+        lent = frozenset(prefixes)
+        if lent != self._lent:
+            self._lent = lent
+            self.guard_changes += 1
 
     def _arm(self, prefix: bytes) -> None:
         """Follow a change of the owners of a prefix."""

@@ -292,6 +292,14 @@ class Rib:
         if own.guard_changes != guard_changes:
             self._reconsider_guarded(family)
 
+    def lend(self, family: Family, prefixes: Iterable[bytes]) -> None:
+        """Let peers announce these more specifics of our own prefixes, and no others."""
+        own = self.own[family]
+        guard_changes = own.guard_changes
+        own.lend(prefixes)
+        if own.guard_changes != guard_changes:
+            self._reconsider_guarded(family)
+
     # Work
 
     def next_hops_changed(self, changed: Iterable[tuple[bytes, str]]) -> None:

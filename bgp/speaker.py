@@ -348,6 +348,11 @@ class Speaker:
         self.rib.retract(family, prefix, owner)
         self._wake()
 
+    def lend(self, family: Family, prefixes: Iterable[bytes]) -> None:
+        """Let peers announce these more specifics of our own prefixes, and no others."""
+        self.rib.lend(family, prefixes)
+        self._wake()
+
     def next_hops_changed(self, changed: Iterable[tuple[bytes, str]]) -> None:
         """The resolver's answers for these ``(address, device)`` have changed, or the node's own addresses have."""
         self.rib.next_hops_changed(changed)

@@ -9,7 +9,7 @@ from itertools import combinations
 
 from config import prefix
 from config.check_peers import check_peers, check_policy
-from config.model import BLOCK_SIZES, Config, Pool
+from config.model import BLOCK_SIZES, Config, Mesh, Peer, Pool
 from config.password import read_password
 from config.prefix import NAMES, Family
 from config.problems import Location, Problem
@@ -28,6 +28,9 @@ _RESERVED = {
     "ff00::/8": "multicast",
 }
 
+RECLAIM_MARGIN = 3
+"""Seconds, and a tenth of the time itself, for clocks that run apart and for withdrawals on their way."""
+
 
 def check(config: Config) -> Iterator[Problem]:
     """Yield what keeps a configuration from being used; reads the password files of this node's peers."""
@@ -37,6 +40,7 @@ def check(config: Config) -> Iterator[Problem]:
     yield from _paths(config)
     yield from _store(config.store)
     yield from _mesh(config)
+    yield from _reclaim(config)
 
 
 def warnings(config: Config) -> Iterator[Problem]:
@@ -167,6 +171,41 @@ def _mesh(config: Config) -> Iterator[Problem]:
         for direction, policy in (("import", mesh.import_policy), ("export", mesh.export_policy)):
             if policy:
                 yield from check_policy(("mesh", name, direction), policy)
+
+
+def _reclaim(config: Config) -> Iterator[Problem]:
+    """Yield what makes automatic reclaim unsafe: a block must be seen nowhere before it can be another node's.
+
+    A node that is cut off notices after ``fenceAfter``; one that hangs or dies a moment before that is found out after
+    the hold time, and its peers keep its routes for as long as a restart may take (RFC 4724).
+    """
+    ipam, at = config.ipam, ("ipam",)
+    fence = ipam.fence_seconds
+    if fence is None or ipam.reclaim_after == "never":
+        if ipam.fence_after is not None:
+            yield Problem((*at, "fenceAfter"), "is given without ipam.reclaimAfter, must be left out, or both given")
+        return
+    if fence < ipam.lease:
+        text = f"is {fence}, must be {ipam.lease} (ipam.lease) or more: a node that is merely late would be fenced"
+        yield Problem((*at, "fenceAfter"), text)
+    sessions: list[tuple[str, str, Peer | Mesh]] = [("peers", name, peer) for name, peer in config.peers_here().items()]
+    sessions += [("mesh", name, mesh) for name, mesh in config.mesh_here().items()]
+    for kind, name, session in sessions:
+        if session.hold_time == 0:
+            text = "is 0, so that a dead node goes unnoticed, must be 3 or more with ipam.reclaimAfter"
+            yield Problem((kind, name, "holdTime"), text)
+    hold = max((session.hold_time for _, _, session in sessions), default=0)
+    restart = config.bgp.graceful_restart
+    kept = restart.restart_time + restart.deferral_time if restart.enabled and sessions else 0
+    seen = fence + hold + kept
+    least = seen + RECLAIM_MARGIN + seen // 10
+    if ipam.reclaim_after < least:
+        yield Problem(
+            (*at, "reclaimAfter"),
+            f"is {ipam.reclaim_after}, must be {least} or more: this node's blocks may be seen for {seen} s "
+            f"(fenceAfter {fence}, longest holdTime {hold}, gracefulRestart restartTime and deferralTime {kept}), and "
+            f"a margin of {least - seen} s is kept",
+        )
 
 
 def _store(store: Store) -> Iterator[Problem]:

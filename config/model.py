@@ -231,6 +231,21 @@ class Ipam(Section):
     grace_time: int = Field(
         default=60, ge=1, description="seconds until the address of a vanished container is free, 1 or more"
     )
+    borrowing: bool = Field(default=False, description="true (nodes with full pools borrow addresses) or false")
+    quarantine: int = Field(
+        default=300, ge=1, le=86400, description="1 to 86400 seconds that the blocks of a dead node rest"
+    )
+    reclaim_after: Patience = Field(
+        default="never", description="never, or 0 to 86400 seconds until a dead node's blocks are given back"
+    )
+    fence_after: int | None = Field(
+        default=None, ge=1, le=86400, description="1 to 86400 seconds without the store, or left out"
+    )
+
+    @property
+    def fence_seconds(self) -> int | None:
+        """Seconds without the store after which the node is fenced; None where automatic reclaim is off."""
+        return None if self.reclaim_after == "never" else self.fence_after or 2 * self.lease
 
 
 class Routes(Section):
@@ -295,7 +310,7 @@ class Config(Section):
         description="the URL of a store, or a mapping of url, tls, ca, certificate, key, user and passwordFile",
     )
     pools: dict[Name, Pool] = Field(default={}, description="a mapping of pools by name")
-    ipam: Ipam = Field(default=Ipam(), description="a mapping of blocksPerNode, lease, idleAfter and graceTime")
+    ipam: Ipam = Field(default=Ipam(), description="a mapping of lease, idleAfter, graceTime and so on")
     advertise: list[Prefix] = Field(default=[], description='a list of prefixes such as ["192.0.2.1/32"]')
     bgp: Bgp = Field(default=Bgp(), description="a mapping such as {listen: [], holdTime: 90}")
     peers: dict[Name, Peer] = Field(default={}, description="a mapping of peers by name")

@@ -39,6 +39,8 @@ class Claims:
         self._node_revision = 0
         self._pools: dict[str, Pool] = {}
         self._pool_revisions: dict[str, int] = {}
+        self.pools_as_of = 0
+        """The store's revision as of which the pools are known."""
         self._mine: set[str] = set()
         """Keys of the blocks that we know to be ours."""
         self._next: dict[tuple[str, bytes], int] = {}
@@ -77,6 +79,7 @@ class Claims:
             for pool in missing:
                 self._refuse_overlap(pool, named)
             revisions = {pool.name: entry.modified for entry, pool, _ in known}
+            self.pools_as_of = listing.revision
             if missing:
                 quiet = Quiet(records.POOLS.start, records.POOLS.end, listing.revision)
                 puts = [Put(records.pool_key(pool.name), records.encode_pool(pool, self._me.name)) for pool in missing]
@@ -84,6 +87,7 @@ class Claims:
                 if not outcome.committed:
                     continue
                 revisions.update((pool.name, outcome.revision) for pool in missing)
+                self.pools_as_of = outcome.revision
             self._pool_revisions = revisions
             # In our order, as the store has them
             stored = {pool.name: pool for _, pool, _ in known}
@@ -94,17 +98,20 @@ class Claims:
             return list(self._pools.values())
 
     async def owned(self) -> list[Block]:
-        """Return the blocks that the store says are this node's."""
+        """Return the blocks that the store says are this node's, and the addresses on loan to it."""
         mine: list[Block] = []
         wanted = records.BLOCKS._replace(limit=_BULK)
         while True:
             entries = (await self._store.list(wanted)).entries
             # Others' records are not even read: a newer agent may have written them
-            found = (records.decode_block(entry) for entry in entries if self._me.uuid.encode() in entry.value)
-            mine += [block for block in found if block.uuid == self._me.uuid]
+            for entry in entries:
+                if self._me.uuid.encode() in entry.value:
+                    found = records.decode_block(entry)
+                    mine += [found] if found.uuid == self._me.uuid else found.on_loan(self._me.uuid)
             if len(entries) < _BULK:
                 for block in mine:
-                    self._note(block)
+                    if not block.lender:
+                        self._note(block)
                 return mine
             wanted = wanted._replace(start=Range.key(entries[-1].key).end)
 

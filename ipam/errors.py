@@ -90,6 +90,13 @@ class AddressHeldError(IpamError):
     code = "address-held"
 
 
+class FencedError(IpamError):
+    """The store has not been heard of for so long that this node's blocks may soon be another's."""
+
+    code = "fenced"
+    retry = True
+
+
 class BlockLimitError(IpamError):
     """This node owns as many blocks as it may."""
 

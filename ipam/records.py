@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from config import prefix
 from config.model import BLOCK_SIZES
@@ -22,8 +22,19 @@ USAGE = Range.below(f"{ROOT}/usage/")
 POOLS = Range.below(f"{ROOT}/pools/")
 BLOCKS = Range.below(f"{ROOT}/blocks/")
 SUPERS = Range.below(f"{ROOT}/supers/")
+OFFERS = Range.below(f"{ROOT}/offers/")
 SCHEMA = 3
 """The newest schema of a record that we understand."""
+
+
+class Loan(NamedTuple):
+    """One address of a block that another node than its owner uses."""
+
+    packed: bytes
+    """4 or 16 octets."""
+    node: str
+    """Who uses it."""
+    uuid: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +53,47 @@ class Block:
     """The store's revision that made the record: greater at every later claim of the same range."""
     claimed_at: str = ""
     """UTC, ISO 8601; for people."""
+    loans: tuple[Loan, ...] = ()
+    lender: str = ""
+    """Of a single address that is on loan to us, a block of its own here: the name of the node that owns the block."""
 
     @property
     def cidr(self) -> str:
         return prefix.text(self.family, self.prefix)
+
+    def on_loan(self, uuid: str) -> list[Block]:
+        """Return the addresses that are on loan to a node, as its blocks."""
+        return [
+            Block(
+                self.family,
+                bytes((BITS[self.family],)) + loan.packed,
+                self.pool,
+                loan.node,
+                loan.uuid,
+                self.generation,
+                self.claimed_at,
+                lender=self.owner,
+            )
+            for loan in self.loans
+            if loan.uuid == uuid
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a borrower asks of a lender, and later the lender's answer in the same record."""
+
+    borrower: str
+    uuid: str
+    lease: int
+    """Of the borrower: the record goes with it."""
+    family: Family
+    pools: tuple[str, ...]
+    """Names of the pools that would do; none: an address was returned, and nothing is asked for."""
+    lent: str = ""
+    """The address."""
+    refused: str = ""
+    """Why there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +107,9 @@ class NodeRecord:
     """Where peers reach the node."""
     seen_at: str = ""
     """When the agent last started: UTC, ISO 8601; for people."""
+    reclaim_after: int = 0
+    """Seconds after the end of the node's lease from which on nobody can see its blocks any more, so that they may be
+    given to others; 0: the node does not promise that."""
     cluster_id: str = ""
     """Of a route reflector (RFC 4456); empty: the node is none."""
 
@@ -95,6 +146,20 @@ def live_key(name: str) -> str:
 def usage_key(name: str) -> str:
     """Return the key of how many addresses a node uses."""
     return f"{ROOT}/usage/{name}"
+
+
+def offer_key(name: str) -> str:
+    """Return the key of how many addresses a node has to lend; it is bound to the node's lease."""
+    return f"{ROOT}/offers/{name}"
+
+
+def requests_to(lender: str) -> Range:
+    """Return the range of what is asked of a lender."""
+    return Range.below(f"{ROOT}/requests/{lender}/")
+
+
+def request_key(lender: str, borrower: str, number: int) -> str:
+    return f"{ROOT}/requests/{lender}/{borrower}-{number}"
 
 
 def pool_key(name: str) -> str:
@@ -162,18 +227,20 @@ def nothing_overlaps(family: Family, wire: bytes) -> list[Quiet]:
 
 
 def encode_node(node: NodeRecord) -> bytes:
-    return _encode(
-        {
-            "name": node.name,
-            "uuid": node.uuid,
-            "as": node.asn,
-            "routerId": node.router_id,
-            "labels": dict(node.labels),
-            "addresses": list(node.addresses),
-            "seenAt": node.seen_at,
-            "clusterId": node.cluster_id,
-        }
-    )
+    data: dict[str, Any] = {
+        "name": node.name,
+        "uuid": node.uuid,
+        "as": node.asn,
+        "routerId": node.router_id,
+        "labels": dict(node.labels),
+        "addresses": list(node.addresses),
+        "seenAt": node.seen_at,
+    }
+    if node.cluster_id:
+        data["clusterId"] = node.cluster_id
+    if node.reclaim_after:
+        data["reclaimAfter"] = node.reclaim_after
+    return _encode(data)
 
 
 def decode_node(entry: Entry) -> NodeRecord:
@@ -187,6 +254,7 @@ def decode_node(entry: Entry) -> NodeRecord:
             data["labels"],
             tuple(data["addresses"]),
             data["seenAt"],
+            data.get("reclaimAfter", 0),
             data.get("clusterId", ""),
         )
     except (KeyError, TypeError) as error:
@@ -230,8 +298,31 @@ def decode_pool(entry: Entry) -> tuple[Pool, str]:
         raise _foreign(entry) from error
 
 
+def encode_request(request: Request) -> bytes:
+    return _encode(asdict(request), schema=3)
+
+
+def decode_request(entry: Entry) -> Request:
+    data = _decode(entry)
+    del data["schema"]
+    try:
+        return Request(**{**data, "pools": tuple(data["pools"])})
+    except (KeyError, TypeError) as error:
+        raise _foreign(entry) from error
+
+
 def encode_block(block: Block) -> bytes:
-    return _encode({"pool": block.pool, "owner": block.owner, "uuid": block.uuid, "claimedAt": block.claimed_at})
+    data: dict[str, Any] = {
+        "pool": block.pool,
+        "owner": block.owner,
+        "uuid": block.uuid,
+        "claimedAt": block.claimed_at,
+    }
+    if not block.loans:
+        return _encode(data)
+    data["loans"] = {prefix.address_text(loan.packed): {"node": loan.node, "uuid": loan.uuid} for loan in block.loans}
+    # An agent that does not know of loans must not own the block: it would hand the addresses out
+    return _encode(data, schema=3)
 
 
 def decode_block(entry: Entry) -> Block:
@@ -240,7 +331,11 @@ def decode_block(entry: Entry) -> Block:
         family: Family = 4 if entry.key.startswith(f"{ROOT}/blocks/4/") else 6
         first, last = block_span(entry.key)
         wire = prefix.make(family, first, BITS[family] - (last - first).bit_length())
-        return Block(family, wire, data["pool"], data["owner"], data["uuid"], entry.created, data["claimedAt"])
+        loans = tuple(
+            Loan(prefix.of_address(address)[1][1:], loan["node"], loan["uuid"])
+            for address, loan in data.get("loans", {}).items()
+        )
+        return Block(family, wire, data["pool"], data["owner"], data["uuid"], entry.created, data["claimedAt"], loans)
     except (KeyError, TypeError, ValueError) as error:
         raise _foreign(entry) from error
 

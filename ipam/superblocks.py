@@ -27,6 +27,10 @@ class ChangedError(Exception):
     """The super-blocks are not any more what they were taken for."""
 
 
+class _OutrunError(Exception):
+    """Another node of the same value was faster: there is room now, and it is known where."""
+
+
 class Around(NamedTuple):
     """What a claim inside a super-block wants of it, writes, and reads where it is refused."""
 
@@ -86,6 +90,8 @@ class SuperBlocks:
                         self._latest[pool.name] = one.prefix
                         return block
                 return await self._grow(pool)
+            except _OutrunError:
+                continue
             except ChangedError:
                 await self.read(pool)
 
@@ -145,7 +151,7 @@ class SuperBlocks:
             mine = self.mine(pool)
             self._learn(pool, read[0])
             if self.mine(pool) != mine:
-                raise ChangedError  # another node with our value was faster: there is room
+                raise _OutrunError
             if read[1]:
                 avoid.append(span(pool.family, made.prefix))
 

@@ -73,8 +73,8 @@ async def test_addresses_that_a_subnet_uses_for_itself_are_shown_as_reserved(
 ) -> None:
     """As IPAM of another plugin podroute keeps them from containers; none has them."""
     a, _ = two
-    config = {"cniVersion": "1.0.0", "name": "lan", "type": "ptp", "ipam": {"type": "podroute"}}
-    done = call(a, "ADD", netns(), "one", config)
+    config = {"name": "lan", "type": "ptp", "ipam": {"type": "podroute"}}
+    done = call(a, "ADD", netns(), "one", config=config)
     assert done.returncode == 0, done.stdout
     (block,) = await get(a, "/v1/blocks")
     cells = (await get(a, "/v1/ipam/show", block=block["prefix"]))["cells"]

@@ -6,7 +6,7 @@ import asyncio
 import json
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,13 @@ def add_pod(agent: Agent, netns: Callable[[], Netns], name: str) -> tuple[Netns,
 
 
 def call(
-    agent: Agent, verb: str, pod: Netns, name: str, config: dict[str, Any] | None = None
+    agent: Agent,
+    verb: str,
+    pod: Netns,
+    name: str,
+    *,
+    ips: Sequence[str] = (),
+    config: Mapping[str, Any] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     plugin = Path(agent.config["cni"]["binDir"]) / "podroute"
     if not plugin.exists():
@@ -78,8 +84,10 @@ def call(
         "CNI_IFNAME": "eth0",
         "CNI_PATH": str(plugin.parent),
     }
-    text = json.dumps(config or {"cniVersion": "1.0.0", "name": "podroute", "type": "podroute"})
-    return subprocess.run([str(plugin)], input=text, env=env, capture_output=True, text=True, timeout=30)
+    text: dict[str, Any] = {"cniVersion": "1.0.0", "name": "podroute", "type": "podroute", **(config or {})}
+    if ips:
+        text["runtimeConfig"] = {"ips": list(ips)}
+    return subprocess.run([str(plugin)], input=json.dumps(text), env=env, capture_output=True, text=True, timeout=30)
 
 
 async def test_agents_learn_each_others_blocks_and_pods_talk(pair: Pair, netns: Callable[[], Netns]) -> None:

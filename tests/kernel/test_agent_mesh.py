@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ipam import records
+from ipam.sqlite_store import SqliteStore
 from tests.agents import PATIENCE, Agent, agents
 from tests.frr import Frr
 from tests.kernel.test_agent_life import add_pod
@@ -69,15 +72,33 @@ async def established(agent: Agent, *names: str) -> dict[str, Any]:
             await asyncio.sleep(0.05)
 
 
-async def test_sessions_come_and_go_with_node_records(bridge: Bridge) -> None:
+async def recorded(directory: Path, name: str) -> float:
+    """Return when a node's record was in the store."""
+    store = SqliteStore(str(directory / "store.db"))
+    await store.open()
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while await store.get(records.node_key(name)) is None:  # noqa: ASYNC110 (another process)
+                await asyncio.sleep(0.01)
+        return time.monotonic()
+    finally:
+        await store.close()
+
+
+async def test_sessions_come_and_go_with_node_records(
+    bridge: Bridge, record_property: Callable[[str, object], None]
+) -> None:
     n1, n2, n3 = bridge.agent(1), bridge.agent(2), bridge.agent(3, asn=65003)
     await n1.start()
     await n2.start()
     before = await established(n1, "all/n2/ipv4")
     await established(n2, "all/n1/ipv4")
+    appeared = asyncio.create_task(recorded(bridge.directory, "n3"))
     await n3.start()
-    await established(n3, "all/n1/ipv4", "all/n2/ipv4")
     after = await established(n1, "all/n2/ipv4", "all/n3/ipv4")
+    await established(n2, "all/n1/ipv4", "all/n3/ipv4")
+    record_property("seconds from a node's record to its sessions", round(time.monotonic() - await appeared, 2))
+    await established(n3, "all/n1/ipv4", "all/n2/ipv4")
     assert after["all/n2/ipv4"]["for"] >= before["all/n2/ipv4"]["for"]
     async with asyncio.timeout(PATIENCE):
         # Two learned blocks and the own one's cover
@@ -108,7 +129,7 @@ async def until_route(ns: Netns, text: str, *, there: bool) -> None:
 
 async def test_a_restart_keeps_what_the_mesh_had_announced_for_its_time(bridge: Bridge) -> None:
     """Its peers come back after us, or never: until then, but no longer than the restart time, their routes stay."""
-    restart = {"gracefulRestart": {"restartTime": 6}}
+    restart = {"gracefulRestart": {"restartTime": 6, "deferralTime": 2}}
     n1, n2, n3 = (bridge.agent(number, bgp=restart) for number in (1, 2, 3))
     for agent in (n1, n2, n3):
         await agent.start()

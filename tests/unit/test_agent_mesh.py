@@ -23,7 +23,9 @@ mesh: {mesh}
 
 def node(number: int, *, rack: str = "r1", asn: int = 65000, cluster: str = "", six: bool = False) -> NodeRecord:
     addresses = (f"10.0.0.{number}", f"fd00::{number}") if six else (f"10.0.0.{number}",)
-    return NodeRecord(f"n{number}", f"uuid-{number}", asn, f"10.0.0.{number}", {"rack": rack}, addresses, "", cluster)
+    return NodeRecord(
+        f"n{number}", f"uuid-{number}", asn, f"10.0.0.{number}", {"rack": rack}, addresses, cluster_id=cluster
+    )
 
 
 def wanted(made: Config, *nodes: NodeRecord) -> dict[str, PeerSettings]:

@@ -609,6 +609,23 @@ def test_guard_follows_the_blocks() -> None:
     assert b.rib.counts("a")[4].refused == 0
 
 
+def test_what_is_on_loan_may_be_announced_by_its_user() -> None:
+    """An address out of our block comes in while it is lent, and goes with the loan; nothing else of the block does."""
+    a, b = pair()
+    b.originate(A4)
+    for address in ("10.64.0.5/32", "10.64.0.6/32"):
+        a.originate(address)
+    settle(a, b)
+    assert b.via(4, "10.64.0.5/32") == []
+    b.rib.lend(4, [parse("10.64.0.5/32")[1]])
+    settle(a, b)
+    assert b.via(4, "10.64.0.5/32") == ["a"]
+    assert b.via(4, "10.64.0.6/32") == []
+    b.rib.lend(4, [])
+    settle(a, b)
+    assert b.via(4, "10.64.0.5/32") == []
+
+
 def test_configured_prefix_may_be_announced_by_others_too() -> None:
     """Anycast: ours is used here, the others' path stays in reserve."""
     a, b = pair()
