@@ -35,6 +35,8 @@ def status(answer: Answer) -> None:
         grid.add_row("listen ranges" if not row else "", text)
     store = answer["store"]
     grid.add_row("store", Text(f"away: {store['problem']}", "red") if store["problem"] else store["url"])
+    if store["fenced"]:
+        grid.add_row("FENCED", Text("blocks withdrawn and containers refused until the store is back", "bold red"))
     if store["lostBlocks"]:
         grid.add_row("LOST BLOCKS", Text(", ".join(store["lostBlocks"]), "bold red"))
     grid.add_row("blocks", ", ".join(answer["blocks"]) or "none")
@@ -206,6 +208,9 @@ def ipam_pools(answer: Iterable[Answer]) -> None:
         nodes = ", ".join(f"{label}={value}" for label, value in pool["nodes"].items()) or "all"
         flags = [flag for flag in ("disabled", "manual", "notAdvertised") if pool[flag]]
         flags += [f"reserved {one}" for one in pool["reservations"]]
+        if split := pool["splitBy"]:
+            flags.append(f"split by {split['label']} into /{split['size']}")
+            flags += [f"{prefix} for {value}" for prefix, value in pool.get("superBlocks", {}).items()]
         table.add_row(pool["name"], pool["cidr"], f"/{pool['blockSize']}", nodes, ", ".join(flags))
     _print(table, "no pools")
 

@@ -334,6 +334,7 @@ class Peer:
         self._history.down(reason)
         self._next_hops = {}
         self._local.rib.peer_down(self.name, retained)
+        self._local.restart.lost(self.name)
         kept = {"kept": ",".join(NAMES[family] for family in sorted(retained))} if retained else {}
         log.warning("session lost: %s", reason, extra=self._fields(address=str(self.endpoint), **kept))
         self._receiving.await_restart()

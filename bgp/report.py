@@ -46,8 +46,8 @@ def report(
             accepted=count.accepted,
             advertised=count.advertised,
             refused=count.refused,
+            add_path=negotiated.add_path(family) if negotiated and family in end_of_rib else 0,
             stale=local.rib.stale(settings.name, family),
-            add_path=negotiated.add_path(family) if negotiated and end_of_rib else 0,
         )
 
     return PeerStatus(

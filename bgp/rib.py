@@ -7,13 +7,13 @@ the caller chooses, so that nothing holds an event loop for long.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from weakref import WeakValueDictionary
 
 from bgp.add_path_out import AddPathGroup
 from bgp.adj_rib_in import AdjRibIn, Received, RibPeer, SessionFacts
-from bgp.adj_rib_out import ExportGroup, GroupKey, Told
+from bgp.adj_rib_out import ExportGroup, GroupKey
 from bgp.attribute_encoding import ExportKind, imported, own_attributes
 from bgp.decision import Options
 from bgp.inspection import Counts, Explanation, Inspection
@@ -23,11 +23,12 @@ from bgp.own_prefixes import OwnPrefixes
 from bgp.paths import Hop, Path, Peer
 from bgp.peer_rib import PeerRib
 from bgp.policy import NO_CHANGES, ImportPolicy, Policy, Source
-from bgp.table import Queue
+from bgp.table import SHARDS, Queue
+from bgp.telling import Told
 from config.nexthop import NextHopResolver, NextHops
 from config.prefix import FAMILIES, Family, text
 
-OnFib = Callable[[Family, list[tuple[bytes, NextHops | None]]], None]
+OnFib = Callable[[Family, list[tuple[Sequence[bytes], NextHops | None]]], None]
 """Takes prefixes and their next hops, None: no route; learned routes only."""
 
 _INTERNED_LIMIT = 65536
@@ -71,6 +72,8 @@ class Rib:
         self._deferred: set[Family] = set()
         self._catching_up: set[Family] = set()
         """No longer deferred, but what arrived meanwhile is not decided yet."""
+        self._incomplete: set[Family] = set()
+        """Peers are missing whose routes we may have passed on before."""
         self._turn = 0
         self._hops: WeakValueDictionary[tuple[bytes, str], Hop] = WeakValueDictionary()
         self._interned: dict[NextHops, NextHops] = {}
@@ -179,15 +182,22 @@ class Rib:
     def defer(self, families: Iterable[Family]) -> None:
         """Take in what peers announce, but select nothing of it until ``select`` (RFC 4724 section 4.1).
 
-        Routes of our own are announced all the same; End-of-RIB waits.
+        Routes of our own are announced all the same. To those who get learned routes too, End-of-RIB waits until
+        ``complete``.
         """
         self._deferred.update(families)
+        self._incomplete.update(families)
         for group in self._groups.values():
-            group.deferred = group.key.family in self._deferred
+            group.deferred = self._withholds(group)
 
     def select(self, family: Family) -> None:
-        """End the deferral of a family."""
+        """Begin to select in a family."""
         self._deferred.discard(family)
+        self._catching_up.add(family)
+
+    def complete(self, family: Family) -> None:
+        """No peer is waited for any more in a family."""
+        self._incomplete.discard(family)
         self._catching_up.add(family)
 
     def set_policies(self, name: str, import_policy: Policy, export_policy: Policy) -> None:
@@ -197,7 +207,8 @@ class Rib:
         rib.settings = replace(old, import_policy=import_policy, export_policy=export_policy)
         if import_policy != old.import_policy:
             rib.policy = ImportPolicy(import_policy)
-            rib.adj_in.reconsider_all()
+            for family in FAMILIES:
+                self._walks[family].append(_reconsider(rib, family))
         negotiated = rib.adj_in.negotiated
         if export_policy != old.export_policy and negotiated is not None:
             for family, group in list(rib.groups.items()):
@@ -281,6 +292,14 @@ class Rib:
         if own.guard_changes != guard_changes:
             self._reconsider_guarded(family)
 
+    def lend(self, family: Family, prefixes: Iterable[bytes]) -> None:
+        """Let peers announce these more specifics of our own prefixes, and no others."""
+        own = self.own[family]
+        guard_changes = own.guard_changes
+        own.lend(prefixes)
+        if own.guard_changes != guard_changes:
+            self._reconsider_guarded(family)
+
     # Work
 
     def next_hops_changed(self, changed: Iterable[tuple[bytes, str]]) -> None:
@@ -331,7 +350,7 @@ class Rib:
             self._catching_up.discard(family)
             for group in self._groups.values():
                 if group.key.family == family:
-                    group.deferred = False
+                    group.deferred = self._withholds(group)
         return self.busy
 
     @property
@@ -386,10 +405,8 @@ class Rib:
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = self._new_group(key)
-            group.deferred = family in self._deferred | self._catching_up
+            group.deferred = self._withholds(group)
             group.fill(self._best_paths(family, list(self.own[family]) if group.own_only else self.loc[family].table))
-        if told is not None:
-            group.work(None)  # else what is still to come would be withdrawn first
         group.join(rib.adj_in.peer, next_hop, told)
         rib.groups[family] = group
 
@@ -398,6 +415,11 @@ class Rib:
             return ExportGroup(key, self.own[key.family].source)
         self.loc[key.family].all_paths = True
         return AddPathGroup(key, self.own[key.family].source, self.loc[key.family].ranked)
+
+    def _withholds(self, group: ExportGroup) -> bool:
+        """Tell whether End-of-RIB has to wait, as more is to come of what we learn again after our restart."""
+        waiting = self._deferred | self._catching_up | self._incomplete
+        return group.key.family in waiting and not group.own_only
 
     def _leave(self, rib: PeerRib, family: Family) -> None:
         group = rib.groups.pop(family, None)
@@ -409,11 +431,12 @@ class Rib:
                 self._discarded += group.table.shards
 
     def _run_peer(self, rib: PeerRib, family: Family, budget: int) -> int:
-        """Work off dirty prefixes of one peer; return how many it were."""
-        prefixes = rib.adj_in.dirty[family].take(budget)
-        if prefixes:
+        """Work off stale paths and dirty prefixes of one peer; return how many it were."""
+        done = rib.adj_in.withdraw_stale(family, budget) // _LIGHT
+        while done < budget and (prefixes := rib.adj_in.dirty[family].take(budget - done)):
             rib.accepted[family] += self._decide(rib, family, prefixes)
-        return len(prefixes)
+            done += len(prefixes)
+        return done
 
     def _decide(self, rib: PeerRib, family: Family, prefixes: list[bytes]) -> int:
         loc, changes, table = self.loc[family], self._changes[family], rib.adj_in.tables[family]
@@ -530,6 +553,12 @@ class Rib:
         if len(self._interned) >= _INTERNED_LIMIT:
             self._interned.clear()
         return self._interned.setdefault(next_hops, next_hops)
+
+
+def _reconsider(rib: PeerRib, family: Family) -> Iterator[int]:
+    """Have the decision process look again at everything that a peer announces."""
+    for part in range(SHARDS):
+        yield 1 + rib.adj_in.reconsider_part(family, part) // _LIGHT
 
 
 def _own_addresses(local_address: bytes, next_hops: Mapping[Family, bytes]) -> frozenset[bytes]:

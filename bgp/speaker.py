@@ -38,7 +38,7 @@ log = logging.getLogger("podroute.bgp")
 DECONFIGURED = Notification(6, 3)
 """Cease/Peer De-configured (RFC 4486 section 4)."""
 
-_SLICE = 0.008
+_SLICE = 0.005
 """Seconds of reading, of deciding and of writing in one turn of the event loop."""
 _LEAST, _MOST = 16, 8192
 """Bounds of the number of prefixes decided in one slice."""
@@ -71,7 +71,7 @@ class Speaker:
         asn: int,
         router_id: bytes,
         resolver: NextHopResolver,
-        on_fib: Callable[[Family, list[tuple[bytes, NextHops | None]]], None],
+        on_fib: Callable[[Family, list[tuple[Sequence[bytes], NextHops | None]]], None],
         on_session: Callable[[SessionChange], None],
         listen: Sequence[tuple[str, int]] = (("0.0.0.0", 179), ("::", 179)),
         listen_limit: int = 1000,
@@ -109,7 +109,7 @@ class Speaker:
             opener=opener,
             random=random,
             end_of_rib_wait=end_of_rib_wait,
-            restart=Restart(restart, self._select),
+            restart=Restart(restart, self._complete, self._select),
             on_session=on_session,
             wake=self._wake,
             unread=self._work_on,
@@ -133,7 +133,7 @@ class Speaker:
         self._changed = asyncio.Event()
         self._budget = 1024
         self._task: asyncio.Task[None] | None = None
-        self._deferral: asyncio.TimerHandle | None = None
+        self._restart_timers: list[asyncio.TimerHandle] = []
 
     async def start(self, *, retained: frozenset[Family] = frozenset(), expected: Iterable[str] = ()) -> None:
         """Listen, and connect to the peers known so far. Raises SpeakerError where it cannot listen.
@@ -161,8 +161,8 @@ class Speaker:
     async def stop(self, *, notification: Notification | None) -> None:
         """End all sessions, with this NOTIFICATION or (None) without a word, and stop listening."""
         self._close_listeners()
-        if self._deferral is not None:
-            self._deferral.cancel()
+        for timer in self._restart_timers:
+            timer.cancel()
         await asyncio.gather(*(peer.stop(notification) for peer in self._peers.values()), *self._dismissed)
         if self._task is not None:
             self._task.cancel()
@@ -348,6 +348,11 @@ class Speaker:
         self.rib.retract(family, prefix, owner)
         self._wake()
 
+    def lend(self, family: Family, prefixes: Iterable[bytes]) -> None:
+        """Let peers announce these more specifics of our own prefixes, and no others."""
+        self.rib.lend(family, prefixes)
+        self._wake()
+
     def next_hops_changed(self, changed: Iterable[tuple[bytes, str]]) -> None:
         """The resolver's answers for these ``(address, device)`` have changed, or the node's own addresses have."""
         self.rib.next_hops_changed(changed)
@@ -373,9 +378,9 @@ class Speaker:
         """Tell whether all peers are established, their tables complete, and ours written and acknowledged by TCP."""
         waiting = [line for peer in self._peers.values() if (line := peer.waiting_for())]
         for family, peers in self._local.restart.waiting.items():
-            waiting.append(
-                f"route selection ({NAMES[family]}) after our restart: End-of-RIB of {', '.join(sorted(peers))}"
-            )
+            what = "route selection" if family in self._local.restart.deferred else "completeness"
+            names = ", ".join(sorted(peers))
+            waiting.append(f"{what} ({NAMES[family]}) after our restart: End-of-RIB of {names}")
         if not self._idle:
             waiting.append("best paths to be decided")
         if not waiting:
@@ -518,7 +523,7 @@ class Speaker:
     @property
     def deferred(self) -> frozenset[Family]:
         """Families in which nothing is selected yet, after a restart of ours."""
-        return frozenset(self._local.restart.waiting)
+        return frozenset(self._local.restart.deferred)
 
     def _begin_restart(self, retained: frozenset[Family], expected: Iterable[str]) -> None:
         restart = self._local.restart
@@ -528,11 +533,19 @@ class Speaker:
         if restart.active:
             self.rib.defer(restart.waiting)
             loop = asyncio.get_running_loop()
-            self._deferral = loop.call_later(restart.settings.deferral, self._deferral_over)
+            self._restart_timers = [
+                loop.call_later(restart.settings.deferral, self._deferral_over),
+                loop.call_later(restart.settings.absence, restart.absence_over),
+            ]
 
     def _select(self, family: Family) -> None:
         self.rib.select(family)
-        log.info("route selection begins after our restart", extra={"fields": {"family": NAMES[family]}})
+        fields = {"family": NAMES[family], "missing": ",".join(sorted(self._local.restart.waiting.get(family, ())))}
+        log.info("route selection begins after our restart", extra={"fields": fields})
+        self._wake()
+
+    def _complete(self, family: Family) -> None:
+        self.rib.complete(family)
         self._wake()
 
     def _deferral_over(self) -> None:

@@ -257,7 +257,7 @@ def _socket(value: Any) -> str:
 def _patience(value: Any) -> Any:
     if value == "never" or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 86400):
         return value
-    raise wrong(value, "never, or 0 to 86400 seconds without advertisement after which STATUS says 51")
+    raise wrong(value, "never, or 0 to 86400 seconds")
 
 
 def _mtu(value: Any) -> Any:
