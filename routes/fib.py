@@ -7,7 +7,7 @@ import errno
 import logging
 import socket
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,8 +56,8 @@ class Fib:
 
     The monitor and the resolver belong to the caller. ``on_results`` hears, in batches, of routes that are not
     installed and why, and of their recovery. ``on_room`` is called when ``full`` has ended. ``objects=False`` does
-    without next-hop objects, as happens by itself on kernels before 5.3. Covers and routes to pods have metrics of
-    their own (COVER_METRIC, POD_METRIC).
+    without next-hop objects, as happens by itself on kernels before 5.3. Without ``metric_ipv6`` learned IPv6 routes
+    have ``metric`` too; covers and routes to pods have metrics of their own (COVER_METRIC, POD_METRIC).
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class Fib:
         protocol: int = ROUTE_PROTOCOL,
         table: int = MAIN_TABLE,
         metric: int = DEFAULT_METRIC,
+        metric_ipv6: int | None = None,
         objects: bool = True,
         compare_interval: float = 60.0,
         receive_buffer: int = 16 << 20,
@@ -80,7 +81,8 @@ class Fib:
         self._resolver = resolver
         self._state_file = state_file
         self._on_results = on_results
-        self._protocol, self._table, self._metric = protocol, table, metric
+        self._protocol, self._table = protocol, table
+        self._metrics: dict[Family, int] = {4: metric, 6: metric if metric_ipv6 is None else metric_ipv6}
         self._objects = objects
         self._interval = compare_interval
         self._receive_buffer = receive_buffer
@@ -149,10 +151,10 @@ class Fib:
             self._sock.close()
             self._sock = None
 
-    def update(self, family: Family, changes: Sequence[tuple[bytes, NextHops | None]]) -> None:
-        """Desire learned routes: ``(prefix, next hops)``, None to withdraw. Returns at once; changes coalesce."""
+    def update(self, family: Family, changes: Iterable[tuple[Sequence[bytes], NextHops | None]]) -> None:
+        """Desire learned routes: ``(prefixes, next hops)``, None to withdraw. Returns at once; changes coalesce."""
         installer = self._installer
-        installer.table(family, self._metric).update(changes, installer.registry.target)
+        installer.table(family, self._metrics[family]).update(changes, installer.registry.target)
         installer.schedule()
 
     def add_cover(self, family: Family, prefix: bytes) -> None:
@@ -254,6 +256,12 @@ class Fib:
             if f == family:
                 for found in table.statuses():
                     yield self._shown(found)
+
+    def counts(self, family: Family) -> Iterator[Counter[State]]:
+        """Yield how many routes are in which state, some thousand routes at a time: the sum is what there is."""
+        for (f, _), table in sorted(self._installer.tables.items()):
+            if f == family:
+                yield from table.counts()
 
     async def read(self, family: Family, prefix: bytes) -> list[KernelRoute]:
         """Return what the kernel holds of one prefix now, routes of others included, the one it uses first.
@@ -398,7 +406,7 @@ class Fib:
             self._pods_of[device] = rest
 
     def _effective(self, family: Family) -> int:
-        return self._metric or (1024 if family == 6 else 0)
+        return self._metrics[family] or (1024 if family == 6 else 0)
 
     def _event(self, event: Event) -> None:
         if self._reconciler is not None:
