@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 _AGENT = "from agent.cli import main; main()"
 _PATIENCE = 30.0
 OURS = "podroute"
-IN_PYTHON = "podroute, plugin in Python"
+IN_PYTHON = "podroute-python"
 
 
 class BenchmarkError(Exception):

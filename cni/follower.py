@@ -15,12 +15,11 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Coroutine, Sequence
-from functools import partial
 from typing import Any, Final
 
 from cni import netlink
 from cni.errors import CniError
-from cni.hooks import Addresses, Attachment, host_ifname_of
+from cni.hooks import Addresses, Attachment
 from cni.namespaces import check_pod, entered
 from cni.podnet import PodLinks
 from cni.workers import Worker
@@ -127,11 +126,10 @@ class Follower:
 
     async def _look(self, index: int) -> None:
         """Follow a pod by the path of its namespace, which the agent sees unless it lives in a container without."""
-        name = await self._worker(lambda: self._links.name(index))
-        for attachment in await self._addresses.attachments():
-            if name and host_ifname_of(attachment) == name:
-                path = str(attachment.attributes.get("netns", ""))
-                await self._follow(index, attachment, partial(os.open, path, _READING))
+        handle = await self._worker(lambda: self._links.handle(index))
+        if handle and (attachment := await self._addresses.lookup(handle)):
+            path = str(attachment.attributes.get("netns", ""))
+            await self._follow(index, attachment, lambda: os.open(path, _READING))
 
     async def _follow(self, index: int, attachment: Attachment, open_pod: Callable[[], int]) -> None:
         handle = attachment.handle

@@ -37,6 +37,9 @@ _MOST_MTU = 65535
 CUT_OFF: Final = ROUTE_PROTOCOL << 20 | 0xC07
 """Interface group of host ends that wait for their deletion; a number that nobody else comes upon."""
 _SPARE_INDEX = 1 << 20
+_MARK = "podroute "
+"""The handle follows, in the alias of a finished host end."""
+_ALIAS_LIMIT = 255
 _HOST_IFNAME = re.compile(r"pr[0-9a-f]{13}")
 
 
@@ -199,11 +202,16 @@ class PodLinks:
             found = [_uplink_mtu(host, uplink) for uplink in uplinks]
         return min((mtu for mtu in found if 0 < mtu <= _MOST_MTU), default=DEFAULT_MTU)
 
-    def name(self, index: int) -> str:
-        """Return the name of a link, empty where there is none."""
+    def handle(self, index: int) -> Handle | None:
+        """Return whose a finished host end is; None also where its mark is too short to say."""
         with self._host() as host:
             body = host.one(netlink.get_link_by_index(index))
-        return netlink.decode_link(body).name if body else ""
+        link = netlink.decode_link(body) if body else None
+        parts = link.alias.removeprefix(_MARK).split("/") if link else []
+        if link is None or len(parts) != len(Handle._fields):
+            return None
+        handle = Handle(*parts)
+        return handle if host_ifname(handle) == link.name else None
 
     def mac(self, index: int) -> bytes:
         """Return the MAC address that a pod has now, by its host end; empty where there is none."""
@@ -288,7 +296,7 @@ class PodLinks:
         await_carrier(host, index)
         for family, address in plan.addresses:
             self._add_host_route(host, family, address, index)
-        alias = f"podroute {plan.handle}".encode(errors="surrogateescape")[:255]
+        alias = f"{_MARK}{plan.handle}".encode(errors="surrogateescape")[:_ALIAS_LIMIT]
         step = f"mark {plan.host_ifname} as complete"
         host.transact([set_link(index, attribute(netlink.IFLA_IFALIAS, alias), step)])
 

@@ -1,11 +1,17 @@
-"""Small parts of the agent's half: locks by key, recovery after a crash."""
+"""Small parts of the agent's half: locks by key, recovery after a crash, waiting for the kernel."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 
+import pytest
+
+from cni import links, netlink
+from cni.errors import CniError
 from cni.hooks import Attachment, Handle
 from cni.locks import KeyedLocks
+from cni.netlink import Message, Netlink
 from cni.podnet import HostLink, host_ifname
 from cni.recovery import reconcile
 
@@ -73,3 +79,32 @@ def test_recovery() -> None:
 
 def test_recovery_of_nothing() -> None:
     assert reconcile([], []) == ([], [], [])
+
+
+class Kernel(Netlink):
+    """Gives one answer after the other, the last one for ever."""
+
+    def __init__(self, *answers: bytes | None) -> None:
+        self.answers = list(answers)
+
+    def one(self, message: Message) -> bytes | None:
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+
+DOWN, UP = (netlink.link_header(7) + netlink.attribute(netlink.IFLA_OPERSTATE, bytes([state])) for state in (2, 6))
+
+
+def test_a_carrier_is_waited_for() -> None:
+    kernel = Kernel(DOWN, DOWN, UP)
+    links.await_carrier(kernel, 7)
+    assert kernel.answers == [UP]
+
+
+def test_what_does_not_come_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "LIMIT", 0.01)
+    with pytest.raises(CniError, match="interface 7 has no carrier"):
+        links.await_carrier(Kernel(DOWN), 7)
+    with pytest.raises(CniError, match="interface 7 went away"):
+        links.await_carrier(Kernel(None), 7)
+    with pytest.raises(CniError, match="fd00::1 is not in use"):
+        links.await_local(Kernel(None), socket.inet_pton(socket.AF_INET6, "fd00::1"))
