@@ -89,6 +89,10 @@ class NumberedPaths:
                 self._leaving.popleft()
         return gone
 
+    def release(self) -> list[dict[tuple[Path, int], Path]]:
+        """Forget which paths have been given identifiers; return what is of no use any more."""
+        return self._paths.release()
+
     def _freshen(self, prefix: bytes, number: int) -> None:
         """The peer has said something about a route: it is not stale any more."""
         self.stale -= _remove(self._stale, prefix, number)

@@ -7,7 +7,7 @@ by the octets of the attribute section, so that a known section is neither parse
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -158,7 +158,7 @@ class AdjRibIn:
             self._session = self._session._replace(own_addresses=addresses)
             self._next_hops.clear()
 
-    def stop(self, retain: frozenset[Family] = frozenset()) -> list[dict[bytes, Path]]:
+    def stop(self, retain: frozenset[Family] = frozenset()) -> list[Sized]:
         """End the session: what the peer announced is withdrawn, or stale in the families ``retain``.
 
         What is stale already goes even there: the peer has had its chance to announce it again. Returns what is of no
@@ -167,13 +167,16 @@ class AdjRibIn:
         self._session = None
         self._next_hops.clear()
         self.end_of_rib.clear()
+        useless: list[Sized] = [*self._native.release(), *self._multiprotocol.release()]
+        for numbered in self.numbered.values():
+            useless += numbered.release()
         for family in FAMILIES:
             if family in retain:
                 self.drop_stale(family)
                 self.mark_stale(family)
             else:
                 self._withdraw_all(family)
-        return self._native.release() + self._multiprotocol.release()
+        return useless
 
     def mark_stale(self, family: Family) -> None:
         """From now on, what the peer does not announce again is stale."""
