@@ -6,6 +6,7 @@ A session that has not negotiated them never comes here. NLRI are those of ``bgp
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence, Sized
 
 from bgp.interning import Interned
 from bgp.nlri import PATH_ID
@@ -89,8 +90,8 @@ class NumberedPaths:
                 self._leaving.popleft()
         return gone
 
-    def release(self) -> list[dict[tuple[Path, int], Path]]:
-        """Forget which paths have been given identifiers; return what is of no use any more."""
+    def release(self) -> Sequence[Sized]:
+        """Forget which paths are known, when a session ends; return that in parts."""
         return self._paths.release()
 
     def _freshen(self, prefix: bytes, number: int) -> None:
