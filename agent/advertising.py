@@ -65,7 +65,7 @@ class Advertising:
     async def wait(self, assignments: Iterable[Assignment]) -> None:
         """Return once the blocks of a new pod's addresses are advertised, or have had their time."""
         fresh = {(assignment.family, assignment.block) for assignment in assignments} - self._told - self._waited
-        if not fresh or not self._speaker.peers():
+        if not fresh or not self._expected():
             return
         try:
             async with asyncio.timeout(self._wait):
@@ -82,7 +82,7 @@ class Advertising:
         blocks = self._blocks()
         if not blocks:
             return Code.NOT_AVAILABLE, "this node owns no block of addresses: see `podroute status` and its log"
-        if not self._speaker.peers():
+        if not self._expected():
             return None
         if not self._all_told:
             missing = [prefix.text(*key) for block in blocks if (key := (block.family, block.prefix)) not in self._told]
@@ -112,7 +112,7 @@ class Advertising:
         for key in keys - self._told:
             by = announced[key]
             exports = self._speaker.rib.explain(*by).exports if by is not None else ()
-            if any([await self._acknowledged(export.peer) for export in exports if export.advertised]):
+            if any([await self._speaker.flushed(export.peer) for export in exports if export.advertised]):
                 self._told.add(key)
                 self._progress.set()
                 self._progress = asyncio.Event()
@@ -122,10 +122,9 @@ class Advertising:
         elif self._lost_since is None:
             self._lost_since = self._clock()
 
-    async def _acknowledged(self, peer: str) -> bool:
-        """Wait until a peer's TCP has what is due to it; False where the session is lost instead."""
-        await self._speaker.flushed(peer)
-        return self._speaker.peer(peer).uptime is not None
+    def _expected(self) -> bool:
+        """Tell whether there is anybody to be told."""
+        return bool(self._speaker.peers() or self._speaker.ranges())
 
     def _lost(self, keys: Iterable[Key]) -> bool:
         """Tell whether some family of blocks is advertised to nobody."""

@@ -156,7 +156,8 @@ async def _routes(request: web.Request) -> web.StreamResponse:
         for batch in views.routes(request.app[_NODE], family, only):
             taken = batch[: int(min(limit, len(batch)))]
             limit -= len(taken)
-            await response.write(b"".join(json.dumps(route).encode() + b"\n" for route in taken))
+            if taken:
+                await response.write(b"".join(json.dumps(route).encode() + b"\n" for route in taken))
             await asyncio.sleep(0)
             if limit <= 0:
                 return response
@@ -206,7 +207,8 @@ async def _peer(request: web.Request) -> web.Response:
             speaker.start_peer(name)
     except KeyError:
         raise web.HTTPNotFound(text=f"no peer is called {name}") from None
-    return web.json_response({"name": name, "problem": speaker.peer(name).reason})
+    there = next((peer for peer in speaker.peers() if peer.name == name), None)  # a dynamic one may have nothing left
+    return web.json_response({"name": name, "problem": there.reason if there else "waiting for the peer to connect"})
 
 
 async def _stop(request: web.Request) -> web.Response:

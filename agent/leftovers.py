@@ -58,7 +58,10 @@ class LeftoverSweep:
 
     def _look(self) -> None:
         """Pass on End-of-RIBs; only while nothing is undecided, so that what came before them is in the Fib already."""
-        for peer in self._speaker.peers():
+        peers = self._speaker.peers()
+        names = {peer.name for peer in peers}
+        self._told = {(name, family) for name, family in self._told if name in names}
+        for peer in peers:
             for family, status in peer.families.items():
                 if status.end_of_rib not in _COMPLETE:
                     self._told.discard((peer.name, family))

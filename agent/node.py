@@ -24,11 +24,12 @@ from agent.notify import notify
 from agent.origination import Origination
 from agent.peering import peer_settings, restart_settings
 from agent.pods import PodHooks
-from agent.reload import CONFIGURATION, Plan, apply, plan, restore
+from agent.reload import CONFIGURATION, Plan, add, apply, plan, restore
 from agent.standing import Standing
 from agent.stopping import Mode, take_leave
 from bgp.messages import Notification
-from bgp.settings import PeerSettings
+from bgp.settings import ListenRange, Neighbour, PeerSettings
+from bgp.sockets import Endpoint
 from bgp.speaker import Speaker
 from bgp.status import SessionChange, SpeakerError
 from cni import masquerade
@@ -48,6 +49,7 @@ from ipam.quarantine import Running
 from ipam.records import Block
 from ipam.service import Ipam
 from routes.fib import Fib
+from routes.leftovers import saved_peers
 from routes.messages import AddressEvent, Event
 from routes.monitor import Monitor
 from routes.pods import pod_routes
@@ -96,6 +98,7 @@ class Node:
             on_results=self._fib_results,
             table=config.routes.table,
             metric=config.routes.metric,
+            metric_ipv6=config.routes.metric_ipv6,
             on_room=lambda: self.speaker.fib_ready(),
         )
         self.speaker = Speaker(
@@ -105,16 +108,23 @@ class Node:
             on_fib=self._routes_changed,
             on_session=self._session_changed,
             listen=config.bgp.listen_addresses,
+            listen_limit=config.bgp.listen_limit,
             max_paths=config.bgp.max_paths,
+            multipath_relax=config.bgp.multipath_relax,
+            always_compare_med=config.bgp.always_compare_med,
             hostname=config.node.name,
             cluster_id=config.bgp.cluster_octets,
             restart=restart_settings(config.bgp.graceful_restart),
             on_failure=self._failed,
             fib_full=lambda: self.fib.full,
         )
+        self._expected = self._dynamic_neighbours(state / STATE_FILE)
         self._standing = Standing(self.ipam, self.speaker, announce=lambda: self.origination.refresh())
         self.sweep = LeftoverSweep(
-            self.speaker, self.fib, self._peers, patience=config.bgp.graceful_restart.restart_time
+            self.speaker,
+            self.fib,
+            {*self._peers, *self._expected},
+            patience=config.bgp.graceful_restart.restart_time,
         )
         self._mesh = Mesh(
             config,
@@ -195,7 +205,7 @@ class Node:
         self.monitor.subscribe(self._kernel_event, lambda: self.speaker.next_hops_changed(()))
         stack.push_async_callback(self.resolver.stop)
         self._mesh.recall()
-        await self.fib.start(peers={*self._peers, *self._mesh.sessions})
+        await self.fib.start(peers={*self._peers, *self._mesh.sessions, *self._expected})
         stack.push_async_callback(self._stop_fib)
         await self.ipam.start()
         stack.push_async_callback(self.ipam.stop)
@@ -209,9 +219,9 @@ class Node:
         for family, prefix in self.config.advertised:
             self.speaker.originate(family, prefix, owner=CONFIGURATION, source="configured")
         for settings in self._peers.values():
-            self.speaker.add_peer(settings)
+            add(self.speaker, settings)
         self._mesh.begin()
-        await self.speaker.start(retained=self.fib.retained)
+        await self.speaker.start(retained=self.fib.retained, expected=self._expected)
         stack.push_async_callback(self._stop_speaker)
         self._mesh.start()
         stack.push_async_callback(self._mesh.stop)
@@ -311,12 +321,19 @@ class Node:
 
     def _uplink_addresses(self) -> list[str]:
         """Return peers' addresses, of a mesh's one for each way out: it may have thousands."""
-        ways = {self._devices(peer): peer.address for peer in self._mesh.sessions.values()}
-        return [peer.address for peer in self._peers.values()] + list(ways.values())
+        ways = {self._devices(peer): peer for peer in self._mesh.sessions.values()}
+        return [str(_endpoint(peer)) for peer in (*self._peers.values(), *ways.values())]
 
-    def _devices(self, peer: PeerSettings) -> frozenset[str]:
-        resolution = self.resolver.lookup(peer.endpoint.packed, peer.endpoint.device)
+    def _devices(self, peer: Neighbour) -> frozenset[str]:
+        endpoint = _endpoint(peer)
+        resolution = self.resolver.lookup(endpoint.packed, endpoint.device)
         return frozenset(gateway.device for gateway in resolution.gateways) if resolution else frozenset()
+
+    def _dynamic_neighbours(self, state_file: Path) -> set[str]:
+        """Return the dynamic neighbours of which routes of an earlier run may be left: they are expected back."""
+        ranges = [one for one in self._peers.values() if isinstance(one, ListenRange)]
+        names = saved_peers(state_file) if ranges else set()
+        return {name for name in names if any(made.made(name) for made in ranges)}
 
     # What the rooms tell.
 
@@ -349,7 +366,7 @@ class Node:
         self.fib.next_hops_changed()
         self.speaker.next_hops_changed(changed)
 
-    def _routes_changed(self, family: Family, changes: list[tuple[bytes, NextHops | None]]) -> None:
+    def _routes_changed(self, family: Family, changes: list[tuple[Sequence[bytes], NextHops | None]]) -> None:
         # When we close our sessions, what they taught us stays in the kernel: traffic flows on without the agent.
         if self.state != "stopping":
             self.fib.update(family, changes)
@@ -390,6 +407,12 @@ class Node:
             raise StartError("; ".join(f"{problem.path}: {problem.text}" for problem in problems))
 
 
-def _own_addresses(peers: Iterable[PeerSettings]) -> list[str]:
+def _own_addresses(peers: Iterable[Neighbour]) -> list[str]:
     """Return where peers reach this node, as far as the file says it."""
-    return sorted({settings.local_address for settings in peers if settings.local_address})
+    configured = [peer for peer in peers if isinstance(peer, PeerSettings)]
+    return sorted({settings.local_address for settings in configured if settings.local_address})
+
+
+def _endpoint(neighbour: Neighbour) -> Endpoint:
+    """Return where packets for a peer, or for some peer of a listen range, go."""
+    return neighbour.network if isinstance(neighbour, ListenRange) else neighbour.endpoint

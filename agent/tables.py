@@ -28,6 +28,11 @@ def status(answer: Answer) -> None:
         for row, reason in enumerate(answer["waitingFor"] or ["starting"]):
             grid.add_row("waiting for" if not row else "", Text(reason, "yellow"))
     grid.add_row("sessions", f"{answer['peers']['established']} of {answer['peers']['configured']} established")
+    for row, made in enumerate(answer["listenRanges"]):
+        text = f"{made['name']} ({made['prefix']}): {made['peers']} of at most {made['limit']} dynamic neighbours"
+        if made["refusedConnections"]:
+            text += f", {made['refusedConnections']} connections refused"
+        grid.add_row("listen ranges" if not row else "", text)
     store = answer["store"]
     grid.add_row("store", Text(f"away: {store['problem']}", "red") if store["problem"] else store["url"])
     if store["fenced"]:
@@ -47,7 +52,8 @@ def peers(answer: Iterable[Answer]) -> None:
     table = _table("PEER", "ADDRESS", "AS", "STATE", "FOR", "FAMILY", "RECEIVED", "ACCEPTED", "ADVERTISED", "WHY")
     for peer in answer:
         state = Text(peer["state"], _STATE_STYLE.get(peer["state"], "yellow"))
-        first = [peer["name"], peer["address"], str(peer["as"]), state, duration(peer["for"])]
+        address = peer["address"] + (f" (in {peer['listenRange']})" if peer["dynamic"] else "")
+        first = [peer["name"], address, str(peer["as"] or "?"), state, duration(peer["for"])]
         why = peer["problem"] or ""
         for family, counts in peer["families"].items() or [("", None)]:
             cells = [family, "", "", "", why]
@@ -66,6 +72,7 @@ def reloaded(answer: Answer) -> None:
         "added": "peer begins",
         "removed": "peer ends",
         "policies": "policies change",
+        "limits": "limit changes",
         "advertised": "is advertised",
         "withdrawn": "is withdrawn",
     }
@@ -86,11 +93,17 @@ def routes(answer: Iterable[Answer]) -> None:
                 table.add_row(*first, "", "", "", "", "", kernel, route["problem"] or "")
                 continue
             mark = "*" if path["used"] else ""
-            origin = path["peer"] or path["owner"]
+            origin = _origin(path)
             cells = [mark, path["nextHop"] or "-", origin, str(path["localPref"]), path["asPath"]]
             table.add_row(*first, *cells, kernel, path["reason"] or route["problem"] or "")
             first, kernel = [""], Text("")
     _print(table, "no routes")
+
+
+def _origin(path: Answer) -> str:
+    """Say who announced a path, and with which identifier (RFC 7911)."""
+    number = "" if path["pathId"] is None else f" path {path['pathId']}"
+    return f"{path['peer'] or path['owner']}{number}"
 
 
 def explain(answer: Answer) -> None:
@@ -102,7 +115,7 @@ def explain(answer: Answer) -> None:
     table = _table("", "FROM", "NEXT HOP", "REACHED", "PREF", "AS PATH", "RULE", "WHY NOT")
     for path in answer["paths"]:
         mark = Text("best", "green") if path["best"] else Text("used", "green") if path["used"] else Text("")
-        origin = path["peer"] or path["owner"]
+        origin = _origin(path)
         cells = [path["nextHop"] or "-", path["reached"], str(path["localPref"]), path["asPath"], path["rule"]]
         table.add_row(mark, origin, *cells, path["reason"])
     _print(table, "no paths")
@@ -112,9 +125,10 @@ def explain(answer: Answer) -> None:
         desired, kernel = (", ".join(route[side]) or "-" for side in ("desired", "kernel"))
         fib.add_row(str(route["metric"]), route["owner"], desired, kernel, state)
     _print(fib, "no routes, neither desired nor in the kernel")
-    exports = _table("TOLD TO", "", "BY")
+    exports = _table("TOLD TO", "", "PATH", "BY")
     for export in answer["exports"]:
-        exports.add_row(export["peer"], "yes" if export["advertised"] else "no", export["reason"])
+        which = " ".join(str(part) for part in (export["origin"], export["pathId"]) if part)
+        exports.add_row(export["peer"], "yes" if export["advertised"] else "no", which, export["reason"])
     _print(exports, "told to nobody")
 
 

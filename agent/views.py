@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import groupby, islice
+from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
 from agent.node import Node
 from bgp.inspection import Route
-from bgp.status import NotificationRecord, PeerStatus
+from bgp.messages import ADD_PATH_TEXT
+from bgp.status import NotificationRecord, PeerStatus, RangeStatus
 from cni import hooks
 from config import prefix
 from config.check import overlaps_with_subnets
@@ -25,9 +26,6 @@ from routes.sysctl import findings
 from routes.table import State
 
 Json = dict[str, Any]
-
-_SLICE = 256
-"""Prefixes rendered before the event loop gets its turn again: about 5 ms."""
 
 
 async def status(node: Node) -> Json:
@@ -53,10 +51,11 @@ async def status(node: Node) -> Json:
             "established": sum(peer.uptime is not None for peer in peers),
             "refusedConnections": node.speaker.refused,
         },
+        "listenRanges": [_range(made) for made in node.speaker.ranges()],
         "store": _store(node),
         "blocks": [prefix.text(block.family, block.prefix) for block in node.ipam.blocks()],
         "pods": len(await node.ipam.attachments()),
-        "fib": {NAMES[family]: _fib_counts(node, family) for family in FAMILIES},
+        "fib": {NAMES[family]: await _fib_counts(node, family) for family in FAMILIES},
         "repairs": dict(node.fib.counters) if node.running else {},
         "findings": await _findings(node),
     }
@@ -82,7 +81,8 @@ async def blocks(node: Node) -> list[Json]:
     for block in node.ipam.blocks():
         announced = node.origination.of(block)
         exports = node.speaker.rib.explain(*announced).exports if announced is not None else ()
-        advertised[block.family, block.prefix] = [export.peer for export in exports if export.advertised]
+        told = [export.peer for export in exports if export.advertised]
+        advertised[block.family, block.prefix] = list(dict.fromkeys(told))
     return [
         {
             "prefix": prefix.text(usage.block.family, usage.block.prefix),
@@ -129,17 +129,19 @@ async def pods(node: Node) -> list[Json]:
 
 
 def routes(node: Node, family: Family, only: bytes | None) -> Iterator[list[Json]]:
-    """Yield slices of the Loc-RIB; with ``only``, every path to that prefix, those that policy keeps out included."""
+    """Yield slices of the Loc-RIB, between which other work may be done; there are empty ones while it is sorted.
+
+    With ``only``, every path to that prefix, those that policy keeps out included.
+    """
     if only is not None:
         explained = node.speaker.rib.explain(family, only).routes
         held = node.fib.route(family, only) if node.running else []
         if explained or held:
             yield [_route(node, family, prefix.text(family, only), list(explained))]
         return
-    by_prefix = groupby(node.speaker.rib.inspection.loc_rib(family), key=attrgetter("prefix"))
-    rendered = (_route(node, family, text, list(paths)) for text, paths in by_prefix)
-    while batch := list(islice(rendered, _SLICE)):
-        yield batch
+    for some in node.speaker.rib.inspection.loc_rib(family):
+        by_prefix = groupby(some, key=attrgetter("prefix"))
+        yield [_route(node, family, text, list(paths)) for text, paths in by_prefix]
 
 
 def _route(node: Node, family: Family, text: str, paths: list[Route]) -> Json:
@@ -165,6 +167,7 @@ def _worst(route: FibRoute) -> bool:
 def path_json(path: Route) -> Json:
     return {
         "peer": path.peer,
+        "pathId": path.path_id,
         "owner": ", ".join(path.owners),
         "source": path.source,
         "used": path.multipath,
@@ -193,6 +196,8 @@ def _peer(peer: PeerStatus) -> Json:
         "localAs": peer.local_as,
         "external": peer.external,
         "passive": peer.passive,
+        "dynamic": peer.listen_range is not None,
+        "listenRange": peer.listen_range,
         "incoming": peer.incoming,
         "state": peer.state,
         "since": _time(peer.since),
@@ -217,10 +222,22 @@ def _peer(peer: PeerStatus) -> Json:
                 "accepted": status.accepted,
                 "stale": status.stale,
                 "advertised": status.advertised,
+                "addPath": ADD_PATH_TEXT[status.add_path],
                 "problem": status.problem,
             }
             for family, status in peer.families.items()
         },
+    }
+
+
+def _range(made: RangeStatus) -> Json:
+    return {
+        "name": made.name,
+        "prefix": made.prefix,
+        "as": made.remote_as,
+        "peers": made.peers,
+        "limit": made.limit,
+        "refusedConnections": made.refused,
     }
 
 
@@ -230,8 +247,12 @@ def _notification(record: NotificationRecord | None) -> Json | None:
     return {"code": record.code, "subcode": record.subcode, "text": record.text, "at": _time(record.at)}
 
 
-def _fib_counts(node: Node, family: Family) -> Json:
-    return dict(Counter(route.state.value for route in node.fib.routes(family))) if node.running else {}
+async def _fib_counts(node: Node, family: Family) -> Json:
+    total: Counter[str] = Counter()
+    for counts in node.fib.counts(family) if node.running else ():
+        total.update({state.value: count for state, count in counts.items()})
+        await asyncio.sleep(0)  # a full table would hold the event loop for seconds
+    return dict(+total)
 
 
 async def _findings(node: Node) -> list[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from bgp.nlri import Neighbours
 from bgp.policy import Source
-from config.prefix import Family, contains
+from config.prefix import Family, Run, contains
 
 _GUARDED: tuple[Source, ...] = ("block", "exception")
 """Sources of prefixes that are ours alone. What configuration adds may be announced by several nodes (anycast)."""
@@ -65,7 +66,13 @@ class OwnPrefixes:
         if not self._guarded:
             return []
         leads = self._leads
-        return list(prefixes) if self._any_lead else [prefix for prefix in prefixes if prefix[1:2] in leads]
+        if self._any_lead or (isinstance(prefixes, Run) and prefixes[0][1:2] in leads):
+            return list(prefixes)
+        if isinstance(prefixes, Run):
+            return []
+        if isinstance(prefixes, Neighbours):
+            return [prefix for run in prefixes.runs for prefix in self.touched(run)]
+        return [prefix for prefix in prefixes if prefix[1:2] in leads]
 
     def violated(self, prefix: bytes) -> bytes | None:
         """Return the guarded prefix that ``prefix`` is, or is a more specific of; None where there is none."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from bgp.messages import Open
+from bgp.messages import ADD_PATH_TEXT, Open
 from config.prefix import NAMES, Family
 
 
@@ -50,7 +50,7 @@ class FamilyStatus:
     end_of_rib: str
     """``received``, ``waiting``, ``timed out``, or ``-`` where the family is not negotiated."""
     received: int = 0
-    """Prefixes in Adj-RIB-In."""
+    """Prefixes in Adj-RIB-In; paths where they have identifiers (RFC 7911)."""
     accepted: int = 0
     """Of those, the ones that import policy lets into the decision."""
     advertised: int = 0
@@ -59,11 +59,13 @@ class FamilyStatus:
     """Received prefixes that are our own, or more specifics of them."""
     stale: int = 0
     """Received prefixes of an earlier session that the peer has not announced again (RFC 4724 section 4.2)."""
+    add_path: int = 0
+    """What was agreed on of RFC 7911: see ``bgp.messages.Negotiated.add_path``."""
 
 
 @dataclass(frozen=True, slots=True)
 class PeerStatus:
-    """One configured peer as an operator looks at it."""
+    """One peer as an operator looks at it."""
 
     name: str
     address: str
@@ -72,6 +74,8 @@ class PeerStatus:
     """Of the connection; else as configured."""
     external: bool
     passive: bool
+    listen_range: str | None
+    """The prefix that a dynamic neighbour was made for; None: a configured peer."""
     state: str
     """As RFC 4271 names them."""
     since: float
@@ -81,7 +85,8 @@ class PeerStatus:
     reason: str
     """Why there is no session; empty for an established one."""
     local_as: int
-    expected_as: int
+    expected_as: int | None
+    """None: that of a dynamic neighbour which has not told it yet."""
     received_as: int | None
     """From the last OPEN, also one that was refused."""
     identifier: str | None
@@ -100,6 +105,20 @@ class PeerStatus:
     hostname: str
     software: str
     families: Mapping[Family, FamilyStatus] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RangeStatus:
+    """A listen range as an operator looks at it."""
+
+    name: str
+    prefix: str
+    remote_as: str
+    limit: int
+    peers: int
+    """Dynamic neighbours there are now, established or not."""
+    refused: int
+    """Connections turned away because there were as many as there may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,5 +143,5 @@ def capability_names(peer: Open) -> tuple[str, ...]:
     if peer.graceful_restart is not None:
         kept = ", ".join(NAMES[family] for family in sorted(peer.graceful_restart.forwarding)) or "helper only"
         names.append(f"graceful restart {peer.graceful_restart.restart_time} s ({kept})")
-    names += [f"add-path {NAMES[family]}" for family in sorted(peer.add_path)]
+    names += [f"add-path {NAMES[family]} ({ADD_PATH_TEXT[mode]})" for family, mode in sorted(peer.add_path.items())]
     return (*names, *(f"code {code}" for code in peer.other))

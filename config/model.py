@@ -12,8 +12,10 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from config import prefix
+from config.kernel import DEFAULT_METRIC, DEFAULT_METRIC_IPV6
 from config.policy import ACCEPT, REJECT, Policy, PolicyOrAction, Section
 from config.prefix import BY_NAME, Family
+from config.remote_as import RemoteAs
 from config.store import Store, StoreOrUrl
 from config.values import (
     AbsolutePath,
@@ -27,12 +29,13 @@ from config.values import (
     Mtu,
     Name,
     NodeName,
+    PathCount,
     Patience,
     PeerAddress,
     Prefix,
+    RemoteAsNumbers,
     RouterId,
     SocketPath,
-    address_with_device,
     matches,
     parse_listen,
 )
@@ -40,6 +43,7 @@ from config.values import (
 DEFAULT_PATH = "/etc/podroute/podroute.yaml"
 HOLD_TIME = 90
 CONNECT_RETRY = 5
+LISTEN_LIMIT = 100
 BLOCK_SIZE: dict[Family, int] = {4: 26, 6: 122}
 BLOCK_SIZES: dict[Family, range] = {4: range(20, 33), 6: range(116, 129)}
 
@@ -113,9 +117,24 @@ class MaxPrefixes(Section):
     restart_after: int | None = Field(default=None, ge=1, le=86400, description="1 to 86400 seconds")
 
 
+class AddPath(Section):
+    """Several paths to a prefix on one session (RFC 7911)."""
+
+    receive: bool = Field(default=False, description="true or false")
+    send: PathCount = Field(default=0, description="all, 0 or 1 to 64 paths to a prefix")
+
+
 class Peer(Section):
-    address: PeerAddress = Field(description='the address of the peer such as "10.1.1.1" or "fe80::1%eth0"')
-    asn: AsNumber = Field(alias="as", description=_AS)
+    """One neighbour by its ``address``, or dynamic ones: whoever connects from inside ``listen_range``."""
+
+    address: PeerAddress | None = Field(
+        default=None, description='the address of the peer such as "10.1.1.1" or "fe80::1%eth0"'
+    )
+    listen_range: Prefix | None = Field(default=None, description='a prefix such as "10.1.0.0/24"')
+    listen_limit: int | None = Field(
+        default=None, ge=1, le=65535, description=f"1 to 65535 peers at once, {LISTEN_LIMIT} where it is left out"
+    )
+    remote_as: RemoteAsNumbers = Field(alias="as", description=_AS)
     port: int = Field(default=179, ge=1, le=65535, description="a TCP port, 1 to 65535")
     local_address: PeerAddress | None = Field(default=None, description="one of the node's own addresses")
     families: list[FamilyName] = Field(min_length=1, description="a list of ipv4 and ipv6, at least one")
@@ -124,27 +143,15 @@ class Peer(Section):
     hold_time: HoldTime = Field(default=HOLD_TIME, description=_HOLD)
     connect_retry: int = Field(default=CONNECT_RETRY, ge=1, le=3600, description=_RETRY)
     route_reflector_client: bool = Field(default=False, description="true (an internal peer only) or false")
+    add_path: AddPath = Field(default=AddPath(), description="a mapping such as {receive: true, send: all}")
     multihop: int | None = Field(default=None, ge=2, le=255, description="2 to 255, the TTL of what is sent")
     ttl_security: int | None = Field(default=None, ge=1, le=254, description="1 (on the link) to 254 hops")
+    allow_own_as: int = Field(default=0, ge=0, le=10, description="how often our own AS may be in an AS path, 0 to 10")
+    enforce_first_as: bool = Field(default=True, description="true, or false for a route server")
     max_prefixes: MaxPrefixes | None = Field(default=None, description="a mapping such as {maximum: 1000}")
     nodes: Labels = Field(default={}, description=_NODES)
     import_policy: PolicyOrAction | None = Field(default=None, alias="import", description="accept, reject or a policy")
     export_policy: PolicyOrAction | None = Field(default=None, alias="export", description="accept, reject or a policy")
-
-    @property
-    def packed(self) -> bytes:
-        """The peer's address, 4 or 16 octets."""
-        return address_with_device(self.address)[0].packed
-
-    @property
-    def device(self) -> str:
-        """The interface of a link-local peer, else empty."""
-        return address_with_device(self.address)[1]
-
-    @property
-    def family(self) -> Family:
-        """Family of the session itself."""
-        return 4 if len(self.packed) == 4 else 6
 
     @property
     def family_set(self) -> frozenset[Family]:
@@ -155,7 +162,8 @@ class Peer(Section):
     @classmethod
     def _default_families(cls, value: Any) -> Any:
         if isinstance(value, dict) and "families" not in value:
-            return {**value, "families": ["ipv6" if ":" in str(value.get("address")) else "ipv4"]}
+            where = value.get("address") or value.get("listenRange")
+            return {**value, "families": ["ipv6" if ":" in str(where) else "ipv4"]}
         return value
 
 
@@ -195,7 +203,10 @@ class Bgp(Section):
     )
     hold_time: HoldTime = Field(default=HOLD_TIME, description=_HOLD)
     connect_retry: int = Field(default=CONNECT_RETRY, ge=1, le=3600, description=_RETRY)
+    listen_limit: int = Field(default=1000, ge=1, le=65535, description="1 to 65535 dynamic neighbours of all ranges")
     max_paths: int = Field(default=64, ge=1, le=256, description="1 (no multipath) to 256 next hops")
+    multipath_relax: bool = Field(default=True, description="true (multipath through different ASes too) or false")
+    always_compare_med: bool = Field(default=False, description="true (between different neighbour ASes too) or false")
     cluster_id: RouterId | None = Field(default=None, description='four octets such as "10.1.1.11"')
     graceful_restart: GracefulRestart = Field(
         default=GracefulRestart(), description="a mapping of enabled, restartTime, staleTime and deferralTime"
@@ -239,7 +250,12 @@ class Ipam(Section):
 
 class Routes(Section):
     table: int = Field(default=254, ge=1, le=4294967295, description="a routing table, 1 to 4294967295; main is 254")
-    metric: int = Field(default=20, ge=2, le=4294967295, description="2 to 4294967295 (1 is that of covers)")
+    metric: int = Field(
+        default=DEFAULT_METRIC, ge=2, le=4294967295, description="2 to 4294967295 (1 is that of covers)"
+    )
+    metric_ipv6: int = Field(
+        default=DEFAULT_METRIC_IPV6, ge=2, le=4294967295, description="2 to 4294967295 (connected subnets have 256)"
+    )
 
 
 class Cni(Section):
@@ -311,7 +327,7 @@ class Config(Section):
         return [prefix.parse(text) for text in self.advertise]
 
     def peers_here(self) -> dict[str, Peer]:
-        """Peers whose ``nodes`` selector takes this node, by name."""
+        """Peers and listen ranges whose ``nodes`` selector takes this node, by name."""
         return {name: peer for name, peer in self.peers.items() if matches(peer.nodes, self.node.labels)}
 
     def mesh_here(self) -> dict[str, Mesh]:
@@ -327,8 +343,8 @@ class Config(Section):
 
         Where an eBGP peer has none nothing passes (RFC 8212); within our own AS everything does.
         """
-        its_as = peer.asn if isinstance(peer, Peer) else asn
-        missing = ACCEPT if its_as == self.node.asn else REJECT
+        its_as = peer.remote_as if isinstance(peer, Peer) else RemoteAs.of(asn or 0)
+        missing = REJECT if its_as.external(self.node.asn) else ACCEPT
         return peer.import_policy or missing, peer.export_policy or missing
 
     @model_validator(mode="before")
@@ -340,4 +356,7 @@ class Config(Section):
         bgp = value.get("bgp")
         timers = {key: bgp[key] for key in ("holdTime", "connectRetry") if key in bgp} if isinstance(bgp, dict) else {}
         peers = {k: {**timers, **peer} if isinstance(peer, dict) else peer for k, peer in value["peers"].items()}
+        for name, peer in value["peers"].items():
+            if isinstance(peer, dict) and "listenRange" in peer and "connectRetry" not in peer:
+                peers[name].pop("connectRetry", None)  # it never connects
         return {**value, "peers": peers}

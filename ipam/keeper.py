@@ -135,13 +135,20 @@ class BlockKeeper:
                     await claims.supers.read(pool)
             found = await recover(self._ledger, claims, self.pools)
             self.lost = found.lost
-            self._drop([key for key in self.holdings.blocks if key not in found.owned])
             for loan in found.surplus:
-                await self._return(loan)
+                held = self.holdings.blocks.get(_key(loan))
+                if held is not None and held.free.used:  # taken, and on its way into the ledger
+                    found.owned[_key(loan)] = loan
+                else:
+                    await self._return(loan)
+            self._drop([key for key in self.holdings.blocks if key not in found.owned])
             if self._lender is not None:
-                await self._lender.remember(found.owned.values())
-                await self._lender.settle()
+                # Of a block that serves already the ledger knows more than the record as it was read
+                new = [block for key, block in found.owned.items() if key not in self.holdings.blocks]
+                await self._lender.remember(new)
             await self._adopt(list(found.owned.values()), addresses_in_use(self._ledger), found.resting)
+            if self._lender is not None:
+                await self._lender.settle()
             self._on_standing()
             usable = choice.labelled(choice.automatic(self.pools), labels)
             by_family = {family: [pool for pool in usable if pool.family == family] for family in FAMILIES}

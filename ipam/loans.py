@@ -106,6 +106,9 @@ class Lender:
                     lent.setdefault(one.assignments[0].block, []).append(one)
             for wire, attachments in lent.items():
                 await self._settle_block(attachments[0].assignments[0].family, wire, attachments)
+            for (_, wire), held in list(self._holdings.blocks.items()):
+                if held.block.loans and wire not in lent:  # the record was read before the last was returned
+                    self._refresh(replace(held.block, loans=()))
 
     async def _settle_block(self, family: Family, wire: bytes, attachments: Sequence[Attachment]) -> None:
         key = records.block_key(family, wire)

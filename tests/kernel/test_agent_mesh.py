@@ -18,6 +18,7 @@ from tests.agents import PATIENCE, Agent, agents
 from tests.frr import Frr
 from tests.kernel.test_agent_life import add_pod
 from tests.netns import Netns, link
+from tests.watch import watched
 
 pytestmark = pytest.mark.root
 
@@ -190,3 +191,25 @@ async def test_reflectors_pass_on_between_nodes_that_know_only_them(bridge: Brid
         assert paths[0]["originatorId"] == "192.0.2.2"
     finally:
         frr.close()
+
+
+async def test_a_restart_in_a_mesh_changes_no_route_anywhere(bridge: Bridge) -> None:
+    """RFC 4724: the routes that the kernel keeps are of sessions that no file names."""
+    n1, n2 = bridge.agent(1), bridge.agent(2)
+    await n1.start()
+    await n2.start()
+    await routed(n1, n2)
+    with watched(n1.ns, n2.ns) as (here, there):
+        await n1.stop()
+        await n1.start()
+        await established(n1, "all/n2/ipv4")
+        await n1.converged()
+        await routed(n1, n2)
+        assert (here.events(), there.events()) == ([], [])
+
+
+async def routed(*nodes: Agent) -> None:
+    """Wait until each node has a learned route and its own block's cover."""
+    async with asyncio.timeout(PATIENCE):
+        while any(node.ns.run("ip", "route").count("proto 201") < 2 for node in nodes):  # noqa: ASYNC110 (as above)
+            await asyncio.sleep(0.05)

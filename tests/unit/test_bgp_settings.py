@@ -18,7 +18,8 @@ from bgp.status import SpeakerError, capability_names
 
 
 def settings(address: str = "10.1.1.1", asn: int = 65001, **more: Any) -> PeerSettings:
-    return PeerSettings("p", address, asn, ACCEPT, REJECT, **more)
+    policies = {"import_policy": ACCEPT, "export_policy": REJECT}
+    return PeerSettings(name="p", address=address, asn=asn, **(policies | more))
 
 
 @pytest.mark.parametrize("text", ["10.1.1.1", "fd00::1", "fe80::1%eth0"])
@@ -118,7 +119,7 @@ def test_capabilities_for_people() -> None:
         "route refresh",
         "extended next hop ipv4 via ipv6",
         "graceful restart 120 s (ipv4)",
-        "add-path ipv6",
+        "add-path ipv6 (receive)",
         "code 71",
     )
     assert capability_names(Open(1, 90, bytes(4), multiprotocol=False, four_octet_as=False, route_refresh=False)) == ()
