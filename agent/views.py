@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import groupby, islice
+from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
@@ -25,9 +25,6 @@ from routes.sysctl import findings
 from routes.table import State
 
 Json = dict[str, Any]
-
-_SLICE = 256
-"""Prefixes rendered before the event loop gets its turn again: about 5 ms."""
 
 
 async def status(node: Node) -> Json:
@@ -124,17 +121,19 @@ async def pods(node: Node) -> list[Json]:
 
 
 def routes(node: Node, family: Family, only: bytes | None) -> Iterator[list[Json]]:
-    """Yield slices of the Loc-RIB; with ``only``, every path to that prefix, those that policy keeps out included."""
+    """Yield slices of the Loc-RIB, between which other work may be done; there are empty ones while it is sorted.
+
+    With ``only``, every path to that prefix, those that policy keeps out included.
+    """
     if only is not None:
         explained = node.speaker.rib.explain(family, only).routes
         held = node.fib.route(family, only) if node.running else []
         if explained or held:
             yield [_route(node, family, prefix.text(family, only), list(explained))]
         return
-    by_prefix = groupby(node.speaker.rib.inspection.loc_rib(family), key=attrgetter("prefix"))
-    rendered = (_route(node, family, text, list(paths)) for text, paths in by_prefix)
-    while batch := list(islice(rendered, _SLICE)):
-        yield batch
+    for some in node.speaker.rib.inspection.loc_rib(family):
+        by_prefix = groupby(some, key=attrgetter("prefix"))
+        yield [_route(node, family, text, list(paths)) for text, paths in by_prefix]
 
 
 def _route(node: Node, family: Family, text: str, paths: list[Route]) -> Json:

@@ -7,14 +7,15 @@ changed attributes replace a path and do not add another one.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count, filterfalse
 
-from bgp.adj_rib_out import Exported, ExportGroup, GroupKey
+from bgp.adj_rib_out import ExportGroup, GroupKey
 from bgp.nlri import PATH_ID
 from bgp.paths import Path, Peer
 from bgp.policy import Source
-from bgp.table import Table, prefix_order
+from bgp.table import Table
+from bgp.telling import Exported
 
 _Origin = tuple[Peer | None, int | None]
 """Who announced a path, and with which identifier."""
@@ -94,13 +95,14 @@ class AddPathGroup(ExportGroup):
     def announces(self, prefix: bytes) -> bool:
         return prefix in self._numbers
 
-    def routes_to(self, name: str) -> Iterator[tuple[bytes, int | None, Exported]]:
-        peer = self.members[name].peer
-        for prefix in sorted(self._numbers, key=prefix_order):
-            for number in sorted(self._numbers.get(prefix, {}).values()):
-                route = self.table.get(_nlri(number, prefix))
-                if route is not None and route.goes_to(peer):
-                    yield prefix, number, route
+    @property
+    def prefixes(self) -> Sequence[Mapping[bytes, object]]:
+        return self._numbers.shards
+
+    def routes_to(self, peer: Peer, prefix: bytes) -> list[tuple[int | None, Exported]]:
+        numbers = sorted(self._numbers.get(prefix, {}).values())
+        routes = ((number, self.table.get(_nlri(number, prefix))) for number in numbers)
+        return [(number, route) for number, route in routes if route is not None and route.goes_to(peer)]
 
     def route(self, prefix: bytes, path: Path) -> tuple[int, Exported] | None:
         """Return how a path to a prefix is told, with its identifier; None where it is not."""

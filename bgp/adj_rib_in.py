@@ -6,6 +6,7 @@ by the octets of the attribute section, so that a known section is neither parse
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -93,6 +94,8 @@ NextHopTable = Callable[[bytes, str], Hop]
 InternNextHops = Callable[[NextHops], NextHops]
 
 _NOTHING = Received()
+_AT_ONCE = 1000
+"""Stale paths withdrawn without waiting for their turn: a millisecond of work."""
 _MANDATORY = 1 << ORIGIN | 1 << AS_PATH
 _KNOWN_NEXT_HOPS = 1024
 
@@ -111,8 +114,10 @@ class AdjRibIn:
         """What the peer says of these prefixes by now is in its tables."""
         self.end_of_rib: set[Family] = set()
         """Families whose End-of-RIB has arrived on the present session."""
-        self._stale: dict[Family, list[dict[bytes, Path]]] = {4: [], 6: []}
-        """By shard, prefixes of an earlier session that the peer has not announced again (RFC 4724 section 4.2)."""
+        self._stale: dict[Family, Table[Path]] = {}
+        """What the peer announced on an earlier session and has not since (RFC 4724 section 4.2)."""
+        self._leaving: dict[Family, deque[Table[Path]]] = {4: deque(), 6: deque()}
+        """What was stale for too long, and is withdrawn a part at a time."""
         self._local_as = local_as
         self._hop = hop
         self._intern = intern
@@ -178,28 +183,49 @@ class AdjRibIn:
         if family in self.numbered:
             self.numbered[family].mark_stale()
             return
-        self._stale[family] = [dict(shard) for shard in self.tables[family].shards]
+        self._stale[family] = self.tables[family].copy()
 
     def stale(self, family: Family) -> int:
         """Return how many paths the peer has not announced again since ``mark_stale``, or a session before."""
         if family in self.numbered:
             return self.numbered[family].stale
-        return sum(map(len, self._stale[family]))
+        return len(self._stale[family]) if family in self._stale else 0
 
     def drop_stale(self, family: Family) -> int:
-        """Withdraw what is stale, and return how much it is."""
+        """Withdraw what is stale, at once or, where it is much, by ``withdraw_stale``; return how much it is."""
         if family in self.numbered:
-            gone = self.numbered[family].drop_stale()
+            count = self.numbered[family].drop_stale()
+        else:
+            stale = self._stale.pop(family, None)
+            count = 0 if stale is None else len(stale)
+            if stale is not None and count == len(self.tables[family]):
+                self._withdraw_all(family)
+            elif stale is not None:
+                self._leaving[family].append(stale)
+        self.withdraw_stale(family, _AT_ONCE)
+        return count
+
+    def leaving(self, family: Family) -> int:
+        """Return how many paths ``withdraw_stale`` has yet to withdraw."""
+        if family in self.numbered:
+            return self.numbered[family].leaving
+        leaving = self._leaving[family]
+        return sum(map(len, leaving)) if leaving else 0
+
+    def withdraw_stale(self, family: Family, limit: int) -> int:
+        """Withdraw up to ``limit`` paths of what ``drop_stale`` has found; return how many it were."""
+        if family in self.numbered:
+            gone = self.numbered[family].withdraw_stale(limit)
             self.dirty[family].add(gone)
             return len(gone)
-        stale, self._stale[family] = self._stale[family], []
-        count = sum(map(len, stale))
-        if count == len(self.tables[family]):
-            self._withdraw_all(family)
-        else:
-            for shard in stale:
-                self._withdraw(family, list(shard))
-        return count
+        done, leaving = 0, self._leaving[family]
+        while leaving and done < limit:
+            part = leaving[0].take(limit - done)
+            self._withdraw(family, [prefix for prefix, _ in part])
+            done += len(part)
+            if not leaving[0]:
+                leaving.popleft()
+        return done
 
     def _withdraw_all(self, family: Family) -> None:
         if family in self.numbered:
@@ -209,7 +235,8 @@ class AdjRibIn:
             return
         gone = self.tables[family]
         self.tables[family] = Table()
-        self._stale[family] = []
+        self._stale.pop(family, None)
+        self._leaving[family].clear()
         for shard in gone.shards:
             self.dirty[family].add(shard)
 
@@ -241,11 +268,11 @@ class AdjRibIn:
         for shard in list(self.tables[family].shards):
             yield len(shard), [prefix for prefix, path in shard.items() if path.hop in hops]
 
-    def reconsider_all(self) -> None:
-        """Have the decision process look again at everything that the peer announces."""
-        for family in FAMILIES:
-            for shard in self.shards(family):
-                self.dirty[family].add(list(shard))
+    def reconsider_part(self, family: Family, part: int) -> int:
+        """Have the decision process look again at what the peer announces, one of ``SHARDS`` parts; return its size."""
+        prefixes = list(self.shards(family)[part])
+        self.dirty[family].add(prefixes)
+        return len(prefixes)
 
     def reconsider(self, family: Family, prefixes: Iterable[bytes]) -> None:
         """Have the decision process look again at those of ``prefixes`` that the peer announces."""
@@ -381,11 +408,16 @@ class AdjRibIn:
             if self.numbered[family].overfull:
                 raise BgpError(6, 8, reason=f"more than {MOST_PATHS} paths to one prefix")
             return prefixes
-        shards = self.tables[family].shards
-        for prefix in prefixes:
-            shards[PLACE[hash(prefix) >> TOP]][prefix] = path
+        table = self.tables[family]
+        if table.shared:
+            for prefix in prefixes:
+                table[prefix] = path
+        else:
+            shards = table.shards
+            for prefix in prefixes:
+                shards[PLACE[hash(prefix) >> TOP]][prefix] = path
         self.dirty[family].add(prefixes)
-        if self._stale[family]:
+        if family in self._stale or self._leaving[family]:
             self._freshen(family, prefixes)
         return prefixes
 
@@ -393,17 +425,18 @@ class AdjRibIn:
         if self.numbered and family in self.numbered:
             self.dirty[family].add(self.numbered[family].withdraw(prefixes))
         elif prefixes:
-            shards = self.tables[family].shards
-            gone = [prefix for prefix in prefixes if shards[PLACE[hash(prefix) >> TOP]].pop(prefix, None) is not None]
+            table = self.tables[family]
+            gone = [prefix for prefix in prefixes if table.pop(prefix) is not None]
             self.dirty[family].add(gone)
-            if self._stale[family]:
+            if family in self._stale or self._leaving[family]:
                 self._freshen(family, prefixes)
 
     def _freshen(self, family: Family, prefixes: list[bytes]) -> None:
         """The peer has said something about prefixes: they are not stale any more."""
-        stale = self._stale[family]
-        for prefix in prefixes:
-            stale[PLACE[hash(prefix) >> TOP]].pop(prefix, None)
+        for old in (*self._leaving[family], self._stale.get(family)):
+            if old is not None:
+                for prefix in prefixes:
+                    old.pop(prefix)
 
     def _path(self, attributes: Attributes, next_hop: bytes) -> Path:
         known = self._next_hops.get(next_hop)

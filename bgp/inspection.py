@@ -1,14 +1,14 @@
 """The RIBs for people and programs to read: plain data, made on demand, one route at a time.
 
-Every iterator works on a snapshot of the prefixes and reads each one when it is asked for, so that a caller may let
-other work happen in between; prefixes that are gone by then are left out.
+Tables come in slices of some milliseconds of work, empty ones while prefixes are sorted, so that a caller may let other
+work happen in between. Each prefix is read when its slice is asked for; those that are gone by then are left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
+from typing import TypeVar
 
 from bgp import as_path
 from bgp.add_path_out import AddPathGroup
@@ -16,11 +16,17 @@ from bgp.adj_rib_out import ExportGroup
 from bgp.attributes import AS_PATH, COMMUNITIES, LARGE_COMMUNITIES, LOCAL_PREF, MED, ORIGIN, Attributes
 from bgp.decision import Decision, decide
 from bgp.loc_rib import LocRib
+from bgp.ordering import in_order
 from bgp.own_prefixes import OwnPrefixes
 from bgp.paths import Path, Peer
 from bgp.peer_rib import PeerRib
-from bgp.table import prefix_order
+from bgp.telling import Exported
 from config.prefix import Family, address_text, text
+
+_SLICE = 128
+"""Prefixes in a slice; some milliseconds of work."""
+
+T = TypeVar("T")
 
 _ORIGINS = ("IGP", "EGP", "incomplete")
 
@@ -152,43 +158,41 @@ class Inspection:
             if rib.adj_in.count(family) or rib.accepted[family] or family in rib.groups
         }
 
-    def loc_rib(self, family: Family) -> Iterator[Route]:
-        """Iterate over all accepted paths of all prefixes, sorted by prefix."""
+    def loc_rib(self, family: Family) -> Iterator[list[Route]]:
+        """Iterate over all accepted paths of all prefixes, sorted by prefix; those of one prefix are in one slice."""
         loc = self._loc[family]
-        for prefix in sorted(loc.table, key=prefix_order):
+
+        def routes(prefix: bytes) -> Iterator[Route]:
             paths = loc.paths(prefix)
             decision = decide(paths, loc.options)
-            for path in paths:
-                yield self._route(family, prefix, path, decision)
+            return (self._route(family, prefix, path, decision) for path in paths)
 
-    def received(self, name: str, family: Family) -> Iterator[Route]:
+        return _sliced(in_order(loc.table.shards), routes)
+
+    def received(self, name: str, family: Family) -> Iterator[list[Route]]:
         """Iterate over what a peer announces, as received, sorted by prefix."""
-        adj_in = self._peers[name].adj_in
-        for prefix in sorted(chain.from_iterable(adj_in.shards(family)), key=prefix_order):
-            for path in adj_in.paths(family, prefix):
-                yield self._received(family, prefix, self._peers[name], path)
+        rib = self._peers[name]
 
-    def advertised(self, name: str, family: Family) -> Iterator[Advertised]:
+        def routes(prefix: bytes) -> Iterator[Route]:
+            return (self._received(family, prefix, rib, path) for path in rib.adj_in.paths(family, prefix))
+
+        return _sliced(in_order(rib.adj_in.shards(family)), routes)
+
+    def advertised(self, name: str, family: Family) -> Iterator[list[Advertised]]:
         """Iterate over what a peer is, or is about to be, told, sorted by prefix."""
         group = self._peers[name].groups.get(family)
         if group is None:
-            return
+            return iter(())
         member = group.members[name]
         width = 4 if group.key.kind.four_octet_as else 2
-        for prefix, path_id, route in group.routes_to(name):
-            attributes = Attributes(route.before + route.after)
-            yield Advertised(
-                family=family,
-                prefix=text(family, prefix),
-                path_id=path_id,
-                next_hop=address_text((route.next_hop or member.next_hop)[:16]),
-                as_path=as_path.text(attributes.value(AS_PATH) or b"", width),
-                origin=_ORIGINS[(attributes.value(ORIGIN) or b"\2")[0]],
-                local_pref=_number(attributes, LOCAL_PREF),
-                med=_number(attributes, MED),
-                communities=communities_text(attributes),
-                large_communities=large_communities_text(attributes),
+
+        def told(prefix: bytes) -> Iterator[Advertised]:
+            return (
+                _advertised(family, prefix, path_id, route, route.next_hop or member.next_hop, width)
+                for path_id, route in group.routes_to(member.peer, prefix)
             )
+
+        return _sliced(in_order(group.prefixes), told)
 
     def explain(self, family: Family, prefix: bytes) -> Explanation:
         """Return every path to a prefix, what became of each, and what peers are told."""
@@ -295,6 +299,31 @@ class Inspection:
             multipath=multipath,
             lost=lost,
         )
+
+
+def _sliced(parts: Iterable[list[bytes]], read: Callable[[bytes], Iterable[T]]) -> Iterator[list[T]]:
+    """Read prefixes when the slice that they are in is asked for."""
+    for part in parts:
+        for start in range(0, len(part) or 1, _SLICE):
+            yield [found for prefix in part[start : start + _SLICE] for found in read(prefix)]
+
+
+def _advertised(
+    family: Family, prefix: bytes, path_id: int | None, route: Exported, next_hop: bytes, width: int
+) -> Advertised:
+    attributes = Attributes(route.before + route.after)
+    return Advertised(
+        family=family,
+        prefix=text(family, prefix),
+        path_id=path_id,
+        next_hop=address_text(next_hop[:16]),
+        as_path=as_path.text(attributes.value(AS_PATH) or b"", width),
+        origin=_ORIGINS[(attributes.value(ORIGIN) or b"\2")[0]],
+        local_pref=_number(attributes, LOCAL_PREF),
+        med=_number(attributes, MED),
+        communities=communities_text(attributes),
+        large_communities=large_communities_text(attributes),
+    )
 
 
 def communities_text(attributes: Attributes) -> tuple[str, ...]:

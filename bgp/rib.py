@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 from bgp.add_path_out import AddPathGroup
 from bgp.adj_rib_in import AdjRibIn, Received, RibPeer, SessionFacts
-from bgp.adj_rib_out import ExportGroup, GroupKey, Told
+from bgp.adj_rib_out import ExportGroup, GroupKey
 from bgp.attribute_encoding import ExportKind, imported, own_attributes
 from bgp.decision import Options
 from bgp.inspection import Counts, Explanation, Inspection
@@ -23,7 +23,8 @@ from bgp.own_prefixes import OwnPrefixes
 from bgp.paths import Hop, Path, Peer
 from bgp.peer_rib import PeerRib
 from bgp.policy import NO_CHANGES, ImportPolicy, Policy, Source
-from bgp.table import Queue
+from bgp.table import SHARDS, Queue
+from bgp.telling import Told
 from config.nexthop import NextHopResolver, NextHops
 from config.prefix import FAMILIES, Family, text
 
@@ -191,7 +192,8 @@ class Rib:
         rib.settings = replace(old, import_policy=import_policy, export_policy=export_policy)
         if import_policy != old.import_policy:
             rib.policy = ImportPolicy(import_policy)
-            rib.adj_in.reconsider_all()
+            for family in FAMILIES:
+                self._walks[family].append(_reconsider(rib, family))
         negotiated = rib.adj_in.negotiated
         if export_policy != old.export_policy and negotiated is not None:
             for family, group in list(rib.groups.items()):
@@ -382,8 +384,6 @@ class Rib:
             group = self._groups[key] = self._new_group(key)
             group.deferred = family in self._deferred | self._catching_up
             group.fill(self._best_paths(family, list(self.own[family]) if group.own_only else self.loc[family].table))
-        if told is not None:
-            group.work(None)  # else what is still to come would be withdrawn first
         group.join(rib.adj_in.peer, next_hop, told)
         rib.groups[family] = group
 
@@ -403,11 +403,12 @@ class Rib:
                 self._discarded += group.table.shards
 
     def _run_peer(self, rib: PeerRib, family: Family, budget: int) -> int:
-        """Work off dirty prefixes of one peer; return how many it were."""
+        """Work off stale paths and dirty prefixes of one peer; return how many it were."""
+        withdrawn = rib.adj_in.withdraw_stale(family, budget)
         prefixes = rib.adj_in.dirty[family].take(budget)
         if prefixes:
             rib.accepted[family] += self._decide(rib, family, prefixes)
-        return len(prefixes)
+        return len(prefixes) + withdrawn // _LIGHT
 
     def _decide(self, rib: PeerRib, family: Family, prefixes: list[bytes]) -> int:
         loc, changes, table = self.loc[family], self._changes[family], rib.adj_in.tables[family]
@@ -524,6 +525,12 @@ class Rib:
         if len(self._interned) >= _INTERNED_LIMIT:
             self._interned.clear()
         return self._interned.setdefault(next_hops, next_hops)
+
+
+def _reconsider(rib: PeerRib, family: Family) -> Iterator[int]:
+    """Have the decision process look again at everything that a peer announces."""
+    for part in range(SHARDS):
+        yield 1 + rib.adj_in.reconsider_part(family, part) // _LIGHT
 
 
 def _own_addresses(local_address: bytes, next_hops: Mapping[Family, bytes]) -> frozenset[bytes]:

@@ -34,7 +34,7 @@ log = logging.getLogger("podroute.bgp")
 DECONFIGURED = Notification(6, 3)
 """Cease/Peer De-configured (RFC 4486 section 4)."""
 
-_SLICE = 0.008
+_SLICE = 0.005
 """Seconds of reading, of deciding and of writing in one turn of the event loop."""
 _LEAST, _MOST = 16, 8192
 """Bounds of the number of prefixes decided in one slice."""

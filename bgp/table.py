@@ -34,12 +34,6 @@ PLACE = _places()
 """``shards[PLACE[hash(prefix) >> TOP]]`` is where a prefix belongs; a negative index counts from the end.
 Loops over many prefixes say it themselves."""
 
-
-def prefix_order(prefix: bytes) -> tuple[bytes, int]:
-    """Return the key by which prefixes are sorted for people: address, then length."""
-    return prefix[1:], prefix[0]
-
-
 V = TypeVar("V")
 D = TypeVar("D")
 
@@ -95,6 +89,27 @@ class Table(Generic[V]):
         """Return the shards as they are now. Nobody may change them: the table copies one before it writes to it."""
         self._shared = set(range(SHARDS))
         return list(self.shards)
+
+    def copy(self) -> Table[V]:
+        """Return a table of the same content. A shard becomes two when one of the tables writes to it."""
+        twin: Table[V] = Table()
+        twin.shards = self.snapshot()
+        twin._shared = set(range(SHARDS))
+        return twin
+
+    @property
+    def shared(self) -> bool:
+        """Some shards are not this table's alone, and only to be written to by way of ``writable``."""
+        return bool(self._shared)
+
+    def take(self, limit: int) -> list[tuple[bytes, V]]:
+        """Remove and return up to ``limit`` items."""
+        taken: list[tuple[bytes, V]] = []
+        for index, shard in enumerate(self.shards):
+            if shard and len(taken) < limit:
+                own = self.writable(index)
+                taken += [own.popitem() for _ in range(min(limit - len(taken), len(own)))]
+        return taken
 
     def writable(self, index: int) -> dict[bytes, V]:
         """Return a shard to write to. Who never takes a snapshot may write to ``shards`` at once."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from ipaddress import ip_address
+from typing import TypeVar
 
 from bgp.adj_rib_in import RibPeer
 from bgp.codec import negotiate
@@ -13,6 +14,8 @@ from bgp.policy import ACCEPT, Policy, Source
 from bgp.rib import Rib
 from config.nexthop import Gateway, NextHops, Resolution
 from config.prefix import FAMILIES, Family, parse, text
+
+T = TypeVar("T")
 
 BOTH: frozenset[Family] = frozenset(FAMILIES)
 
@@ -76,6 +79,11 @@ class Node:
     def open(self, **fields: object) -> Open:
         fields.setdefault("families", BOTH)
         return Open(asn=self.asn, hold_time=90, identifier=self.router_id, **fields)  # type: ignore[arg-type]
+
+
+def flat(slices: Iterable[list[T]]) -> list[T]:
+    """Return a whole table of ``Rib.inspection``."""
+    return [row for some in slices for row in some]
 
 
 def add_peer(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from bgp.framing import HEADER_SIZE
 from bgp.policy import ACCEPT, Changes, Match, Policy, PrefixMatch, Rule
 from config.prefix import FAMILIES, parse
-from tests.bgp_ribs import Node, add_peer, session, settle
+from tests.bgp_ribs import Node, add_peer, flat, session, settle
 
 AS = 65001
 A4, B4, A6 = "192.0.2.0/24", "198.51.100.0/24", "2001:db8:1::/48"
@@ -183,7 +183,7 @@ def test_explain_names_what_a_limit_keeps_back() -> None:
         ("c3", "c0", True, "transit"),
         ("c3", "c1", False, "not among the 1 best that it takes"),
     ]
-    (advertised,) = cluster.r.rib.inspection.advertised("c3", 4)
+    (advertised,) = flat(cluster.r.rib.inspection.advertised("c3", 4))
     assert (advertised.prefix, advertised.path_id) == (A4, 1)
 
 
@@ -212,7 +212,7 @@ def test_other_policies_in_the_middle_of_a_session() -> None:
     cluster.r.rib.set_policies("c3", ACCEPT, marking)
     cluster.settle()
     assert origins(watcher) == {"c1", "c2"}
-    assert all(route.med == 5 for route in watcher.rib.inspection.received("r", 4))
+    assert all(route.med == 5 for route in flat(watcher.rib.inspection.received("r", 4)))
     cluster.r.rib.set_policies("c3", ACCEPT, Policy())
     cluster.settle()
     assert seen(watcher) == {}

@@ -10,7 +10,7 @@ from bgp import codec
 from bgp.framing import Framer
 from bgp.messages import BgpError, MessageType, Open
 from config.prefix import FAMILIES
-from tests.bgp_ribs import BOTH, Node, add_peer, session
+from tests.bgp_ribs import BOTH, Node, add_peer, flat, session
 
 
 def receivers() -> list[Node]:
@@ -78,5 +78,5 @@ def drain(nodes: list[Node]) -> None:
         while node.rib.run(1000):
             pass
         for family in BOTH:
-            for route in node.rib.inspection.received("peer", family):
+            for route in flat(node.rib.inspection.received("peer", family)):
                 assert route.prefix
