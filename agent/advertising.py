@@ -24,16 +24,16 @@ Key = tuple[Family, bytes]
 
 
 class Advertising:
-    """``blocks`` returns this node's, ``announced`` whether one is to be advertised at all. ``wait`` is how long an ADD
-    waits for its block's advertisement, in seconds; ``not_ready_after`` how long no peer may have been told of a block,
-    None: for ever."""
+    """``blocks`` returns this node's, ``announced`` what is announced for one, None: nothing. ``wait`` is how long an
+    ADD waits for its block's advertisement, in seconds; ``not_ready_after`` how long no peer may have been told of a
+    block, None: for ever."""
 
     def __init__(
         self,
         speaker: Speaker,
         blocks: Callable[[], Sequence[Block]],
         *,
-        announced: Callable[[Block], bool],
+        announced: Callable[[Block], Key | None],
         wait: float,
         not_ready_after: float | None,
         clock: Callable[[], float] = time.monotonic,
@@ -65,7 +65,7 @@ class Advertising:
     async def wait(self, assignments: Iterable[Assignment]) -> None:
         """Return once the blocks of a new pod's addresses are advertised, or have had their time."""
         fresh = {(assignment.family, assignment.block) for assignment in assignments} - self._told - self._waited
-        if not fresh or not self._speaker.peers():
+        if not fresh or not self._expected():
             return
         try:
             async with asyncio.timeout(self._wait):
@@ -82,7 +82,7 @@ class Advertising:
         blocks = self._blocks()
         if not blocks:
             return Code.NOT_AVAILABLE, "this node owns no block of addresses: see `podroute status` and its log"
-        if not self._speaker.peers():
+        if not self._expected():
             return None
         if not self._all_told:
             missing = [prefix.text(*key) for block in blocks if (key := (block.family, block.prefix)) not in self._told]
@@ -105,13 +105,14 @@ class Advertising:
 
     async def _look(self) -> None:
         blocks = self._blocks()
-        keys = {(block.family, block.prefix) for block in blocks}
-        hidden = {(block.family, block.prefix) for block in blocks if not self._announced(block)}
+        announced = {(block.family, block.prefix): self._announced(block) for block in blocks}
+        keys, hidden = announced.keys(), {key for key, by in announced.items() if by is None}
         self._told = self._told & keys | hidden
         self._waited &= keys
         for key in keys - self._told:
-            exports = self._speaker.rib.explain(*key).exports
-            if any([await self._acknowledged(export.peer) for export in exports if export.advertised]):
+            by = announced[key]
+            exports = self._speaker.rib.explain(*by).exports if by is not None else ()
+            if any([await self._speaker.flushed(export.peer) for export in exports if export.advertised]):
                 self._told.add(key)
                 self._progress.set()
                 self._progress = asyncio.Event()
@@ -121,10 +122,9 @@ class Advertising:
         elif self._lost_since is None:
             self._lost_since = self._clock()
 
-    async def _acknowledged(self, peer: str) -> bool:
-        """Wait until a peer's TCP has what is due to it; False where the session is lost instead."""
-        await self._speaker.flushed(peer)
-        return self._speaker.peer(peer).uptime is not None
+    def _expected(self) -> bool:
+        """Tell whether there is anybody to be told."""
+        return bool(self._speaker.peers() or self._speaker.ranges())
 
     def _lost(self, keys: Iterable[Key]) -> bool:
         """Tell whether some family of blocks is advertised to nobody."""

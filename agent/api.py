@@ -207,7 +207,8 @@ async def _peer(request: web.Request) -> web.Response:
             speaker.start_peer(name)
     except KeyError:
         raise web.HTTPNotFound(text=f"no peer is called {name}") from None
-    return web.json_response({"name": name, "problem": speaker.peer(name).reason})
+    there = next((peer for peer in speaker.peers() if peer.name == name), None)  # a dynamic one may have nothing left
+    return web.json_response({"name": name, "problem": there.reason if there else "waiting for the peer to connect"})
 
 
 async def _stop(request: web.Request) -> web.Response:

@@ -135,7 +135,7 @@ def pods(socket_path: str, as_json: bool) -> None:
 @asks_agent
 def peer(name: str, what: str, text: str, socket_path: str, as_json: bool) -> None:
     """End a peer's session until it is started again, or until the agent restarts."""
-    answer = Client(socket_path).post(f"/v1/peers/{quote(name)}/{what}", text=text or None)
+    answer = Client(socket_path).post(f"/v1/peers/{quote(name, safe='')}/{what}", text=text or None)
     click.echo(json.dumps(answer) if as_json else f"{name}: {answer['problem']}")
 
 

@@ -21,12 +21,15 @@ from agent.garbage import promote
 from agent.leftovers import LeftoverSweep
 from agent.mesh import Mesh
 from agent.notify import notify
+from agent.origination import Origination
 from agent.peering import peer_settings, restart_settings
 from agent.pods import PodHooks
-from agent.reload import CONFIGURATION, Plan, apply, plan, restore
+from agent.reload import CONFIGURATION, Plan, add, apply, plan, restore
+from agent.standing import Standing
 from agent.stopping import Mode, take_leave
 from bgp.messages import Notification
-from bgp.settings import PeerSettings
+from bgp.settings import ListenRange, Neighbour, PeerSettings
+from bgp.sockets import Endpoint
 from bgp.speaker import Speaker
 from bgp.status import SessionChange, SpeakerError
 from cni import masquerade
@@ -41,11 +44,12 @@ from config.load import load
 from config.model import DEFAULT_PATH, Config
 from config.nexthop import NextHops
 from config.prefix import NAMES, Family, text
-from ipam.ledger import Assignment as Given
+from ipam.given import Assignment as Given
 from ipam.quarantine import Running
 from ipam.records import Block
 from ipam.service import Ipam
 from routes.fib import Fib
+from routes.leftovers import saved_peers
 from routes.messages import AddressEvent, Event
 from routes.monitor import Monitor
 from routes.pods import pod_routes
@@ -56,6 +60,7 @@ from routes.table import Result, State
 log = logging.getLogger("podroute.agent")
 
 STATE_FILE = "routes.json"
+MESH_FILE = "mesh.json"
 
 
 class Node:
@@ -81,6 +86,8 @@ class Node:
             on_blocks=self._blocks_changed,
             addresses=config.node.addresses or _own_addresses(self._peers.values()),
             running=lambda: (Running(*route) for route in pod_routes(config.routes.table)),
+            on_standing=lambda: self._standing.changed(),
+            seen=lambda block: self._standing.seen(block),
         )
         self.monitor = Monitor()
         self.resolver = Resolver(self.monitor, on_changed=self._next_hops_changed)
@@ -91,6 +98,7 @@ class Node:
             on_results=self._fib_results,
             table=config.routes.table,
             metric=config.routes.metric,
+            metric_ipv6=config.routes.metric_ipv6,
             on_room=lambda: self.speaker.fib_ready(),
         )
         self.speaker = Speaker(
@@ -100,21 +108,43 @@ class Node:
             on_fib=self._routes_changed,
             on_session=self._session_changed,
             listen=config.bgp.listen_addresses,
+            listen_limit=config.bgp.listen_limit,
             max_paths=config.bgp.max_paths,
+            multipath_relax=config.bgp.multipath_relax,
+            always_compare_med=config.bgp.always_compare_med,
             hostname=config.node.name,
             cluster_id=config.bgp.cluster_octets,
             restart=restart_settings(config.bgp.graceful_restart),
             on_failure=self._failed,
             fib_full=lambda: self.fib.full,
         )
-        self._mesh = Mesh(config, self.ipam, self.speaker)
+        self._expected = self._dynamic_neighbours(state / STATE_FILE)
+        self._standing = Standing(self.ipam, self.speaker, announce=lambda: self.origination.refresh())
         self.sweep = LeftoverSweep(
-            self.speaker, self.fib, self._peers, patience=config.bgp.graceful_restart.restart_time
+            self.speaker,
+            self.fib,
+            {*self._peers, *self._expected},
+            patience=config.bgp.graceful_restart.restart_time,
+        )
+        self._mesh = Mesh(
+            config,
+            self.ipam,
+            self.speaker,
+            memory=state / MESH_FILE,
+            on_added=self.sweep.expect,
+            on_removed=self.sweep.dismiss,
+        )
+        self.origination = Origination(
+            self.speaker,
+            self.fib,
+            blocks=self.ipam.blocks,
+            announced=self.ipam.advertised,
+            aggregates=self.ipam.aggregates,
         )
         self.advertising = Advertising(
             self.speaker,
             self.ipam.blocks,
-            announced=self.ipam.advertised,
+            announced=self.origination.of,
             wait=config.cni.wait_advertised,
             not_ready_after=config.cni.not_ready_seconds,
         )
@@ -124,7 +154,7 @@ class Node:
             PodHooks(
                 self.fib,
                 self.advertising,
-                uplinks=[peer.address for peer in self._peers.values()],
+                uplinks=self._uplink_addresses,
                 ready=self.ready,
                 owns=self._owns,
             ),
@@ -174,20 +204,24 @@ class Node:
         await self.resolver.start()
         self.monitor.subscribe(self._kernel_event, lambda: self.speaker.next_hops_changed(()))
         stack.push_async_callback(self.resolver.stop)
-        await self.fib.start(peers=self._peers)
+        self._mesh.recall()
+        await self.fib.start(peers={*self._peers, *self._mesh.sessions, *self._expected})
         stack.push_async_callback(self._stop_fib)
         await self.ipam.start()
         stack.push_async_callback(self.ipam.stop)
         stack.push_async_callback(self.cni.stop)  # before its start: it also clears up a start that failed
         await self.cni.start()
         self.fib.expectations_complete()
+        self._standing.start()
+        stack.push_async_callback(self._standing.stop)
         self._collector.start()
         stack.push_async_callback(self._collector.stop)
         for family, prefix in self.config.advertised:
             self.speaker.originate(family, prefix, owner=CONFIGURATION, source="configured")
         for settings in self._peers.values():
-            self.speaker.add_peer(settings)
-        await self.speaker.start(retained=self.fib.retained)
+            add(self.speaker, settings)
+        self._mesh.begin()
+        await self.speaker.start(retained=self.fib.retained, expected=self._expected)
         stack.push_async_callback(self._stop_speaker)
         self._mesh.start()
         stack.push_async_callback(self._mesh.stop)
@@ -213,6 +247,10 @@ class Node:
                     await restore(steps, self.speaker, old, new, before)
                     raise
                 self.config, self._peers = new, peers
+                for name in steps.removed:
+                    self.sweep.dismiss(name)
+                for name in steps.added:
+                    self.sweep.expect(name)
                 log.info("configuration reloaded", extra={"fields": steps.as_json()})
             return steps
 
@@ -270,14 +308,32 @@ class Node:
         """Return None where containers can be added, else CNI's STATUS code and why."""
         if self.state != "running":
             return Code.NOT_AVAILABLE, f"the agent is {self.state}"
+        if self.ipam.fenced:
+            return Code.NOT_AVAILABLE, f"this node is fenced, as the store is away: {self.ipam.store().problem}"
         if not self.ipam.blocks() and (problem := self.ipam.store().problem):
             return Code.NOT_AVAILABLE, f"this node has no block of addresses yet: {problem}"
         return self.advertising.trouble()
 
     def uplinks(self) -> set[str]:
         """Return the interfaces towards peers."""
-        found = (self.resolver.lookup(peer.endpoint.packed, peer.endpoint.device) for peer in self._peers.values())
-        return {gateway.device for resolution in found if resolution for gateway in resolution.gateways}
+        peers = (*self._peers.values(), *self._mesh.sessions.values())
+        return {device for peer in peers for device in self._devices(peer)}
+
+    def _uplink_addresses(self) -> list[str]:
+        """Return peers' addresses, of a mesh's one for each way out: it may have thousands."""
+        ways = {self._devices(peer): peer for peer in self._mesh.sessions.values()}
+        return [str(_endpoint(peer)) for peer in (*self._peers.values(), *ways.values())]
+
+    def _devices(self, peer: Neighbour) -> frozenset[str]:
+        endpoint = _endpoint(peer)
+        resolution = self.resolver.lookup(endpoint.packed, endpoint.device)
+        return frozenset(gateway.device for gateway in resolution.gateways) if resolution else frozenset()
+
+    def _dynamic_neighbours(self, state_file: Path) -> set[str]:
+        """Return the dynamic neighbours of which routes of an earlier run may be left: they are expected back."""
+        ranges = [one for one in self._peers.values() if isinstance(one, ListenRange)]
+        names = saved_peers(state_file) if ranges else set()
+        return {name for name in names if any(made.made(name) for made in ranges)}
 
     # What the rooms tell.
 
@@ -293,15 +349,14 @@ class Node:
     def _blocks_changed(self, granted: Sequence[Block], released: Sequence[Block]) -> None:
         for block in granted:
             self.fib.add_cover(block.family, block.prefix)
-            if self.ipam.advertised(block):
-                self.speaker.originate(block.family, block.prefix, owner=_owner(block), source="block")
             if self.running:  # lost before and ours again; at the start the CNI side tells of its pods
-                for attachment, one in self.ipam.assigned(block):
+                for attachment, one in self.ipam.assigned(block.family, block.prefix):
                     self.fib.expect_pod(one.family, one.prefix, attachment.attributes.get("hostInterface", ""))
+        self.origination.refresh()
         for block in released:
-            self.speaker.retract(block.family, block.prefix, _owner(block))
             self.fib.remove_cover(block.family, block.prefix)
-            for _, one in self.ipam.assigned(block):  # of a block that was lost: its old containers are cut off
+            # Of a block that was lost: its old containers are cut off
+            for _, one in self.ipam.assigned(block.family, block.prefix):
                 self.fib.forget_pod(one.family, one.prefix)
 
     def _owns(self, assignment: Assignment) -> bool:
@@ -311,13 +366,14 @@ class Node:
         self.fib.next_hops_changed()
         self.speaker.next_hops_changed(changed)
 
-    def _routes_changed(self, family: Family, changes: list[tuple[bytes, NextHops | None]]) -> None:
+    def _routes_changed(self, family: Family, changes: list[tuple[Sequence[bytes], NextHops | None]]) -> None:
         # When we close our sessions, what they taught us stays in the kernel: traffic flows on without the agent.
         if self.state != "stopping":
             self.fib.update(family, changes)
 
     def _session_changed(self, change: SessionChange) -> None:
         if change.up:
+            self.ipam.check_fence()  # after a suspension sessions may be back before a timer runs
             promote()
         if not change.up and not change.retained and self.state != "stopping":
             self.fib.peer_lost(change.peer)
@@ -351,10 +407,12 @@ class Node:
             raise StartError("; ".join(f"{problem.path}: {problem.text}" for problem in problems))
 
 
-def _owner(block: Block) -> str:
-    return f"block of pool {block.pool}"
-
-
-def _own_addresses(peers: Iterable[PeerSettings]) -> list[str]:
+def _own_addresses(peers: Iterable[Neighbour]) -> list[str]:
     """Return where peers reach this node, as far as the file says it."""
-    return sorted({settings.local_address for settings in peers if settings.local_address})
+    configured = [peer for peer in peers if isinstance(peer, PeerSettings)]
+    return sorted({settings.local_address for settings in configured if settings.local_address})
+
+
+def _endpoint(neighbour: Neighbour) -> Endpoint:
+    """Return where packets for a peer, or for some peer of a listen range, go."""
+    return neighbour.network if isinstance(neighbour, ListenRange) else neighbour.endpoint

@@ -3,51 +3,71 @@
 from __future__ import annotations
 
 from ipaddress import ip_address
+from typing import Any
 
 from agent.errors import StartError
 from bgp.graceful_restart import RestartSettings
-from bgp.policy import Changes, Match, Policy, PrefixMatch, Rule
-from bgp.settings import EVERY_PATH, AddPath, PeerSettings, PrefixLimit
-from config import model
+from bgp.policy import Changes, Match, Policy, Rule
+from bgp.settings import EVERY_PATH, AddPath, ListenRange, Neighbour, PeerSettings, PrefixLimit
+from config import model, prefix
 from config import policy as written
 from config.password import read_password
 from config.values import community_octets
+from ipam.records import NodeRecord
 
 
-def peer_settings(config: model.Config, name: str, peer: model.Peer) -> PeerSettings:
-    """Return the settings of one peer. Raises StartError where its password file cannot be read."""
+def peer_settings(config: model.Config, name: str, peer: model.Peer) -> Neighbour:
+    """Return the settings of one entry of ``peers``. Raises StartError where its password file cannot be read."""
     import_policy, export_policy = config.policies(peer)
+    shared: dict[str, Any] = {
+        "name": name,
+        "import_policy": _policy(import_policy),
+        "export_policy": _policy(export_policy),
+        "families": peer.family_set,
+        "hold_time": peer.hold_time,
+        "route_reflector_client": peer.route_reflector_client,
+        "add_path": AddPath(peer.add_path.receive, EVERY_PATH if peer.add_path.send == "all" else peer.add_path.send),
+        "allow_own_as": peer.allow_own_as,
+        "enforce_first_as": peer.enforce_first_as,
+        "multihop": peer.multihop,
+        "ttl_security": peer.ttl_security,
+        "prefix_limit": _limit(peer.max_prefixes) if peer.max_prefixes else None,
+        "password": _password(name, peer.password_file) if peer.password_file else None,
+    }
+    if peer.listen_range is not None:
+        family, wire = prefix.parse(peer.listen_range)
+        limit = peer.listen_limit or model.LISTEN_LIMIT
+        return ListenRange(family=family, prefix=wire, remote_as=peer.remote_as, limit=limit, **shared)
+    assert peer.address is not None  # config.check: one of the two
+    assert peer.remote_as.only is not None
     return PeerSettings(
-        name=name,
         address=peer.address,
-        asn=peer.asn,
-        import_policy=_policy(import_policy),
-        export_policy=_policy(export_policy),
+        asn=peer.remote_as.only,
         local_address=peer.local_address,
         port=peer.port,
-        families=peer.family_set,
         passive=peer.passive,
-        hold_time=peer.hold_time,
         connect_retry=peer.connect_retry,
-        route_reflector_client=peer.route_reflector_client,
-        add_path=AddPath(peer.add_path.receive, EVERY_PATH if peer.add_path.send == "all" else peer.add_path.send),
-        multihop=peer.multihop,
-        ttl_security=peer.ttl_security,
-        prefix_limit=_limit(peer.max_prefixes) if peer.max_prefixes else None,
-        password=_password(name, peer.password_file) if peer.password_file else None,
+        **shared,
     )
 
 
-def mesh_settings(config: model.Config, name: str, mesh: model.Mesh, asn: int, ours: str, theirs: str) -> PeerSettings:
+def mesh_settings(
+    config: model.Config, name: str, mesh: model.Mesh, node: NodeRecord, ours: str, theirs: str
+) -> PeerSettings:
     """Return the settings of the session with one node of a mesh: the lower address dials."""
-    import_policy, export_policy = config.policies(mesh, asn)
+    import_policy, export_policy = config.policies(mesh, node.asn)
+    export = _policy(export_policy)
+    internal = node.asn == config.node.asn
+    reflecting = mesh.reflectors and internal and config.bgp.cluster_id is not None
+    if reflecting and not export_policy.rules and export.accept:
+        export = _REFLECTED
     own, other = ip_address(ours), ip_address(theirs)
     return PeerSettings(
         name=name,
         address=theirs,
-        asn=asn,
+        asn=node.asn,
         import_policy=_policy(import_policy),
-        export_policy=_policy(export_policy),
+        export_policy=export,
         local_address=ours,
         port=mesh.port,
         families=frozenset({4 if other.version == 4 else 6}),
@@ -55,7 +75,12 @@ def mesh_settings(config: model.Config, name: str, mesh: model.Mesh, asn: int, o
         hold_time=mesh.hold_time,
         connect_retry=mesh.connect_retry,
         password=_password(name, mesh.password_file) if mesh.password_file else None,
+        route_reflector_client=reflecting and not node.cluster_id,
     )
+
+
+_REFLECTED = Policy(rules=(Rule("reflected", True, Match(sources=frozenset({"learned"}))),), accept=True)
+"""What ``export: accept`` is on a route reflector: learned routes go on, too."""
 
 
 def _password(name: str, path: str) -> bytes:
@@ -80,12 +105,12 @@ def _policy(policy: written.Policy) -> Policy:
 
 def _rule(rule: written.Rule) -> Rule:
     match = Match(
-        prefixes=tuple(PrefixMatch(*prefixes) for prefixes in rule.match.prefixes),
+        prefixes=tuple(rule.match.prefixes),
         sources=frozenset(rule.match.source),
         family=rule.match.family_number,
         communities=frozenset(map(community_octets, rule.match.communities)),
         as_path=rule.match.as_path,
-        next_hops=tuple(PrefixMatch(*prefixes) for prefixes in rule.match.next_hop),
+        next_hops=tuple(rule.match.next_hop),
     )
     return Rule(rule.name, rule.action == "accept", match, _changes(rule.set))
 

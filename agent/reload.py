@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bgp.policy import REJECT
-from bgp.settings import PeerSettings
+from bgp.policy import REJECT, Policy
+from bgp.settings import ListenRange, Neighbour
 from bgp.speaker import Speaker
 from config.model import Config
 from config.prefix import text
@@ -33,6 +33,8 @@ class Plan:
     """Peers whose session ends and begins anew, because it was made with other settings."""
     policies: tuple[str, ...]
     """Peers that get other policies, their session goes on."""
+    limits: tuple[str, ...]
+    """Listen ranges that get another limit; sessions go on, be they too many now."""
     advertised: tuple[str, ...]
     withdrawn: tuple[str, ...]
 
@@ -42,12 +44,13 @@ class Plan:
             "removed": list(self.removed),
             "resets": list(self.reset),
             "policies": list(self.policies),
+            "limits": list(self.limits),
             "advertised": list(self.advertised),
             "withdrawn": list(self.withdrawn),
         }
 
 
-def plan(old: Config, new: Config, before: Mapping[str, PeerSettings], after: Mapping[str, PeerSettings]) -> Plan:
+def plan(old: Config, new: Config, before: Mapping[str, Neighbour], after: Mapping[str, Neighbour]) -> Plan:
     """Return what leads from ``old`` with its peers ``before`` to ``new`` with its peers ``after``.
 
     Raises RestartNeededError.
@@ -61,48 +64,82 @@ def plan(old: Config, new: Config, before: Mapping[str, PeerSettings], after: Ma
     both = sorted(before.keys() & after.keys())
     touched = [name for name in both if before[name] != after[name]]
     reset = [name for name in touched if _session_of(before[name]) != _session_of(after[name])]
+    going_on = [name for name in touched if name not in reset]
     return Plan(
         added=tuple(sorted(after.keys() - before.keys())),
         removed=tuple(sorted(before.keys() - after.keys())),
         reset=tuple(reset),
-        policies=tuple(name for name in touched if name not in reset),
+        policies=tuple(name for name in going_on if _policies_of(before[name]) != _policies_of(after[name])),
+        limits=tuple(name for name in going_on if _limit_of(before[name]) != _limit_of(after[name])),
         advertised=tuple(text(*p) for p in sorted(set(new.advertised) - set(old.advertised))),
         withdrawn=tuple(text(*p) for p in sorted(set(old.advertised) - set(new.advertised))),
     )
 
 
-async def apply(plan: Plan, speaker: Speaker, old: Config, new: Config, peers: Mapping[str, PeerSettings]) -> None:
+async def apply(plan: Plan, speaker: Speaker, old: Config, new: Config, peers: Mapping[str, Neighbour]) -> None:
     """Do what ``plan`` says; ``peers`` are those of the new configuration. Raises SpeakerError."""
     for name in (*plan.removed, *plan.reset):
-        await speaker.remove_peer(name)
+        await _remove(speaker, name)
     for name in (*plan.reset, *plan.added):
-        speaker.add_peer(peers[name])
-    for name in plan.policies:
-        speaker.set_policies(name, peers[name].import_policy, peers[name].export_policy)
+        add(speaker, peers[name])
+    _change(plan, speaker, peers)
     for family, prefix in set(new.advertised) - set(old.advertised):
         speaker.originate(family, prefix, owner=CONFIGURATION, source="configured")
     for family, prefix in set(old.advertised) - set(new.advertised):
         speaker.retract(family, prefix, CONFIGURATION)
 
 
-async def restore(plan: Plan, speaker: Speaker, old: Config, new: Config, peers: Mapping[str, PeerSettings]) -> None:
+async def restore(plan: Plan, speaker: Speaker, old: Config, new: Config, peers: Mapping[str, Neighbour]) -> None:
     """Undo what ``apply`` did of a plan before it failed; ``peers`` are those of the old configuration."""
-    present = {peer.name for peer in speaker.peers()}
+    present = {peer.name for peer in speaker.peers()} | {made.name for made in speaker.ranges()}
     for name in present & {*plan.added, *plan.reset}:
-        await speaker.remove_peer(name)
+        await _remove(speaker, name)
     for name in (*plan.removed, *plan.reset):
-        speaker.add_peer(peers[name])
-    for name in plan.policies:
-        speaker.set_policies(name, peers[name].import_policy, peers[name].export_policy)
+        add(speaker, peers[name])
+    _change(plan, speaker, peers)
     for family, prefix in set(old.advertised) - set(new.advertised):
         speaker.originate(family, prefix, owner=CONFIGURATION, source="configured")
     for family, prefix in set(new.advertised) - set(old.advertised):
         speaker.retract(family, prefix, CONFIGURATION)
 
 
-def _session_of(settings: PeerSettings) -> PeerSettings:
+def add(speaker: Speaker, settings: Neighbour) -> None:
+    """Have a speaker begin with a peer or a listen range. Raises SpeakerError."""
+    if isinstance(settings, ListenRange):
+        speaker.add_range(settings)
+    else:
+        speaker.add_peer(settings)
+
+
+async def _remove(speaker: Speaker, name: str) -> None:
+    if name in {made.name for made in speaker.ranges()}:
+        await speaker.remove_range(name)
+    else:
+        await speaker.remove_peer(name)
+
+
+def _change(plan: Plan, speaker: Speaker, peers: Mapping[str, Neighbour]) -> None:
+    """Change what sessions do not notice."""
+    for name in {*plan.policies, *plan.limits}:
+        settings = peers[name]
+        if isinstance(settings, ListenRange):
+            speaker.change_range(settings)
+        else:
+            speaker.set_policies(name, settings.import_policy, settings.export_policy)
+
+
+def _session_of(settings: Neighbour) -> Neighbour:
     """Return the settings without what can change under an established session."""
-    return replace(settings, import_policy=REJECT, export_policy=REJECT)
+    without = replace(settings, import_policy=REJECT, export_policy=REJECT)
+    return replace(without, limit=0) if isinstance(without, ListenRange) else without
+
+
+def _policies_of(settings: Neighbour) -> tuple[Policy, Policy]:
+    return settings.import_policy, settings.export_policy
+
+
+def _limit_of(settings: Neighbour) -> int | None:
+    return settings.limit if isinstance(settings, ListenRange) else None
 
 
 def _key(name: str) -> tuple[str, str]:

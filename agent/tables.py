@@ -28,8 +28,15 @@ def status(answer: Answer) -> None:
         for row, reason in enumerate(answer["waitingFor"] or ["starting"]):
             grid.add_row("waiting for" if not row else "", Text(reason, "yellow"))
     grid.add_row("sessions", f"{answer['peers']['established']} of {answer['peers']['configured']} established")
+    for row, made in enumerate(answer["listenRanges"]):
+        text = f"{made['name']} ({made['prefix']}): {made['peers']} of at most {made['limit']} dynamic neighbours"
+        if made["refusedConnections"]:
+            text += f", {made['refusedConnections']} connections refused"
+        grid.add_row("listen ranges" if not row else "", text)
     store = answer["store"]
     grid.add_row("store", Text(f"away: {store['problem']}", "red") if store["problem"] else store["url"])
+    if store["fenced"]:
+        grid.add_row("FENCED", Text("blocks withdrawn and containers refused until the store is back", "bold red"))
     if store["lostBlocks"]:
         grid.add_row("LOST BLOCKS", Text(", ".join(store["lostBlocks"]), "bold red"))
     grid.add_row("blocks", ", ".join(answer["blocks"]) or "none")
@@ -45,7 +52,8 @@ def peers(answer: Iterable[Answer]) -> None:
     table = _table("PEER", "ADDRESS", "AS", "STATE", "FOR", "FAMILY", "RECEIVED", "ACCEPTED", "ADVERTISED", "WHY")
     for peer in answer:
         state = Text(peer["state"], _STATE_STYLE.get(peer["state"], "yellow"))
-        first = [peer["name"], peer["address"], str(peer["as"]), state, duration(peer["for"])]
+        address = peer["address"] + (f" (in {peer['listenRange']})" if peer["dynamic"] else "")
+        first = [peer["name"], address, str(peer["as"] or "?"), state, duration(peer["for"])]
         why = peer["problem"] or ""
         for family, counts in peer["families"].items() or [("", None)]:
             cells = [family, "", "", "", why]
@@ -64,6 +72,7 @@ def reloaded(answer: Answer) -> None:
         "added": "peer begins",
         "removed": "peer ends",
         "policies": "policies change",
+        "limits": "limit changes",
         "advertised": "is advertised",
         "withdrawn": "is withdrawn",
     }
@@ -199,6 +208,9 @@ def ipam_pools(answer: Iterable[Answer]) -> None:
         nodes = ", ".join(f"{label}={value}" for label, value in pool["nodes"].items()) or "all"
         flags = [flag for flag in ("disabled", "manual", "notAdvertised") if pool[flag]]
         flags += [f"reserved {one}" for one in pool["reservations"]]
+        if split := pool["splitBy"]:
+            flags.append(f"split by {split['label']} into /{split['size']}")
+            flags += [f"{prefix} for {value}" for prefix, value in pool.get("superBlocks", {}).items()]
         table.add_row(pool["name"], pool["cidr"], f"/{pool['blockSize']}", nodes, ", ".join(flags))
     _print(table, "no pools")
 

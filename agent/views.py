@@ -15,11 +15,12 @@ from typing import Any
 from agent.node import Node
 from bgp.inspection import Route
 from bgp.messages import ADD_PATH_TEXT
-from bgp.status import NotificationRecord, PeerStatus
+from bgp.status import NotificationRecord, PeerStatus, RangeStatus
 from cni import hooks
 from config import prefix
 from config.check import overlaps_with_subnets
 from config.prefix import FAMILIES, NAMES, Family
+from ipam.loans import NETWORK as LOANS
 from routes.fib import FibRoute
 from routes.sysctl import findings
 from routes.table import State
@@ -50,10 +51,11 @@ async def status(node: Node) -> Json:
             "established": sum(peer.uptime is not None for peer in peers),
             "refusedConnections": node.speaker.refused,
         },
+        "listenRanges": [_range(made) for made in node.speaker.ranges()],
         "store": _store(node),
         "blocks": [prefix.text(block.family, block.prefix) for block in node.ipam.blocks()],
         "pods": len(await node.ipam.attachments()),
-        "fib": {NAMES[family]: _fib_counts(node, family) for family in FAMILIES},
+        "fib": {NAMES[family]: await _fib_counts(node, family) for family in FAMILIES},
         "repairs": dict(node.fib.counters) if node.running else {},
         "findings": await _findings(node),
     }
@@ -65,6 +67,7 @@ def _store(node: Node) -> Json:
         "url": store.url,
         "state": "away" if store.problem else "connected",
         "problem": store.problem or None,
+        "fenced": node.ipam.fenced,
         "lostBlocks": [prefix.text(lost.family, lost.prefix) for lost in node.ipam.lost()],
     }
 
@@ -76,8 +79,9 @@ def peers(node: Node) -> list[Json]:
 async def blocks(node: Node) -> list[Json]:
     advertised: dict[tuple[Family, bytes], list[str]] = {}
     for block in node.ipam.blocks():
-        explained = node.speaker.rib.explain(block.family, block.prefix)
-        told = [export.peer for export in explained.exports if export.advertised]
+        announced = node.origination.of(block)
+        exports = node.speaker.rib.explain(*announced).exports if announced is not None else ()
+        told = [export.peer for export in exports if export.advertised]
         advertised[block.family, block.prefix] = list(dict.fromkeys(told))
     return [
         {
@@ -100,7 +104,11 @@ async def pods(node: Node) -> list[Json]:
     found = []
     for attachment in await node.ipam.attachments():
         attributes = attachment.attributes
-        if attributes.get("reserved") or node.cni.deletes(hooks.Handle(*attachment.handle)):
+        if (
+            attributes.get("reserved")
+            or attachment.handle.network == LOANS
+            or node.cni.deletes(hooks.Handle(*attachment.handle))
+        ):
             continue
         arguments = attributes.get("args") or {}
         names = [arguments.get("K8S_POD_NAMESPACE"), arguments.get("K8S_POD_NAME")]
@@ -188,6 +196,8 @@ def _peer(peer: PeerStatus) -> Json:
         "localAs": peer.local_as,
         "external": peer.external,
         "passive": peer.passive,
+        "dynamic": peer.listen_range is not None,
+        "listenRange": peer.listen_range,
         "incoming": peer.incoming,
         "state": peer.state,
         "since": _time(peer.since),
@@ -220,14 +230,29 @@ def _peer(peer: PeerStatus) -> Json:
     }
 
 
+def _range(made: RangeStatus) -> Json:
+    return {
+        "name": made.name,
+        "prefix": made.prefix,
+        "as": made.remote_as,
+        "peers": made.peers,
+        "limit": made.limit,
+        "refusedConnections": made.refused,
+    }
+
+
 def _notification(record: NotificationRecord | None) -> Json | None:
     if record is None:
         return None
     return {"code": record.code, "subcode": record.subcode, "text": record.text, "at": _time(record.at)}
 
 
-def _fib_counts(node: Node, family: Family) -> Json:
-    return dict(Counter(route.state.value for route in node.fib.routes(family))) if node.running else {}
+async def _fib_counts(node: Node, family: Family) -> Json:
+    total: Counter[str] = Counter()
+    for counts in node.fib.counts(family) if node.running else ():
+        total.update({state.value: count for state, count in counts.items()})
+        await asyncio.sleep(0)  # a full table would hold the event loop for seconds
+    return dict(+total)
 
 
 async def _findings(node: Node) -> list[str]:

@@ -27,6 +27,7 @@ from bgp.attributes import (
 )
 from bgp.interning import Interned
 from bgp.messages import BgpError, Negotiated
+from bgp.nlri import Neighbours
 from bgp.paths import Hop, Path, Peer
 from bgp.policy import Policy
 from bgp.table import PLACE, TOP, Queue, Table
@@ -40,7 +41,7 @@ from bgp.update import (
     split,
 )
 from config.nexthop import NextHop, NextHops
-from config.prefix import FAMILIES, NAMES, Family, address_text
+from config.prefix import FAMILIES, LEAD, NAMES, Family, address_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ class AdjRibIn:
     def __init__(self, peer: Peer, settings: RibPeer, local_as: int, hop: NextHopTable, intern: InternNextHops) -> None:
         self.peer = peer
         self.settings = settings
-        self.tables: dict[Family, Table[Path]] = {4: Table(), 6: Table()}
+        self.tables: dict[Family, Table[Path]] = {4: Table(LEAD[4]), 6: Table(LEAD[6])}
         """By prefix; of families that are in ``numbered`` they are empty."""
         self.numbered: dict[Family, NumberedPaths] = {}
         """Families whose NLRI carry path identifiers (RFC 7911) on the present session, or did on the last."""
@@ -234,7 +235,7 @@ class AdjRibIn:
             self.numbered[family] = NumberedPaths()
             return
         gone = self.tables[family]
-        self.tables[family] = Table()
+        self.tables[family] = Table(LEAD[family])
         self._stale.pop(family, None)
         self._leaving[family].clear()
         for shard in gone.shards:
@@ -402,32 +403,44 @@ class AdjRibIn:
 
     def _announce(self, family: Family, prefixes: list[bytes], path: Path) -> list[bytes]:
         """Set the path of prefixes, with identifiers before them where those are negotiated; return the prefixes."""
+        dirty = self.dirty[family]
         if self.numbered and family in self.numbered:
             prefixes = self.numbered[family].announce(prefixes, path)
-            self.dirty[family].add(prefixes)
+            dirty.add(prefixes)
             if self.numbered[family].overfull:
                 raise BgpError(6, 8, reason=f"more than {MOST_PATHS} paths to one prefix")
             return prefixes
         table = self.tables[family]
-        if table.shared:
-            for prefix in prefixes:
-                table[prefix] = path
+        shards, lead = table.shards, table.lead
+        if isinstance(prefixes, Neighbours):
+            for run in prefixes.runs:
+                table.writable(PLACE[hash(run[0][:lead]) >> TOP]).update(dict.fromkeys(run, path))
+                dirty.add(run)
         else:
-            shards = table.shards
-            for prefix in prefixes:
-                shards[PLACE[hash(prefix) >> TOP]][prefix] = path
-        self.dirty[family].add(prefixes)
+            if table.shared:
+                for prefix in prefixes:
+                    table[prefix] = path
+            else:
+                for prefix in prefixes:
+                    shards[PLACE[hash(prefix[:lead]) >> TOP]][prefix] = path
+            dirty.add(prefixes)
         if family in self._stale or self._leaving[family]:
             self._freshen(family, prefixes)
         return prefixes
 
     def _withdraw(self, family: Family, prefixes: list[bytes]) -> None:
+        dirty = self.dirty[family]
         if self.numbered and family in self.numbered:
-            self.dirty[family].add(self.numbered[family].withdraw(prefixes))
+            dirty.add(self.numbered[family].withdraw(prefixes))
         elif prefixes:
             table = self.tables[family]
-            gone = [prefix for prefix in prefixes if table.pop(prefix) is not None]
-            self.dirty[family].add(gone)
+            if isinstance(prefixes, Neighbours):
+                for run in prefixes.runs:
+                    shard = table.writable(PLACE[hash(run[0][: table.lead]) >> TOP])
+                    gone = [prefix for prefix in run if shard.pop(prefix, None) is not None]
+                    dirty.add(gone if len(gone) < len(run) else run)
+            else:
+                dirty.add([prefix for prefix in prefixes if table.pop(prefix) is not None])
             if family in self._stale or self._leaving[family]:
                 self._freshen(family, prefixes)
 

@@ -25,6 +25,8 @@ class RestartSettings:
     """How long stale paths of a peer that is back may wait for its End-of-RIB (section 4.2)."""
     deferral: float = 60.0
     """Selection_Deferral_Timer: how long, after our restart, selection waits for the End-of-RIBs (section 4.1)."""
+    absence: float = 5.0
+    """How long, after our restart, selection waits for peers that have no session: one may have died meanwhile."""
 
 
 def retained(session: Negotiated, notification: Notification | None) -> frozenset[Family]:
@@ -66,15 +68,25 @@ def final(session: Negotiated | None, notification: Notification | None) -> Noti
 class Restart:
     """Our own restart: what our OPENs say about it, and when route selection may begin (section 4.1).
 
-    ``on_complete`` is told of each family for which selection is not deferred any more.
+    ``on_select`` is told of each family when selection may begin, ``on_complete`` when what was selected is the whole:
+    between the two, routes of absent peers only are waited for.
     """
 
-    def __init__(self, settings: RestartSettings, on_complete: Callable[[Family], None]) -> None:
+    def __init__(
+        self,
+        settings: RestartSettings,
+        on_complete: Callable[[Family], None],
+        on_select: Callable[[Family], None] = lambda family: None,
+    ) -> None:
         self.settings = settings
         self.waiting: dict[Family, set[str]] = {}
-        """Families for which selection is deferred, and the peers whose End-of-RIB it waits for."""
+        """Families that are not complete, and the peers whose End-of-RIB is waited for."""
+        self.deferred: set[Family] = set()
+        """Those of them in which nothing is selected yet."""
         self._retained: frozenset[Family] = frozenset()
-        self._on_complete = on_complete
+        self._present: set[str] = set()
+        self._absence_over = False
+        self._on_complete, self._on_select = on_complete, on_select
 
     def begin(self, retained: frozenset[Family], peers: Mapping[str, frozenset[Family]]) -> None:
         """We have restarted; the kernel went on routing the families ``retained``, none: there is nothing to wait for.
@@ -86,6 +98,7 @@ class Restart:
         self._retained = retained
         families = frozenset[Family]().union(*peers.values())
         self.waiting = {family: {name for name, f in peers.items() if family in f} for family in sorted(families)}
+        self.deferred = set(self.waiting)
 
     @property
     def active(self) -> bool:
@@ -109,6 +122,7 @@ class Restart:
 
     def established(self, name: str, session: Negotiated) -> None:
         """A peer is back: no End-of-RIB is waited for that it will not send, or not before ours (section 4.1)."""
+        self._present.add(name)
         theirs = session.peer.graceful_restart
         for family in list(self.waiting):
             if family not in session.families or theirs is None or theirs.restarting:
@@ -121,6 +135,20 @@ class Restart:
             peers.discard(name)
             if not peers:
                 self._end(family)
+            else:
+                self._consider(family)
+
+    def lost(self, name: str) -> None:
+        """A peer's session is gone."""
+        self._present.discard(name)
+        for family in list(self.waiting):
+            self._consider(family)
+
+    def absence_over(self) -> None:
+        """Those without a session have had the time to come back: what the others announce waits for them no more."""
+        self._absence_over = True
+        for family in list(self.waiting):
+            self._consider(family)
 
     def forget(self, name: str) -> None:
         """A peer was removed."""
@@ -134,6 +162,16 @@ class Restart:
             self._end(family)
         return missing
 
+    def _consider(self, family: Family) -> None:
+        if self._absence_over and not self.waiting[family] & self._present:
+            self._select(family)
+
+    def _select(self, family: Family) -> None:
+        if family in self.deferred:
+            self.deferred.discard(family)
+            self._on_select(family)
+
     def _end(self, family: Family) -> None:
         del self.waiting[family]
+        self._select(family)
         self._on_complete(family)

@@ -127,10 +127,10 @@ class Explanation:
 class Counts:
     """Prefixes of one peer and family; paths where they have identifiers (RFC 7911)."""
 
-    received: int
-    accepted: int
-    advertised: int
-    refused: int
+    received: int = 0
+    accepted: int = 0
+    advertised: int = 0
+    refused: int = 0
     """Received ones that are our own, or more specifics of them."""
 
 

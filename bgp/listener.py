@@ -7,11 +7,10 @@ import errno
 import logging
 import os
 import socket
-import struct
 from collections.abc import Callable
 
 from bgp.quiet import Quiet
-from bgp.sockets import Endpoint, OpenSocket, endpoint_of, listening, set_md5
+from bgp.sockets import Endpoint, OpenSocket, endpoint_of, listening, reset, set_md5
 from bgp.status import SpeakerError
 
 log = logging.getLogger("podroute.bgp")
@@ -55,16 +54,20 @@ class Listener:
         self.port: int = self._sock.getsockname()[1]
         self._loop.add_reader(self._sock, self._ready)
 
-    def set_password(self, peer: Endpoint, password: bytes) -> None:
-        """Have connections of ``peer`` signed (TCP-MD5); an empty password takes the key away. Raises SpeakerError."""
+    def set_password(self, peer: Endpoint, password: bytes, *, length: int | None = None) -> None:
+        """Have connections of ``peer``, or out of the prefix of ``length`` that it begins, signed (TCP-MD5).
+
+        An empty password takes the key away. Raises SpeakerError.
+        """
         if peer.family != self._sock.family:
             return
         try:
-            set_md5(self._sock, peer, password)
+            set_md5(self._sock, peer, password, length=length)
         except FileNotFoundError:  # there was no key to take away
             pass
         except OSError as error:
-            raise SpeakerError(f"cannot set the TCP-MD5 password of {peer}: {os.strerror(error.errno or 0)}") from None
+            whose = peer if length is None else f"{peer}/{length}"
+            raise SpeakerError(f"cannot set the TCP-MD5 password of {whose}: {os.strerror(error.errno or 0)}") from None
 
     def close(self) -> None:
         if self._pause is not None:
@@ -88,8 +91,7 @@ class Listener:
                 self._refuse(sock, remote)
 
     def _refuse(self, sock: socket.socket, remote: Endpoint) -> None:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset leaves no TIME_WAIT
-        sock.close()
+        reset(sock)
         self.refused += 1
         count = self._quiet.admit(self._loop.time())
         if count:

@@ -10,8 +10,21 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from struct import iter_unpack
 
+from config.prefix import LEAD, Run
+
 PATH_ID = 4
 """Octets of a path identifier (RFC 7911 section 3)."""
+_LEAD = {32: LEAD[4], 128: LEAD[6]}
+_RUN = 16
+"""Fewer prefixes are as fast one by one."""
+
+
+class Neighbours(list[bytes]):
+    """Distinct prefixes, and the same ones as a few runs."""
+
+    def __init__(self, prefixes: list[bytes], runs: list[Run]) -> None:
+        super().__init__(prefixes)
+        self.runs = runs
 
 
 def longest(numbered: bool) -> int:
@@ -33,7 +46,11 @@ def decode(data: bytes, bits: int) -> list[bytes]:
         return [data]
     # Where every step-th octet is the same length octet, the whole field is prefixes of that length, by induction.
     if not length & 7 and length <= bits and size % step == 0 and data[::step].count(length) * step == size:
-        return list(chain.from_iterable(iter_unpack(f"{step}s", data)))
+        alike = list(chain.from_iterable(iter_unpack(f"{step}s", data)))
+        if len(alike) < _RUN or step <= _LEAD[bits]:
+            return alike
+        runs = _runs(data, step, _LEAD[bits], alike)
+        return Neighbours(alike, runs) if runs else alike
     found: list[bytes] = []
     append = found.append
     at = 0
@@ -51,6 +68,21 @@ def decode(data: bytes, bits: int) -> list[bytes]:
             append(data[at:end])
         at = end
     return found
+
+
+def _runs(data: bytes, step: int, lead: int, prefixes: list[bytes]) -> list[Run]:
+    """Cut prefixes of one length, ``step`` octets each, where their leading octets change; nothing if that is often."""
+    runs: list[Run] = []
+    columns = [data[at::step] for at in range(1, lead)]
+    start, left = 0, len(prefixes)
+    while left:
+        length = left - max(len(column.lstrip(column[:1])) for column in columns)
+        runs.append(Run(prefixes[start : start + length]))
+        if len(runs) * _RUN > len(prefixes):
+            return []
+        columns = [column[length:] for column in columns]
+        start, left = start + length, left - length
+    return runs if len(set(prefixes)) == len(prefixes) else []
 
 
 def decode_numbered(data: bytes, bits: int) -> list[bytes]:

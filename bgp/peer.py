@@ -1,7 +1,7 @@
-"""One configured peer: its connections (one that we initiate, those that it does), and what an operator wants to know.
+"""One peer: its connections (one that we initiate, those that it does), and which of them lives (RFC 4271 section 8).
 
-The connections are machines of their own (``bgp.session``); here it is decided which of them lives, when to dial again,
-and what the RIB and the agent are told.
+The connections are machines of their own (``bgp.session``); here it is decided when to dial again, and what the RIB and
+the agent are told. What the peer announced and may keep is in ``bgp.receiving``, its past in ``bgp.history``.
 """
 
 from __future__ import annotations
@@ -10,28 +10,26 @@ import asyncio
 import logging
 import socket
 import time
-from collections import deque
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from collections.abc import Coroutine
+from dataclasses import replace
 from struct import pack
 
 from bgp import codec, graceful_restart
 from bgp.collision import Collision
-from bgp.connection import READ_SIZE
 from bgp.fsm import COLLISION, Change, FsmSettings, Timer
 from bgp.fsm_table import Event, State
-from bgp.graceful_restart import Restart
-from bgp.inspection import Counts
-from bgp.messages import BORR, Negotiated, Notification, Open, RouteRefresh
+from bgp.history import History
+from bgp.local import Local
+from bgp.messages import BORR, BgpError, Negotiated, Notification, Open, RouteRefresh
 from bgp.opening import AFI, UNICAST
 from bgp.quiet import Quiet
-from bgp.rib import Rib
+from bgp.receiving import Receiving
+from bgp.report import no_next_hop, report
 from bgp.session import Session
 from bgp.settings import PeerSettings, PrefixLimit
-from bgp.sockets import Endpoint, OpenSocket, dialling
-from bgp.status import FamilyStatus, NotificationRecord, PeerStatus, SessionChange, capability_names
-from config.nexthop import NextHopResolver
-from config.prefix import NAMES, Family, address_text
+from bgp.sockets import Endpoint, dialling
+from bgp.status import PeerStatus, SessionChange
+from config.prefix import NAMES, Family
 
 log = logging.getLogger("podroute.bgp")
 
@@ -46,36 +44,10 @@ _RANK = list(State)
 _UNDER_WAY = (State.OPEN_SENT, State.OPEN_CONFIRM, State.ESTABLISHED)
 
 
-@dataclass(slots=True)
-class Local:
-    """What the peers of one speaker share."""
-
-    asn: int
-    router_id: bytes
-    hostname: str
-    rib: Rib
-    resolver: NextHopResolver
-    opener: OpenSocket
-    random: Callable[[], float]
-    end_of_rib_wait: float
-    """Seconds after which a family counts as complete though the peer sent no End-of-RIB."""
-    restart: Restart
-    on_session: Callable[[SessionChange], None]
-    wake: Callable[[], None]
-    """There is work for the RIB, or something to send."""
-    unread: Callable[[], None]
-    """``readers`` is not empty."""
-    notify: Callable[[], None]
-    """Something changed that ``converged`` looks at."""
-    readers: deque[Session] = field(default_factory=deque)
-    """Sessions with octets to process; the one whose turn it is comes first."""
-    read_buffer: bytearray = field(default_factory=lambda: bytearray(READ_SIZE))
-
-
 class Peer:
-    """One peer; ``bgp.session.Owner`` of its sessions."""
+    """One peer; ``bgp.session.Owner`` of its sessions. ``quiet`` thins out what is logged of failed attempts."""
 
-    def __init__(self, settings: PeerSettings, local: Local) -> None:
+    def __init__(self, settings: PeerSettings, local: Local, quiet: Quiet | None = None) -> None:
         self.settings = settings
         self.endpoint = settings.endpoint
         self.read_buffer = local.read_buffer
@@ -89,22 +61,12 @@ class Peer:
         """Why there is to be no session for now; empty: there is to be one."""
         self._release_timer: asyncio.TimerHandle | None = None
         self._warned: set[Family] = set()
-        self._since = time.time()
-        self._reason = "waiting for the peer to connect" if settings.passive else "not connected yet"
         self._established: Session | None = None
-        self._negotiated: Negotiated | None = None
-        """Of the established session, or the last that was."""
-        self._farewell: Notification | None = None
-        """The NOTIFICATION, sent or received, that ends the established session."""
-        self._stale_timer: asyncio.TimerHandle | None = None
-        self._established_count = 0
-        self._last_open: Open | None = None
-        self._last_sent: NotificationRecord | None = None
-        self._last_received: NotificationRecord | None = None
         self._faults = Quiet(_QUIET)
         self._next_hops: dict[Family, bytes] = {}
-        self._end_of_rib: dict[Family, str] = {}
-        self._end_of_rib_timer: asyncio.TimerHandle | None = None
+        waiting = "waiting for the peer to connect" if settings.passive else "not connected yet"
+        self._history = History(settings.name, settings.address, waiting, quiet)
+        self._receiving = Receiving(settings.name, local, self._not_back)
 
     @property
     def name(self) -> str:
@@ -124,13 +86,20 @@ class Peer:
             self._outgoing.handle(Event.AutomaticStart)
 
     async def stop(self, notification: Notification | None) -> None:
-        """End all connections: with a NOTIFICATION, or (None) without a word."""
+        """End all connections, with a NOTIFICATION or (None) without a word, and wait until they are closed."""
+        self.end(notification)
+        await self.closed()
+
+    def end(self, notification: Notification | None) -> None:
+        """Begin to ``stop``: the session is over when this returns."""
         self._stopped = True
-        self._cancel_stale_timer()
+        self._receiving.stop()
         self._cancel_release()
         for session in self.sessions:
-            agreed = self._negotiated if session is self._established else None
-            session.handle(Event.ManualStop, notification=graceful_restart.final(agreed, notification))
+            session.handle(Event.ManualStop, notification=self._final(session, notification))
+
+    async def closed(self) -> None:
+        """Wait until no connection is left."""
         if self._outgoing is not None:
             await self._outgoing.closed()
         while self._tasks:
@@ -141,9 +110,8 @@ class Peer:
         self._cancel_release()
         self._held = reason
         for session in self.sessions:
-            agreed = self._negotiated if session is self._established else None
-            session.handle(Event.ManualStop, reason=reason, notification=graceful_restart.final(agreed, notification))
-        self._reason = reason
+            session.handle(Event.ManualStop, reason=reason, notification=self._final(session, notification))
+        self._history.reason = reason
         if seconds is not None:
             self._release_timer = asyncio.get_running_loop().call_later(seconds, self.release)
         log.warning("peer held: %s", reason, extra=self._fields(address=str(self.endpoint)))
@@ -154,10 +122,11 @@ class Peer:
         self._cancel_release()
         if self._held and not self._stopped:
             self._held = ""
-            self._reason = "not connected yet"
+            self._history.reason = "not connected yet"
             log.info("peer started", extra=self._fields(address=str(self.endpoint)))
             self.start()
             self._local.notify()
+            self._vanish()
 
     def accept(self, sock: socket.socket) -> bool:
         """Take a connection that the peer initiated; False: not wanted."""
@@ -185,7 +154,8 @@ class Peer:
 
     def ask_refresh(self) -> bool:
         """Ask the peer to announce everything once more (RFC 2918); False: no session, or it cannot."""
-        session, agreed = self._established, self._negotiated
+        session = self._established
+        agreed = session.negotiated if session else None
         if session is None or agreed is None or not agreed.peer.route_refresh:
             return False
         session.write_updates([codec.encode_route_refresh(RouteRefresh(f)) for f in sorted(agreed.families)])
@@ -195,10 +165,9 @@ class Peer:
         """Return what keeps this peer from having converged, None where nothing does."""
         session = self._established
         if session is None or session.connection is None:
-            return f"session with {self.name}: {self._reason}"
-        waiting = [NAMES[f] for f, state in sorted(self._end_of_rib.items()) if state == "waiting"]
-        if waiting:
-            return f"End-of-RIB of {self.name} ({', '.join(waiting)})"
+            return None if self.settings.listen_range else f"session with {self.name}: {self._history.reason}"
+        if self._receiving.waiting:
+            return f"End-of-RIB of {self.name} ({', '.join(self._receiving.waiting)})"
         if self._local.rib.has_outgoing(self.name):
             return f"prefixes to be advertised to {self.name}"
         return None
@@ -223,7 +192,7 @@ class Peer:
         found = self._own_next_hops(session, session.negotiated)
         gone = self._next_hops.keys() - found.keys()
         if gone:
-            reason = ", ".join(self._no_next_hop(family) for family in sorted(gone))
+            reason = ", ".join(no_next_hop(family) for family in sorted(gone))
             notification = graceful_restart.final(session.negotiated, CONFIGURATION_CHANGE)
             session.handle(Event.AutomaticStop, reason=reason, notification=notification)
         elif found != self._next_hops:
@@ -244,7 +213,7 @@ class Peer:
             extended_message=True,
             extended_next_hop=self.settings.extended_next_hop,
             graceful_restart=self._local.restart.capability(
-                self.settings.families, established_before=self._established_count > 0
+                self.settings.families, established_before=self._history.established_count > 0
             ),
             add_path=dict.fromkeys(self.settings.families, mode) if (mode := self.settings.add_path.mode) else {},
             hostname=self._local.hostname,
@@ -257,8 +226,13 @@ class Peer:
         return self.endpoint, self.settings.port
 
     def negotiate(self, session: Session, peer: Open) -> Negotiated:
-        self._last_open = peer
-        return codec.negotiate(self.local_open(), peer, self.settings.asn)
+        self._history.offer = peer
+        made, expected = self.settings.listen_range, self.settings.asn
+        if made is not None:
+            if not made.remote_as.admits(peer.asn, self._local.asn):
+                raise BgpError(2, 2, reason=f"expected AS {made.remote_as}, received AS {peer.asn}")
+            expected = peer.asn
+        return codec.negotiate(self.local_open(), peer, expected)
 
     def survives(self, session: Session, peer: Open) -> bool:
         established = self._established
@@ -283,11 +257,8 @@ class Peer:
         if received.announced is not None and self.settings.prefix_limit is not None:
             for announced in received.announced:
                 self._check_limit(announced, self.settings.prefix_limit)
-        family = received.end_of_rib
-        if family is not None and self._end_of_rib.get(family) == "waiting":
-            self._end_of_rib[family] = "received"
-            self._local.restart.complete(self.name, family)
-            log.info("End-of-RIB received", extra=self._fields(family=NAMES[family]))
+        if received.end_of_rib is not None:
+            self._receiving.complete(received.end_of_rib)
         self._local.wake()
 
     def refresh(self, session: Session, request: RouteRefresh) -> None:
@@ -300,7 +271,7 @@ class Peer:
             return  # RFC 7313 section 5: such a message is ignored
         elif request.subtype == BORR:
             rib.refresh_begins(self.name, family)
-            self._await_stale(self._local.restart.settings.stale_time, "no end of its route refresh")
+            self._receiving.await_refresh()
         else:
             count = rib.refresh_ends(self.name, family)
             log.info("route refresh received", extra=self._fields(family=NAMES[family], removed=count))
@@ -308,33 +279,29 @@ class Peer:
 
     def sent(self, session: Session, notification: Notification) -> None:
         if session is self._established:
-            self._farewell = notification
+            self._receiving.farewell(notification)
         if notification != COLLISION:
-            self._last_sent = self._record("NOTIFICATION sent", notification)
+            self._history.notification_sent(notification)
 
     def received(self, session: Session, notification: Notification) -> None:
         if session is self._established:
-            self._farewell = notification
+            self._receiving.farewell(notification)
         if notification != COLLISION or not self._another_under_way(session):
-            self._last_received = self._record("NOTIFICATION received", notification)
+            self._history.notification_received(notification)
 
     def up(self, session: Session, negotiated: Negotiated) -> None:
         connection = session.connection
         assert connection is not None
-        self._established, self._negotiated, self._farewell = session, negotiated, None
-        self._established_count += 1
-        self._since, self._reason = time.time(), ""
+        if negotiated.peer.asn != self.settings.asn:  # of a dynamic neighbour it is known only now
+            self.settings = replace(self.settings, asn=negotiated.peer.asn)
+            self._local.rib.set_asn(self.name, negotiated.peer.asn)
+        self._established = session
+        self._history.up()
         for other in [s for s in self.sessions if s is not session]:
             other.handle(Event.AutomaticStop if other.state is State.IDLE else Event.OpenCollisionDump)
         self._next_hops = self._own_next_hops(session, negotiated)
         self._warned.clear()
-        self._end_of_rib = dict.fromkeys(negotiated.families, "waiting")
-        restart = negotiated.peer.graceful_restart
-        patience = self._local.end_of_rib_wait
-        if restart is not None and restart.restarting:  # it waits for others' tables before it sends its own
-            patience = max(patience, self._local.restart.settings.stale_time)
-        loop = asyncio.get_running_loop()
-        self._end_of_rib_timer = loop.call_later(patience, self._end_of_rib_timed_out, patience)
+        self._receiving.up(negotiated)
         self._local.rib.peer_up(
             self.name,
             negotiated,
@@ -344,7 +311,7 @@ class Peer:
             next_hops=self._next_hops,
             keep=graceful_restart.confirmed(negotiated),
         )
-        self._await_stale(self._local.restart.settings.stale_time, "no End-of-RIB after its restart")
+        self._receiving.await_end_of_rib()
         self._local.restart.established(self.name, negotiated)
         families = ",".join(NAMES[family] for family in sorted(negotiated.families))
         log.info(
@@ -352,26 +319,25 @@ class Peer:
             extra=self._fields(address=str(self.endpoint), families=families, hold_time=negotiated.hold_time),
         )
         for family in sorted(negotiated.families - self._next_hops.keys()):
-            log.warning("nothing advertised: %s", self._no_next_hop(family), extra=self._fields(family=NAMES[family]))
+            log.warning("nothing advertised: %s", no_next_hop(family), extra=self._fields(family=NAMES[family]))
             session.write_updates([codec.encode_end_of_rib(family)])  # so that the peer does not wait for it
         self._local.on_session(SessionChange(self.name, True, "", negotiated.families))
         self._local.wake()
 
     def down(self, session: Session, reason: str) -> None:
-        families = frozenset(self._end_of_rib)
-        retained: frozenset[Family] = frozenset()
-        if not self._stopped and self._negotiated is not None:
-            retained = graceful_restart.retained(self._negotiated, self._farewell)
+        families = frozenset(self._receiving.end_of_rib)
+        retained = self._receiving.down()
+        if self._stopped:
+            retained = frozenset()
         self._established = None
         self._local.on_session(SessionChange(self.name, False, reason, families, retained))
-        self._since, self._reason = time.time(), reason
-        if self._end_of_rib_timer is not None:
-            self._end_of_rib_timer.cancel()
-        self._next_hops, self._end_of_rib = {}, {}
+        self._history.down(reason)
+        self._next_hops = {}
         self._local.rib.peer_down(self.name, retained)
+        self._local.restart.lost(self.name)
         kept = {"kept": ",".join(NAMES[family] for family in sorted(retained))} if retained else {}
         log.warning("session lost: %s", reason, extra=self._fields(address=str(self.endpoint), **kept))
-        self._await_restart()
+        self._receiving.await_restart()
         self._local.wake()
 
     def changed(self, session: Session, change: Change) -> None:
@@ -399,7 +365,10 @@ class Peer:
 
     def _session(self, *, incoming: bool) -> Session:
         settings = FsmSettings(
-            passive=incoming, connect_retry=self.settings.connect_retry, delay_open=self.settings.delay_open
+            passive=incoming,
+            connect_retry=self.settings.connect_retry,
+            delay_open=self.settings.delay_open,
+            open_hold=self.settings.open_hold,
         )
         return Session(self, settings, self._local.random, incoming=incoming)
 
@@ -416,7 +385,24 @@ class Peer:
     def _start(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._vanish()
+
+    def _vanish(self) -> None:
+        """A dynamic neighbour goes when it has no connection left, no paths, and no operator holds it back."""
+        if self.settings.listen_range is None or self._stopped:
+            return
+        if not (self._tasks or self._incoming or self._held or self._receiving.holding):
+            self._stopped = True
+            self._local.gone(self)
+
+    def _not_back(self) -> None:
+        """The peer has not restarted in time."""
+        self._local.on_session(SessionChange(self.name, False, self._history.reason))
+        self._vanish()
 
     def _dial_later(self) -> None:
         """Begin the wait for the next attempt of our own, unless there is a session or the wait runs already."""
@@ -431,11 +417,8 @@ class Peer:
 
     def _note_failure(self, reason: str) -> None:
         """Remember why there is no session; logged when it changes, not at every attempt."""
-        if self._stopped or self._held or self._established or reason == self._reason:
-            return
-        self._reason = reason
-        log.warning("no session: %s", reason, extra=self._fields(address=str(self.endpoint)))
-        self._local.notify()
+        if not (self._stopped or self._held or self._established) and self._history.failed(reason):
+            self._local.notify()
 
     def _check_limit(self, family: Family, limit: PrefixLimit) -> None:
         """Hold a peer that announces too much, and warn before."""
@@ -454,11 +437,6 @@ class Peer:
             self._release_timer.cancel()
             self._release_timer = None
 
-    def _record(self, what: str, notification: Notification) -> NotificationRecord:
-        text = codec.describe(notification)
-        log.info("%s: %s", what, text, extra=self._fields())
-        return NotificationRecord(notification.code, notification.subcode, text, time.time())
-
     def _own_next_hops(self, session: Session, negotiated: Negotiated) -> dict[Family, bytes]:
         assert session.connection is not None
         local = session.connection.local.packed
@@ -471,118 +449,26 @@ class Peer:
 
     def _is_restart(self, session: Session, established: Session) -> bool:
         """A peer that restarts may be back before its old connection is known to be dead (RFC 4724 section 5)."""
-        agreed = self._negotiated
+        agreed = established.negotiated
         if agreed is None or session is established or not graceful_restart.retained(agreed, None):
             return False
         return asyncio.get_running_loop().time() - established.fsm.since >= _SETTLED
 
-    def _await_restart(self) -> None:
-        """Give a lost peer the time that it asked for, at most ours (RFC 4724 section 4.2)."""
-        restart = self._negotiated.peer.graceful_restart if self._negotiated else None
-        limit = self._local.restart.settings.stale_time
-        self._await_stale(min(restart.restart_time, limit) if restart else 0.0, "it did not come back in time")
-
-    def _await_stale(self, seconds: float, why: str) -> None:
-        self._cancel_stale_timer()
-        if any(self._local.rib.stale(self.name, family) for family in NAMES):
-            self._stale_timer = asyncio.get_running_loop().call_later(seconds, self._stale_timed_out, why)
-
-    def _cancel_stale_timer(self) -> None:
-        if self._stale_timer is not None:
-            self._stale_timer.cancel()
-            self._stale_timer = None
-
-    def _stale_timed_out(self, why: str) -> None:
-        self._stale_timer = None
-        count = self._local.rib.drop_stale(self.name)
-        if count:
-            log.warning("stale paths removed: %s", why, extra=self._fields(count=count))
-        if self._established is None:
-            self._local.on_session(SessionChange(self.name, False, self._reason))
-        self._local.wake()
-
-    def _end_of_rib_timed_out(self, patience: float) -> None:
-        for family, state in self._end_of_rib.items():
-            if state == "waiting":
-                self._end_of_rib[family] = "timed out"
-                self._local.restart.complete(self.name, family)
-                log.warning(
-                    "no End-of-RIB within %g s: taken as complete",
-                    patience,
-                    extra=self._fields(family=NAMES[family]),
-                )
-        self._local.notify()
+    def _final(self, session: Session, notification: Notification | None) -> Notification | None:
+        """Return what tells the peer for good that it is over."""
+        return graceful_restart.final(session.negotiated if session is self._established else None, notification)
 
     def _fields(self, **more: object) -> dict[str, object]:
         return {"fields": {"peer": self.name, **more}}
 
-    # Status.
-
     def status(self) -> PeerStatus:
         best = max(self.sessions, key=lambda s: _RANK.index(s.state), default=None)
-        session = self._established or best
-        negotiated = session.negotiated if session else None
-        connection = session.connection if session else None
-        offer = self._last_open
-        state = session.state if session else State.ACTIVE
-        counts = self._local.rib.counts(self.name)
-        return PeerStatus(
-            name=self.name,
-            address=str(self.endpoint),
-            port=self.settings.port,
-            local_address=str(connection.local) if connection else self.settings.local_address,
-            external=self.settings.asn != self._local.asn,
-            passive=self.settings.passive,
-            state=state.value if not self._stopped else State.IDLE.value,
-            since=self._since,
-            uptime=time.time() - self._since if self._established else None,
-            reason=self._reason,
-            local_as=self._local.asn,
-            expected_as=self.settings.asn,
-            received_as=offer.asn if offer else None,
-            identifier=address_text(offer.identifier) if offer else None,
-            hold_time=negotiated.hold_time if negotiated else self.settings.hold_time,
-            keepalive=negotiated.keepalive if negotiated else self.settings.hold_time / 3,
-            last_sent=self._last_sent,
-            last_received=self._last_received,
-            established_count=self._established_count,
-            incoming=session.incoming if session else False,
-            messages_in=session.messages_in if session else 0,
-            messages_out=session.messages_out if session else 0,
-            capabilities=capability_names(offer) if offer else (),
-            hostname=offer.hostname if offer else "",
-            software=offer.software if offer else "",
-            families={family: self._family(family, counts.get(family)) for family in sorted(self.settings.families)},
+        return report(
+            self.settings,
+            self._local,
+            self._history,
+            self._established or best,
+            stopped=self._stopped or bool(self._held),
+            end_of_rib=self._receiving.end_of_rib,
+            next_hops=self._next_hops,
         )
-
-    def _family(self, family: Family, counts: Counts | None) -> FamilyStatus:
-        next_hop = self._next_hops.get(family)
-        return FamilyStatus(
-            negotiated=family in self._end_of_rib,
-            next_hop=_next_hop_text(next_hop) if next_hop else None,
-            problem=self._problem(family),
-            end_of_rib=self._end_of_rib.get(family, "-"),
-            received=counts.received if counts else 0,
-            accepted=counts.accepted if counts else 0,
-            advertised=counts.advertised if counts else 0,
-            refused=counts.refused if counts else 0,
-            add_path=self._negotiated.add_path(family) if self._established and self._negotiated else 0,
-            stale=self._local.rib.stale(self.name, family),
-        )
-
-    def _problem(self, family: Family) -> str | None:
-        name = NAMES[family]
-        if self._established is None:
-            return None
-        if family not in self._end_of_rib:
-            return f"{name} not negotiated: the peer does not offer it"
-        return None if family in self._next_hops else self._no_next_hop(family)
-
-    @staticmethod
-    def _no_next_hop(family: Family) -> str:
-        return f"{NAMES[family]} not advertised: no {'IPv4' if family == 4 else 'IPv6'} address on the link"
-
-
-def _next_hop_text(next_hop: bytes) -> str:
-    """A global IPv6 next hop may have a link-local one behind it (RFC 2545 section 3)."""
-    return " ".join(address_text(part) for part in (next_hop[:16], next_hop[16:]) if part)

@@ -6,7 +6,6 @@ Plain frozen dataclasses describe a policy (equal policies compare equal, so pee
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -14,52 +13,21 @@ from typing import Literal, NamedTuple
 from bgp.attributes import GRACEFUL_SHUTDOWN
 from bgp.conditions import All, Condition, has_as_path, has_community
 from bgp.paths import Path
-from config.prefix import BITS, FAMILIES, Family, parse, text
+from config.prefix import BITS, FAMILIES, Family
+from config.prefix_range import PrefixRange
 
-Source = Literal["block", "configured", "exception", "static", "learned"]
-"""Where a route comes from: our own block, configuration, an address outside our blocks, a static route, a peer."""
+Source = Literal["block", "aggregate", "configured", "exception", "static", "learned"]
+"""Where a route comes from: our own block, an aggregate with one in it, configuration, an address outside our blocks, a
+static route, a peer."""
 
-OWN: tuple[Source, ...] = ("block", "configured", "exception", "static")
-
-_PREFIX = re.compile(r"(?P<prefix>\S+)(?:\s+ge\s+(?P<ge>\d+))?(?:\s+le\s+(?P<le>\d+))?")
-
-
-@dataclass(frozen=True, slots=True)
-class PrefixMatch:
-    """The prefixes inside ``prefix`` whose length is from ``ge`` to ``le``."""
-
-    family: Family
-    prefix: bytes
-    ge: int
-    le: int
-
-    @classmethod
-    def parse(cls, expression: str) -> PrefixMatch:
-        """Return the match of ``"10.0.0.0/8"`` (this one), ``"... le 26"``, ``"... ge 24"`` or ``"... ge 24 le 26"``.
-
-        Without ``ge`` the lengths start at the prefix's own, without ``le`` and with ``ge`` they end at the longest.
-        Raises ValueError that says what is wrong.
-        """
-        found = _PREFIX.fullmatch(expression.strip())
-        if found is None:
-            raise ValueError(f"{expression!r} is not of the form PREFIX [ge LENGTH] [le LENGTH]")
-        family, prefix = parse(found["prefix"])
-        longest = BITS[family] if found["ge"] else prefix[0]
-        ge = int(found["ge"]) if found["ge"] else prefix[0]
-        le = int(found["le"]) if found["le"] else longest
-        if not prefix[0] <= ge <= le <= BITS[family]:
-            raise ValueError(f"{expression!r}: lengths must satisfy {prefix[0]} <= ge <= le <= {BITS[family]}")
-        return cls(family, prefix, ge, le)
-
-    def __str__(self) -> str:
-        return f"{text(self.family, self.prefix)} ge {self.ge} le {self.le}"
+OWN: tuple[Source, ...] = ("block", "aggregate", "configured", "exception", "static")
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
     """What a rule applies to; an empty field matches everything, all fields must match."""
 
-    prefixes: tuple[PrefixMatch, ...] = ()
+    prefixes: tuple[PrefixRange, ...] = ()
     sources: frozenset[Source] = frozenset()
     """On export, a rule that names no source applies to our own routes and never to learned ones."""
     family: Family | None = None
@@ -67,7 +35,7 @@ class Match:
     """Any of these: communities of 4 octets, extended ones of 8, large ones of 12."""
     as_path: str = ""
     """A regular expression over the text of the AS_PATH (bgp.conditions.compile_as_path)."""
-    next_hops: tuple[PrefixMatch, ...] = ()
+    next_hops: tuple[PrefixRange, ...] = ()
     """The next hop of a learned route lies in one of these."""
 
 
@@ -150,7 +118,7 @@ class _Step(NamedTuple):
 class _PrefixSet:
     """Prefix matches by the length of their prefix, so that a long list costs one look-up per distinct length."""
 
-    def __init__(self, matches: Iterable[PrefixMatch]) -> None:
+    def __init__(self, matches: Iterable[PrefixRange]) -> None:
         self._by_length: dict[int, dict[bytes, list[tuple[int, int]]]] = {}
         for match in matches:
             same = self._by_length.setdefault(match.prefix[0], {})
@@ -243,7 +211,7 @@ def _conditions(match: Match) -> Iterator[Condition]:
         yield _has_next_hop(match.next_hops)
 
 
-def _has_next_hop(matches: Iterable[PrefixMatch]) -> Condition:
+def _has_next_hop(matches: Iterable[PrefixRange]) -> Condition:
     sets: dict[Family, _PrefixSet] = {f: _PrefixSet(m for m in matches if m.family == f) for f in FAMILIES}
 
     def holds(path: Path) -> bool:

@@ -7,7 +7,7 @@ the caller chooses, so that nothing holds an event loop for long.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from weakref import WeakValueDictionary
 
@@ -28,7 +28,7 @@ from bgp.telling import Told
 from config.nexthop import NextHopResolver, NextHops
 from config.prefix import FAMILIES, Family, text
 
-OnFib = Callable[[Family, list[tuple[bytes, NextHops | None]]], None]
+OnFib = Callable[[Family, list[tuple[Sequence[bytes], NextHops | None]]], None]
 """Takes prefixes and their next hops, None: no route; learned routes only."""
 
 _INTERNED_LIMIT = 65536
@@ -72,6 +72,8 @@ class Rib:
         self._deferred: set[Family] = set()
         self._catching_up: set[Family] = set()
         """No longer deferred, but what arrived meanwhile is not decided yet."""
+        self._incomplete: set[Family] = set()
+        """Peers are missing whose routes we may have passed on before."""
         self._turn = 0
         self._hops: WeakValueDictionary[tuple[bytes, str], Hop] = WeakValueDictionary()
         self._interned: dict[NextHops, NextHops] = {}
@@ -101,6 +103,12 @@ class Rib:
         """Forget a peer; what it announced is withdrawn."""
         self.peer_down(name)
         self._leaving.append(self.peers.pop(name))
+
+    def set_asn(self, name: str, asn: int) -> None:
+        """A peer without a session is in another AS; what is left of it there is withdrawn."""
+        settings = replace(self.peers[name].settings, asn=asn)
+        self.remove_peer(name)
+        self.add_peer(settings)
 
     def peer_up(
         self,
@@ -174,15 +182,22 @@ class Rib:
     def defer(self, families: Iterable[Family]) -> None:
         """Take in what peers announce, but select nothing of it until ``select`` (RFC 4724 section 4.1).
 
-        Routes of our own are announced all the same; End-of-RIB waits.
+        Routes of our own are announced all the same. To those who get learned routes too, End-of-RIB waits until
+        ``complete``.
         """
         self._deferred.update(families)
+        self._incomplete.update(families)
         for group in self._groups.values():
-            group.deferred = group.key.family in self._deferred
+            group.deferred = self._withholds(group)
 
     def select(self, family: Family) -> None:
-        """End the deferral of a family."""
+        """Begin to select in a family."""
         self._deferred.discard(family)
+        self._catching_up.add(family)
+
+    def complete(self, family: Family) -> None:
+        """No peer is waited for any more in a family."""
+        self._incomplete.discard(family)
         self._catching_up.add(family)
 
     def set_policies(self, name: str, import_policy: Policy, export_policy: Policy) -> None:
@@ -277,6 +292,14 @@ class Rib:
         if own.guard_changes != guard_changes:
             self._reconsider_guarded(family)
 
+    def lend(self, family: Family, prefixes: Iterable[bytes]) -> None:
+        """Let peers announce these more specifics of our own prefixes, and no others."""
+        own = self.own[family]
+        guard_changes = own.guard_changes
+        own.lend(prefixes)
+        if own.guard_changes != guard_changes:
+            self._reconsider_guarded(family)
+
     # Work
 
     def next_hops_changed(self, changed: Iterable[tuple[bytes, str]]) -> None:
@@ -327,7 +350,7 @@ class Rib:
             self._catching_up.discard(family)
             for group in self._groups.values():
                 if group.key.family == family:
-                    group.deferred = False
+                    group.deferred = self._withholds(group)
         return self.busy
 
     @property
@@ -382,7 +405,7 @@ class Rib:
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = self._new_group(key)
-            group.deferred = family in self._deferred | self._catching_up
+            group.deferred = self._withholds(group)
             group.fill(self._best_paths(family, list(self.own[family]) if group.own_only else self.loc[family].table))
         group.join(rib.adj_in.peer, next_hop, told)
         rib.groups[family] = group
@@ -392,6 +415,11 @@ class Rib:
             return ExportGroup(key, self.own[key.family].source)
         self.loc[key.family].all_paths = True
         return AddPathGroup(key, self.own[key.family].source, self.loc[key.family].ranked)
+
+    def _withholds(self, group: ExportGroup) -> bool:
+        """Tell whether End-of-RIB has to wait, as more is to come of what we learn again after our restart."""
+        waiting = self._deferred | self._catching_up | self._incomplete
+        return group.key.family in waiting and not group.own_only
 
     def _leave(self, rib: PeerRib, family: Family) -> None:
         group = rib.groups.pop(family, None)
@@ -404,11 +432,11 @@ class Rib:
 
     def _run_peer(self, rib: PeerRib, family: Family, budget: int) -> int:
         """Work off stale paths and dirty prefixes of one peer; return how many it were."""
-        withdrawn = rib.adj_in.withdraw_stale(family, budget)
-        prefixes = rib.adj_in.dirty[family].take(budget)
-        if prefixes:
+        done = rib.adj_in.withdraw_stale(family, budget) // _LIGHT
+        while done < budget and (prefixes := rib.adj_in.dirty[family].take(budget - done)):
             rib.accepted[family] += self._decide(rib, family, prefixes)
-        return len(prefixes) + withdrawn // _LIGHT
+            done += len(prefixes)
+        return done
 
     def _decide(self, rib: PeerRib, family: Family, prefixes: list[bytes]) -> int:
         loc, changes, table = self.loc[family], self._changes[family], rib.adj_in.tables[family]

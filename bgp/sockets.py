@@ -19,6 +19,8 @@ MD5_KEY_LIMIT = 80
 """TCP_MD5SIG_MAXKEYLEN of linux/tcp.h: octets of a password."""
 
 _TCP_MD5SIG = 14
+_TCP_MD5SIG_EXT = 32
+_TCP_MD5SIG_FLAG_PREFIX = 1
 _IP_MINTTL = 21
 _IPV6_MINHOPCOUNT = 73
 _SIOCGIFNAME = 0x8910
@@ -174,9 +176,10 @@ def set_minimum_ttl(sock: socket.socket, ttl: int) -> None:
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MINHOPCOUNT, ttl)
 
 
-def set_md5(sock: socket.socket, peer: Endpoint, password: bytes) -> None:
+def set_md5(sock: socket.socket, peer: Endpoint, password: bytes, *, length: int | None = None) -> None:
     """Sign and check segments to and from ``peer`` (RFC 2385), on a connection or for those a listener accepts.
 
+    ``length`` is that of a prefix which ``peer`` begins; of several keys, the one of the longest prefix counts.
     An empty password takes the key away again. Raises OSError, ValueError for one longer than MD5_KEY_LIMIT.
     """
     if len(password) > MD5_KEY_LIMIT:
@@ -186,9 +189,16 @@ def set_md5(sock: socket.socket, peer: Endpoint, password: bytes) -> None:
     else:
         scope = device_index(sock, peer.device) if peer.device else 0
         address = struct.pack("=HHI16sI", socket.AF_INET6, 0, 0, peer.packed, scope)
+    option, flags = (_TCP_MD5SIG, 0) if length is None else (_TCP_MD5SIG_EXT, _TCP_MD5SIG_FLAG_PREFIX)
     # struct tcp_md5sig: sockaddr_storage, flags, prefix length, key length, interface index, key
-    key = struct.pack("=128sBBHi80s", address, 0, 0, len(password), 0, password)
-    sock.setsockopt(socket.IPPROTO_TCP, _TCP_MD5SIG, key)
+    key = struct.pack("=128sBBHi80s", address, flags, length or 0, len(password), 0, password)
+    sock.setsockopt(socket.IPPROTO_TCP, option, key)
+
+
+def reset(sock: socket.socket) -> None:
+    """Close a connection with a reset, which leaves nothing of it behind, TIME_WAIT included."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
 
 
 def unacknowledged(fd: int) -> int:

@@ -14,18 +14,22 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from bgp.adj_rib_in import RibPeer
 from bgp.graceful_restart import Restart, RestartSettings
+from bgp.listen_ranges import ListenRanges
 from bgp.listener import Listener
+from bgp.local import Local
 from bgp.messages import Notification
 from bgp.notifications import SHUTDOWN, shutdown_text
-from bgp.peer import Local, Peer
+from bgp.peer import Peer
 from bgp.policy import REJECT, Policy, Source, shutting_down
+from bgp.quiet import Quiet
 from bgp.rib import Rib
-from bgp.settings import PeerSettings
-from bgp.sockets import Endpoint, OpenSocket, open_socket
-from bgp.status import Convergence, PeerStatus, SessionChange, SpeakerError
+from bgp.settings import ListenRange, PeerSettings
+from bgp.sockets import Endpoint, OpenSocket, open_socket, reset
+from bgp.status import Convergence, PeerStatus, RangeStatus, SessionChange, SpeakerError
 from config.nexthop import NextHopResolver, NextHops
 from config.prefix import NAMES, Family
 
@@ -53,6 +57,9 @@ class Speaker:
 
     ``on_fib`` gets batches of Loc-RIB changes, ``on_session`` each session that comes up or is lost, the latter before
     anything else is done about it. ``listen`` holds addresses and ports; without any, podroute only connects.
+    ``listen_limit`` is how many dynamic neighbours all listen ranges together may have.
+    ``multipath_relax``: paths through other neighbouring ASes may share traffic too, AS_PATHs being equally long;
+    ``always_compare_med``: also among paths through different ones (RFC 4271 section 9.1.2.2 c has it within one).
     ``cluster_id`` is four octets, None: the router ID (RFC 4456 section 7).
     ``fib_full`` tells that ``on_fib`` should be spared for a while: peers are then not read, until ``fib_ready``.
     ``on_failure`` gets an exception that is a fault of podroute's own and after which the speaker does no more.
@@ -64,10 +71,13 @@ class Speaker:
         asn: int,
         router_id: bytes,
         resolver: NextHopResolver,
-        on_fib: Callable[[Family, list[tuple[bytes, NextHops | None]]], None],
+        on_fib: Callable[[Family, list[tuple[Sequence[bytes], NextHops | None]]], None],
         on_session: Callable[[SessionChange], None],
         listen: Sequence[tuple[str, int]] = (("0.0.0.0", 179), ("::", 179)),
+        listen_limit: int = 1000,
         max_paths: int = 64,
+        multipath_relax: bool = True,
+        always_compare_med: bool = False,
         cluster_id: bytes | None = None,
         hostname: str = "",
         end_of_rib_wait: float = 30.0,
@@ -83,6 +93,8 @@ class Speaker:
             resolver=resolver,
             on_fib=on_fib,
             max_paths=max_paths,
+            multipath_relax=multipath_relax,
+            always_compare_med=always_compare_med,
             cluster_id=cluster_id,
         )
         self._listen = tuple(listen)
@@ -97,14 +109,18 @@ class Speaker:
             opener=opener,
             random=random,
             end_of_rib_wait=end_of_rib_wait,
-            restart=Restart(restart, self._select),
+            restart=Restart(restart, self._complete, self._select),
             on_session=on_session,
             wake=self._wake,
             unread=self._work_on,
             notify=self._notify,
+            gone=self._gone,
         )
         self._peers: dict[str, Peer] = {}
         self._by_endpoint: dict[Endpoint, Peer] = {}
+        self._ranges = ListenRanges(listen_limit)
+        self._dismissed: set[asyncio.Task[None]] = set()
+        """Dynamic neighbours whose last connection is being closed."""
         self._writers: deque[Peer] = deque()
         """All peers; the one whose turn to write it is comes first."""
         self._listeners: list[Listener] = []
@@ -117,23 +133,26 @@ class Speaker:
         self._changed = asyncio.Event()
         self._budget = 1024
         self._task: asyncio.Task[None] | None = None
-        self._deferral: asyncio.TimerHandle | None = None
+        self._restart_timers: list[asyncio.TimerHandle] = []
 
-    async def start(self, *, retained: frozenset[Family] = frozenset()) -> None:
+    async def start(self, *, retained: frozenset[Family] = frozenset(), expected: Iterable[str] = ()) -> None:
         """Listen, and connect to the peers known so far. Raises SpeakerError where it cannot listen.
 
         ``retained`` are the families whose routes the kernel kept over a restart of ours (RFC 4724 section 4.1): peers
-        are told so, and routes are not selected before all peers have sent theirs, or too long have not.
+        are told so, and routes are not selected before all peers have sent theirs, or too long have not. ``expected``
+        names the dynamic neighbours among them: those that had announced something.
         """
         try:
             for address, port in self._listen:
                 self._listeners.append(Listener(address, port, self._local.opener, self._accept))
             for peer in self._peers.values():
                 self._set_password(peer)
+            for admission in self._ranges:
+                self._set_range_password(admission.settings)
         except BaseException:
             self._close_listeners()
             raise
-        self._begin_restart(retained)
+        self._begin_restart(retained, expected)
         self._task = asyncio.get_running_loop().create_task(self._run(), name="bgp")
         self._task.add_done_callback(self._ended)
         for peer in self._peers.values():
@@ -142,9 +161,9 @@ class Speaker:
     async def stop(self, *, notification: Notification | None) -> None:
         """End all sessions, with this NOTIFICATION or (None) without a word, and stop listening."""
         self._close_listeners()
-        if self._deferral is not None:
-            self._deferral.cancel()
-        await asyncio.gather(*(peer.stop(notification) for peer in self._peers.values()))
+        for timer in self._restart_timers:
+            timer.cancel()
+        await asyncio.gather(*(peer.stop(notification) for peer in self._peers.values()), *self._dismissed)
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -157,14 +176,23 @@ class Speaker:
 
     @property
     def refused(self) -> int:
-        """Connections from strangers turned away."""
-        return sum(listener.refused for listener in self._listeners)
+        """Connections turned away: from strangers, or one too many for a listen range."""
+        return sum(listener.refused for listener in self._listeners) + sum(one.refused for one in self._ranges)
 
     # Peers and prefixes.
 
     def add_peer(self, settings: PeerSettings) -> None:
-        """Begin with a peer. Raises SpeakerError where its name or address is taken."""
-        peer = Peer(settings, self._local)
+        """Begin with a peer, which a dynamic neighbour at its address makes way for.
+
+        Raises SpeakerError where its name or address is taken.
+        """
+        self._add(settings, None)
+
+    def _add(self, settings: PeerSettings, quiet: Quiet | None) -> Peer:
+        peer = Peer(settings, self._local, quiet)
+        there = self._by_endpoint.get(peer.endpoint)
+        if there is not None and there.settings.listen_range is not None:
+            self._dismiss(there)
         other = self._peers.get(settings.name) or self._by_endpoint.get(peer.endpoint)
         if other is not None:
             raise SpeakerError(f"peer {settings.name}: {other.name} is at {other.endpoint} already")
@@ -176,6 +204,8 @@ class Speaker:
                 asn=settings.asn,
                 import_policy=settings.import_policy,
                 export_policy=settings.export_policy,
+                allow_own_as=settings.allow_own_as,
+                enforce_first_as=settings.enforce_first_as,
                 reflector_client=settings.route_reflector_client,
                 send_paths=settings.add_path.send,
             )
@@ -183,19 +213,98 @@ class Speaker:
         if self._task is not None:
             self._set_password(peer)
             peer.start()
+        return peer
 
     async def remove_peer(self, name: str, *, notification: Notification | None = DECONFIGURED) -> None:
         """End with a peer and forget it. Raises KeyError."""
-        peer = self._peers.pop(name)
-        del self._by_endpoint[peer.endpoint]
-        self._writers.remove(peer)
+        peer = self._unlist(name)
         await peer.stop(notification)
         if peer.settings.password is not None:
             for listener in self._listeners:
                 listener.set_password(peer.endpoint, b"")
+        self._forget(name)
+
+    def _unlist(self, name: str) -> Peer:
+        """Take a peer off the lists, so that nothing reaches it any more. Raises KeyError."""
+        peer = self._peers.pop(name)
+        del self._by_endpoint[peer.endpoint]
+        self._writers.remove(peer)
+        return peer
+
+    def _forget(self, name: str) -> None:
         self._local.restart.forget(name)
         self.rib.remove_peer(name)
         self._wake()
+
+    # Listen ranges and their dynamic neighbours.
+
+    def add_range(self, settings: ListenRange) -> None:
+        """Take connections from inside a prefix. Raises SpeakerError where the name is taken or the key is refused."""
+        if settings.name in self._ranges:
+            raise SpeakerError(f"listen range {settings.name} exists")
+        if self._task is not None:
+            self._set_range_password(settings)
+        self._ranges.add(settings)
+
+    async def remove_range(self, name: str) -> None:
+        """Take no more connections for a range, and end with all its peers. Raises KeyError."""
+        admission = self._ranges.remove(name)
+        for peer in list(admission.peers):
+            self._dismiss(self._peers[peer])
+        if admission.settings.password is not None:
+            self._set_range_password(admission.settings, clear=True)
+        if self._dismissed:
+            await asyncio.wait(self._dismissed)
+
+    def change_range(self, settings: ListenRange) -> None:
+        """Have other policies and another limit hold for a range and its peers; sessions go on. Raises KeyError."""
+        admission = self._ranges[settings.name]
+        admission.settings = settings
+        for name in admission.peers:
+            self.set_policies(name, settings.import_policy, settings.export_policy)
+
+    def ranges(self) -> list[RangeStatus]:
+        return [admission.status() for admission in self._ranges]
+
+    def _arrive(self, sock: socket.socket, remote: Endpoint) -> bool:
+        """Make a peer of whoever connects from inside a range; False: a stranger's connection."""
+        admission, room = self._ranges.admit(remote) or (None, False)
+        if admission is None:
+            return False
+        if not room:
+            reset(sock)
+            return True
+        peer = self._add(admission.settings.peer(remote, self._local.asn), admission.failures)
+        admission.peers.add(peer.name)
+        return peer.accept(sock)
+
+    def _gone(self, peer: Peer) -> None:
+        """Forget a dynamic neighbour that has nothing left."""
+        self._leave_range(self._unlist(peer.name))
+        self._forget(peer.name)
+        self._notify()
+
+    def _dismiss(self, peer: Peer) -> None:
+        """End with a dynamic neighbour."""
+        self._leave_range(self._unlist(peer.name))
+        peer.end(DECONFIGURED)
+        self._forget(peer.name)
+        task = asyncio.get_running_loop().create_task(peer.closed())
+        self._dismissed.add(task)
+        task.add_done_callback(self._dismissed.discard)
+
+    def _leave_range(self, peer: Peer) -> None:
+        made = peer.settings.listen_range
+        if made is not None and made.name in self._ranges:
+            self._ranges[made.name].peers.discard(peer.name)
+
+    def _set_range_password(self, settings: ListenRange, *, clear: bool = False) -> None:
+        if settings.password is not None:
+            for listener in self._listeners:
+                password = b"" if clear else settings.password
+                listener.set_password(settings.network, password, length=settings.prefix[0])
+
+    # What operators and the agent ask for.
 
     def shut_down(self, name: str, text: str = "") -> None:
         """End a peer's session, telling it ``text`` (RFC 9003), and have none until ``start_peer``. Raises KeyError."""
@@ -217,13 +326,18 @@ class Speaker:
 
     def shut_gracefully(self) -> None:
         """Announce all that is announced as what is to be avoided, because it will go soon (RFC 8326)."""
-        for name, rib in self.rib.peers.items():
-            self.set_policies(name, rib.settings.import_policy, shutting_down(rib.settings.export_policy))
+        self._export(shutting_down)
 
     def withdraw(self) -> None:
         """Withdraw all that is announced; sessions stay."""
+        self._export(lambda policy: REJECT)
+
+    def _export(self, other: Callable[[Policy], Policy]) -> None:
+        """Have other export policies hold for all peers, and for those that a listen range may bring yet."""
+        for admission in self._ranges:
+            admission.settings = replace(admission.settings, export_policy=other(admission.settings.export_policy))
         for name, rib in self.rib.peers.items():
-            self.set_policies(name, rib.settings.import_policy, REJECT)
+            self.set_policies(name, rib.settings.import_policy, other(rib.settings.export_policy))
 
     def originate(self, family: Family, prefix: bytes, *, owner: str, source: Source) -> None:
         """Advertise a prefix of our own (wire bytes); ``owner`` is who may retract it."""
@@ -232,6 +346,11 @@ class Speaker:
 
     def retract(self, family: Family, prefix: bytes, owner: str) -> None:
         self.rib.retract(family, prefix, owner)
+        self._wake()
+
+    def lend(self, family: Family, prefixes: Iterable[bytes]) -> None:
+        """Let peers announce these more specifics of our own prefixes, and no others."""
+        self.rib.lend(family, prefixes)
         self._wake()
 
     def next_hops_changed(self, changed: Iterable[tuple[bytes, str]]) -> None:
@@ -259,9 +378,9 @@ class Speaker:
         """Tell whether all peers are established, their tables complete, and ours written and acknowledged by TCP."""
         waiting = [line for peer in self._peers.values() if (line := peer.waiting_for())]
         for family, peers in self._local.restart.waiting.items():
-            waiting.append(
-                f"route selection ({NAMES[family]}) after our restart: End-of-RIB of {', '.join(sorted(peers))}"
-            )
+            what = "route selection" if family in self._local.restart.deferred else "completeness"
+            names = ", ".join(sorted(peers))
+            waiting.append(f"{what} ({NAMES[family]}) after our restart: End-of-RIB of {names}")
         if not self._idle:
             waiting.append("best paths to be decided")
         if not waiting:
@@ -281,13 +400,16 @@ class Speaker:
         """Return once ``converged`` holds."""
         await self._until(lambda: self.converged().ok)
 
-    async def flushed(self, name: str) -> None:
-        """Return once all that is due to a peer is written and acknowledged by its TCP, or its session is lost.
+    async def flushed(self, name: str) -> bool:
+        """Return True once all that is due to a peer is written and acknowledged by its TCP.
 
-        Raises KeyError for a name that is not a peer's.
+        False: the session is lost, or there is no peer of this name (any more).
         """
-        peer = self._peers[name]
+        peer = self._peers.get(name)
+        if peer is None:
+            return False
         await self._until(lambda: peer.established is None or (self._idle and not self._due(peer)))
+        return peer.established is not None
 
     def advertised(self, family: Family, prefix: bytes) -> list[str]:
         """Return the peers to which a prefix of ours is announced, written and acknowledged by their TCP."""
@@ -389,10 +511,10 @@ class Speaker:
 
     def _accept(self, sock: socket.socket, remote: Endpoint) -> bool:
         peer = self._by_endpoint.get(remote)
-        return peer is not None and peer.accept(sock)
+        return self._arrive(sock, remote) if peer is None else peer.accept(sock)
 
     def _set_password(self, peer: Peer) -> None:
-        if peer.settings.password is not None:
+        if peer.settings.password is not None and peer.settings.listen_range is None:
             for listener in self._listeners:
                 listener.set_password(peer.endpoint, peer.settings.password)
 
@@ -401,19 +523,29 @@ class Speaker:
     @property
     def deferred(self) -> frozenset[Family]:
         """Families in which nothing is selected yet, after a restart of ours."""
-        return frozenset(self._local.restart.waiting)
+        return frozenset(self._local.restart.deferred)
 
-    def _begin_restart(self, retained: frozenset[Family]) -> None:
+    def _begin_restart(self, retained: frozenset[Family], expected: Iterable[str]) -> None:
         restart = self._local.restart
-        restart.begin(retained, {peer.name: peer.settings.families for peer in self._peers.values()})
+        peers = {peer.name: peer.settings.families for peer in self._peers.values()}
+        peers |= {name: made.families for name, made in self._ranges.makers(expected).items()}
+        restart.begin(retained, peers)
         if restart.active:
             self.rib.defer(restart.waiting)
             loop = asyncio.get_running_loop()
-            self._deferral = loop.call_later(restart.settings.deferral, self._deferral_over)
+            self._restart_timers = [
+                loop.call_later(restart.settings.deferral, self._deferral_over),
+                loop.call_later(restart.settings.absence, restart.absence_over),
+            ]
 
     def _select(self, family: Family) -> None:
         self.rib.select(family)
-        log.info("route selection begins after our restart", extra={"fields": {"family": NAMES[family]}})
+        fields = {"family": NAMES[family], "missing": ",".join(sorted(self._local.restart.waiting.get(family, ())))}
+        log.info("route selection begins after our restart", extra={"fields": fields})
+        self._wake()
+
+    def _complete(self, family: Family) -> None:
+        self.rib.complete(family)
         self._wake()
 
     def _deferral_over(self) -> None:

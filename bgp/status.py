@@ -65,7 +65,7 @@ class FamilyStatus:
 
 @dataclass(frozen=True, slots=True)
 class PeerStatus:
-    """One configured peer as an operator looks at it."""
+    """One peer as an operator looks at it."""
 
     name: str
     address: str
@@ -74,6 +74,8 @@ class PeerStatus:
     """Of the connection; else as configured."""
     external: bool
     passive: bool
+    listen_range: str | None
+    """The prefix that a dynamic neighbour was made for; None: a configured peer."""
     state: str
     """As RFC 4271 names them."""
     since: float
@@ -83,7 +85,8 @@ class PeerStatus:
     reason: str
     """Why there is no session; empty for an established one."""
     local_as: int
-    expected_as: int
+    expected_as: int | None
+    """None: that of a dynamic neighbour which has not told it yet."""
     received_as: int | None
     """From the last OPEN, also one that was refused."""
     identifier: str | None
@@ -102,6 +105,20 @@ class PeerStatus:
     hostname: str
     software: str
     families: Mapping[Family, FamilyStatus] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RangeStatus:
+    """A listen range as an operator looks at it."""
+
+    name: str
+    prefix: str
+    remote_as: str
+    limit: int
+    peers: int
+    """Dynamic neighbours there are now, established or not."""
+    refused: int
+    """Connections turned away because there were as many as there may be."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from itertools import combinations
 
 from config import prefix
-from config.model import BLOCK_SIZES, Config, Peer, Pool
+from config.check_peers import check_peers, check_policy
+from config.model import BLOCK_SIZES, Config, Mesh, Peer, Pool
 from config.password import read_password
-from config.policy import Policy, Rule
 from config.prefix import NAMES, Family
 from config.problems import Location, Problem
 from config.store import Store
-from config.values import address_with_device
 
 # Not for containers, and why (IANA special-purpose address registries)
 _RESERVED = {
@@ -29,22 +28,26 @@ _RESERVED = {
     "ff00::/8": "multicast",
 }
 
+RECLAIM_MARGIN = 3
+"""Seconds, and a tenth of the time itself, for clocks that run apart and for withdrawals on their way."""
+
 
 def check(config: Config) -> Iterator[Problem]:
     """Yield what keeps a configuration from being used; reads the password files of this node's peers."""
     yield from _pools(config)
     yield from _advertise(config)
-    yield from _peers(config)
+    yield from check_peers(config)
     yield from _paths(config)
     yield from _store(config.store)
     yield from _mesh(config)
+    yield from _reclaim(config)
 
 
 def warnings(config: Config) -> Iterator[Problem]:
     """Yield what is allowed and yet hardly meant."""
     for name, peer in config.peers.items():
         here: Location = ("peers", name)
-        if peer.asn != config.node.asn:
+        if peer.remote_as.external(config.node.asn):
             for key, policy, direction in (
                 ("import", peer.import_policy, "nothing is accepted from it"),
                 ("export", peer.export_policy, "nothing is advertised to it"),
@@ -61,6 +64,11 @@ def warnings(config: Config) -> Iterator[Problem]:
                 if rule.action == "reject" and rule.set.model_fields_set:
                     text = "has no effect, as the rule rejects; leave it out"
                     yield Problem((*here, direction, "rules", index, "set"), text)
+        for pool, its in config.pools.items():
+            around = peer.listen_range if peer.password_file is None else None
+            if around is not None and _overlap(ip_network(around), ip_network(its.cidr)):
+                text = f"overlaps pool {pool} ({its.cidr}), so containers may become neighbours; give it a passwordFile"
+                yield Problem((*here, "listenRange"), text)
     if config.pools and not config.pools_here():
         yield Problem(("pools",), "holds no pool for this node (no `nodes` selector matches its labels): no containers")
     if config.peers and not config.peers_here():
@@ -88,6 +96,7 @@ def overlaps_with_subnets(config: Config, subnets: Iterable[str]) -> list[Proble
 def _pools(config: Config) -> Iterator[Problem]:
     for name, pool in config.pools.items():
         yield from _block_size(("pools", name, "blockSize"), pool)
+        yield from _split(("pools", name, "splitBy"), pool)
         for index, reservation in enumerate(pool.reservations):
             if not _within(reservation, pool.cidr):
                 text = f"is {reservation}, must be a part of the pool, {pool.cidr}"
@@ -96,6 +105,10 @@ def _pools(config: Config) -> Iterator[Problem]:
             if _overlap(ip_network(pool.cidr), ip_network(reserved)):
                 text = f"{pool.cidr} overlaps {reserved} ({use}), must be addresses that containers may use"
                 yield Problem(("pools", name, "cidr"), text)
+    for name, pool in config.pools_here().items():
+        if pool.split_by is not None and pool.split_by.label not in config.node.labels:
+            text = f"is {pool.split_by.label}, which is no label of this node: must be one, or add it to node.labels"
+            yield Problem(("pools", name, "splitBy", "label"), text)
     for (one, first), (other, second) in combinations(config.pools.items(), 2):
         if _overlap(ip_network(first.cidr), ip_network(second.cidr)):
             text = f"{second.cidr} overlaps pool {one} ({first.cidr}), must be addresses of this pool alone"
@@ -113,91 +126,21 @@ def _block_size(location: Location, pool: Pool) -> Iterator[Problem]:
         yield Problem(location, f"is {pool.block_size}, must be {low} to {high} ({why})")
 
 
+def _split(location: Location, pool: Pool) -> Iterator[Problem]:
+    if pool.split_by is None:
+        return
+    low, high = pool.prefix[0], pool.block_size - 1
+    if pool.split_by.size not in range(low, high + 1):
+        right = (
+            f"must be {low} (the pool) to {high} (two blocks)" if low <= high else "must be left out: it is one block"
+        )
+        yield Problem((*location, "size"), f"is {pool.split_by.size}, {right}")
+
+
 def _advertise(config: Config) -> Iterator[Problem]:
     for index, text in enumerate(config.advertise):
         if text in config.advertise[:index]:
             yield Problem(("advertise", index), f"{text} is given twice, must be given once: remove one")
-
-
-def _peers(config: Config) -> Iterator[Problem]:
-    here = config.peers_here()
-    for name, peer in config.peers.items():
-        at: Location = ("peers", name)
-        yield from _addresses(at, peer)
-        yield from _in_pools((*at, "address"), peer.address, config)
-        if peer.local_address:
-            yield from _in_pools((*at, "localAddress"), peer.local_address, config)
-        if peer.passive and not config.bgp.listen:
-            text = "is true while bgp.listen is empty, so nobody would connect; must be false, or bgp.listen an address"
-            yield Problem((*at, "passive"), text)
-        if peer.password_file and name in here:
-            try:
-                read_password(peer.password_file)
-            except ValueError as error:
-                yield Problem((*at, "passwordFile"), str(error))
-        if peer.route_reflector_client and peer.asn != config.node.asn:
-            text = f"is true for a peer in AS {peer.asn}, must be false: clients are in our own AS {config.node.asn}"
-            yield Problem((*at, "routeReflectorClient"), text)
-        for direction, policy in (("import", peer.import_policy), ("export", peer.export_policy)):
-            if policy:
-                yield from _policy((*at, direction), policy)
-    for (one, first), (other, second) in combinations(config.peers.items(), 2):
-        if first.address == second.address and _may_both_apply(first.nodes, second.nodes):
-            text = f"{second.address} is the address of peer {one} too, must be given once: remove one of the two"
-            yield Problem(("peers", other, "address"), text)
-
-
-def _addresses(at: Location, peer: Peer) -> Iterator[Problem]:
-    name: dict[Family, str] = {4: "an IPv4", 6: "an IPv6"}
-    if len(set(peer.families)) != len(peer.families):
-        yield Problem((*at, "families"), "names a family twice, must name each once")
-    if peer.local_address:
-        local, device = address_with_device(peer.local_address)
-        if local.version != peer.family:
-            kind = name[4 if local.version == 4 else 6]
-            text = f"{peer.local_address} is {kind} address, must be {name[peer.family]} one like the peer's"
-            yield Problem((*at, "localAddress"), text)
-        elif local.packed == peer.packed:
-            text = f"{peer.local_address} is the peer's own address, must be an address of this node"
-            yield Problem((*at, "localAddress"), text)
-        elif device and peer.device and device != peer.device:
-            text = f"{peer.local_address} is on {device}, must be on {peer.device} like the peer's"
-            yield Problem((*at, "localAddress"), text)
-
-
-def _in_pools(location: Location, address: str, config: Config) -> Iterator[Problem]:
-    bare = ip_address(address.partition("%")[0])
-    for name, pool in config.pools.items():
-        if bare in ip_network(pool.cidr):
-            text = f"{address} lies in pool {name} ({pool.cidr}), must be outside of every pool"
-            yield Problem(location, text)
-
-
-def _policy(at: Location, policy: Policy) -> Iterator[Problem]:
-    names: set[str] = set()
-    for index, rule in enumerate(policy.rules):
-        where: Location = (*at, "rules", index)
-        if rule.name in names:
-            yield Problem((*where, "name"), f'is "{rule.name}" again, must be unique within the policy')
-        names.add(rule.name)
-        yield from _families(where, rule)
-        if at[-1] == "import":
-            yield from _import_only(where, rule)
-
-
-def _families(where: Location, rule: Rule) -> Iterator[Problem]:
-    for index, item in enumerate(rule.match.prefixes):
-        if rule.match.family_number not in (None, item.family):
-            text = f'is "{item}" under match.family {rule.match.family}, so never matches; must be of that family'
-            yield Problem((*where, "match", "prefixes", index), text)
-
-
-def _import_only(where: Location, rule: Rule) -> Iterator[Problem]:
-    if rule.match.source:
-        text = "is given in an import policy, where every route is learned; must be left out"
-        yield Problem((*where, "match", "source"), text)
-    if rule.set.next_hop:
-        yield Problem((*where, "set", "nextHop"), "is given in an import policy, must be in the export policy")
 
 
 def _paths(config: Config) -> Iterator[Problem]:
@@ -227,7 +170,42 @@ def _mesh(config: Config) -> Iterator[Problem]:
                 yield Problem(("mesh", name, "passwordFile"), str(error))
         for direction, policy in (("import", mesh.import_policy), ("export", mesh.export_policy)):
             if policy:
-                yield from _policy(("mesh", name, direction), policy)
+                yield from check_policy(("mesh", name, direction), policy)
+
+
+def _reclaim(config: Config) -> Iterator[Problem]:
+    """Yield what makes automatic reclaim unsafe: a block must be seen nowhere before it can be another node's.
+
+    A node that is cut off notices after ``fenceAfter``; one that hangs or dies a moment before that is found out after
+    the hold time, and its peers keep its routes for as long as a restart may take (RFC 4724).
+    """
+    ipam, at = config.ipam, ("ipam",)
+    fence = ipam.fence_seconds
+    if fence is None or ipam.reclaim_after == "never":
+        if ipam.fence_after is not None:
+            yield Problem((*at, "fenceAfter"), "is given without ipam.reclaimAfter, must be left out, or both given")
+        return
+    if fence < ipam.lease:
+        text = f"is {fence}, must be {ipam.lease} (ipam.lease) or more: a node that is merely late would be fenced"
+        yield Problem((*at, "fenceAfter"), text)
+    sessions: list[tuple[str, str, Peer | Mesh]] = [("peers", name, peer) for name, peer in config.peers_here().items()]
+    sessions += [("mesh", name, mesh) for name, mesh in config.mesh_here().items()]
+    for kind, name, session in sessions:
+        if session.hold_time == 0:
+            text = "is 0, so that a dead node goes unnoticed, must be 3 or more with ipam.reclaimAfter"
+            yield Problem((kind, name, "holdTime"), text)
+    hold = max((session.hold_time for _, _, session in sessions), default=0)
+    restart = config.bgp.graceful_restart
+    kept = restart.restart_time + restart.deferral_time if restart.enabled and sessions else 0
+    seen = fence + hold + kept
+    least = seen + RECLAIM_MARGIN + seen // 10
+    if ipam.reclaim_after < least:
+        yield Problem(
+            (*at, "reclaimAfter"),
+            f"is {ipam.reclaim_after}, must be {least} or more: this node's blocks may be seen for {seen} s "
+            f"(fenceAfter {fence}, longest holdTime {hold}, gracefulRestart restartTime and deferralTime {kept}), and "
+            f"a margin of {least - seen} s is kept",
+        )
 
 
 def _store(store: Store) -> Iterator[Problem]:
@@ -252,10 +230,6 @@ def _store(store: Store) -> Iterator[Problem]:
             read_password(store.password_file)
         except ValueError as error:
             yield Problem((*at, "passwordFile"), str(error))
-
-
-def _may_both_apply(one: dict[str, str], other: dict[str, str]) -> bool:
-    return all(other.get(label, value) == value for label, value in one.items())
 
 
 def _overlap(one: IPv4Network | IPv6Network, other: IPv4Network | IPv6Network) -> bool:

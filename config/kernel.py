@@ -7,9 +7,15 @@ from config.prefix import Family
 ROUTE_PROTOCOL = 201
 """rtnetlink protocol of every route and next-hop object of ours (rtm_protocol, nh_protocol)."""
 
+RULE_PRIORITY = 201
+"""Priority of our policy rules: behind the local table, before all others."""
+
 MAIN_TABLE = 254
 DEFAULT_METRIC = 20
-"""Metric of learned routes."""
+"""Metric of learned IPv4 routes; those to connected subnets have 0."""
+DEFAULT_METRIC_IPV6 = 512
+"""Metric of learned IPv6 routes: above that of connected subnets (256, IP6_RT_PRIO_ADDRCONF of the kernel), which would
+else be shadowed, and below what router advertisements and `ip -6 route` give (1024)."""
 
 COVER_METRIC = 1
 """Metric of the ``unreachable`` routes over own blocks: below that of learned routes, so that nobody's announcement of

@@ -12,8 +12,10 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from config import prefix
+from config.kernel import DEFAULT_METRIC, DEFAULT_METRIC_IPV6
 from config.policy import ACCEPT, REJECT, Policy, PolicyOrAction, Section
 from config.prefix import BY_NAME, Family
+from config.remote_as import RemoteAs
 from config.store import Store, StoreOrUrl
 from config.values import (
     AbsolutePath,
@@ -21,6 +23,7 @@ from config.values import (
     FamilyName,
     HoldTime,
     HostAddress,
+    LabelKey,
     Labels,
     Listen,
     Mtu,
@@ -30,9 +33,9 @@ from config.values import (
     Patience,
     PeerAddress,
     Prefix,
+    RemoteAsNumbers,
     RouterId,
     SocketPath,
-    address_with_device,
     matches,
     parse_listen,
 )
@@ -40,6 +43,7 @@ from config.values import (
 DEFAULT_PATH = "/etc/podroute/podroute.yaml"
 HOLD_TIME = 90
 CONNECT_RETRY = 5
+LISTEN_LIMIT = 100
 BLOCK_SIZE: dict[Family, int] = {4: 26, 6: 122}
 BLOCK_SIZES: dict[Family, range] = {4: range(20, 33), 6: range(116, 129)}
 
@@ -64,6 +68,16 @@ class Node(Section):
         return IPv4Address(self.router_id).packed
 
 
+class SplitBy(Section):
+    """The parts of a pool that belong to one value of a node label each."""
+
+    label: LabelKey = Field(description="the name of a node label such as rack")
+    size: int = Field(ge=1, le=127, description="the prefix length of a part, not less than the pool's own")
+    aggregate: Literal["none", "beside", "only"] = Field(
+        default="none", description="none (only blocks are advertised), beside (parts too) or only (parts alone)"
+    )
+
+
 class Pool(Section):
     """Addresses for containers, cut into blocks of which every node claims whole ones."""
 
@@ -76,6 +90,7 @@ class Pool(Section):
     manual: bool = Field(default=False, description="true (used only by requests that name it) or false")
     not_advertised: bool = Field(default=False, description="true (its blocks are not announced) or false")
     reservations: list[Prefix] = Field(default=[], description='a list of prefixes such as ["10.64.0.0/28"]')
+    split_by: SplitBy | None = Field(default=None, description="a mapping such as {label: rack, size: 20}")
 
     @property
     def family(self) -> Family:
@@ -110,8 +125,16 @@ class AddPath(Section):
 
 
 class Peer(Section):
-    address: PeerAddress = Field(description='the address of the peer such as "10.1.1.1" or "fe80::1%eth0"')
-    asn: AsNumber = Field(alias="as", description=_AS)
+    """One neighbour by its ``address``, or dynamic ones: whoever connects from inside ``listen_range``."""
+
+    address: PeerAddress | None = Field(
+        default=None, description='the address of the peer such as "10.1.1.1" or "fe80::1%eth0"'
+    )
+    listen_range: Prefix | None = Field(default=None, description='a prefix such as "10.1.0.0/24"')
+    listen_limit: int | None = Field(
+        default=None, ge=1, le=65535, description=f"1 to 65535 peers at once, {LISTEN_LIMIT} where it is left out"
+    )
+    remote_as: RemoteAsNumbers = Field(alias="as", description=_AS)
     port: int = Field(default=179, ge=1, le=65535, description="a TCP port, 1 to 65535")
     local_address: PeerAddress | None = Field(default=None, description="one of the node's own addresses")
     families: list[FamilyName] = Field(min_length=1, description="a list of ipv4 and ipv6, at least one")
@@ -123,25 +146,12 @@ class Peer(Section):
     add_path: AddPath = Field(default=AddPath(), description="a mapping such as {receive: true, send: all}")
     multihop: int | None = Field(default=None, ge=2, le=255, description="2 to 255, the TTL of what is sent")
     ttl_security: int | None = Field(default=None, ge=1, le=254, description="1 (on the link) to 254 hops")
+    allow_own_as: int = Field(default=0, ge=0, le=10, description="how often our own AS may be in an AS path, 0 to 10")
+    enforce_first_as: bool = Field(default=True, description="true, or false for a route server")
     max_prefixes: MaxPrefixes | None = Field(default=None, description="a mapping such as {maximum: 1000}")
     nodes: Labels = Field(default={}, description=_NODES)
     import_policy: PolicyOrAction | None = Field(default=None, alias="import", description="accept, reject or a policy")
     export_policy: PolicyOrAction | None = Field(default=None, alias="export", description="accept, reject or a policy")
-
-    @property
-    def packed(self) -> bytes:
-        """The peer's address, 4 or 16 octets."""
-        return address_with_device(self.address)[0].packed
-
-    @property
-    def device(self) -> str:
-        """The interface of a link-local peer, else empty."""
-        return address_with_device(self.address)[1]
-
-    @property
-    def family(self) -> Family:
-        """Family of the session itself."""
-        return 4 if len(self.packed) == 4 else 6
 
     @property
     def family_set(self) -> frozenset[Family]:
@@ -152,7 +162,8 @@ class Peer(Section):
     @classmethod
     def _default_families(cls, value: Any) -> Any:
         if isinstance(value, dict) and "families" not in value:
-            return {**value, "families": ["ipv6" if ":" in str(value.get("address")) else "ipv4"]}
+            where = value.get("address") or value.get("listenRange")
+            return {**value, "families": ["ipv6" if ":" in str(where) else "ipv4"]}
         return value
 
 
@@ -176,7 +187,11 @@ class Mesh(Section):
     port: int = Field(default=179, ge=1, le=65535, description="a TCP port, 1 to 65535")
     password_file: AbsolutePath | None = Field(default=None, description="the absolute path of a file")
     hold_time: HoldTime = Field(default=HOLD_TIME, description=_HOLD)
-    connect_retry: int = Field(default=1, ge=1, le=3600, description=_RETRY)
+    connect_retry: float = Field(default=0.5, ge=0.1, le=3600, description="0.1 to 3600 seconds")
+    reflectors: bool = Field(
+        default=False,
+        description="true (nodes with bgp.clusterId reflect for the others) or false (full mesh)",
+    )
     import_policy: PolicyOrAction | None = Field(default=None, alias="import", description="accept, reject or a policy")
     export_policy: PolicyOrAction | None = Field(default=None, alias="export", description="accept, reject or a policy")
 
@@ -188,7 +203,10 @@ class Bgp(Section):
     )
     hold_time: HoldTime = Field(default=HOLD_TIME, description=_HOLD)
     connect_retry: int = Field(default=CONNECT_RETRY, ge=1, le=3600, description=_RETRY)
+    listen_limit: int = Field(default=1000, ge=1, le=65535, description="1 to 65535 dynamic neighbours of all ranges")
     max_paths: int = Field(default=64, ge=1, le=256, description="1 (no multipath) to 256 next hops")
+    multipath_relax: bool = Field(default=True, description="true (multipath through different ASes too) or false")
+    always_compare_med: bool = Field(default=False, description="true (between different neighbour ASes too) or false")
     cluster_id: RouterId | None = Field(default=None, description='four octets such as "10.1.1.11"')
     graceful_restart: GracefulRestart = Field(
         default=GracefulRestart(), description="a mapping of enabled, restartTime, staleTime and deferralTime"
@@ -213,11 +231,31 @@ class Ipam(Section):
     grace_time: int = Field(
         default=60, ge=1, description="seconds until the address of a vanished container is free, 1 or more"
     )
+    borrowing: bool = Field(default=False, description="true (nodes with full pools borrow addresses) or false")
+    quarantine: int = Field(
+        default=300, ge=1, le=86400, description="1 to 86400 seconds that the blocks of a dead node rest"
+    )
+    reclaim_after: Patience = Field(
+        default="never", description="never, or 0 to 86400 seconds until a dead node's blocks are given back"
+    )
+    fence_after: int | None = Field(
+        default=None, ge=1, le=86400, description="1 to 86400 seconds without the store, or left out"
+    )
+
+    @property
+    def fence_seconds(self) -> int | None:
+        """Seconds without the store after which the node is fenced; None where automatic reclaim is off."""
+        return None if self.reclaim_after == "never" else self.fence_after or 2 * self.lease
 
 
 class Routes(Section):
     table: int = Field(default=254, ge=1, le=4294967295, description="a routing table, 1 to 4294967295; main is 254")
-    metric: int = Field(default=20, ge=2, le=4294967295, description="2 to 4294967295 (1 is that of covers)")
+    metric: int = Field(
+        default=DEFAULT_METRIC, ge=2, le=4294967295, description="2 to 4294967295 (1 is that of covers)"
+    )
+    metric_ipv6: int = Field(
+        default=DEFAULT_METRIC_IPV6, ge=2, le=4294967295, description="2 to 4294967295 (connected subnets have 256)"
+    )
 
 
 class Cni(Section):
@@ -272,7 +310,7 @@ class Config(Section):
         description="the URL of a store, or a mapping of url, tls, ca, certificate, key, user and passwordFile",
     )
     pools: dict[Name, Pool] = Field(default={}, description="a mapping of pools by name")
-    ipam: Ipam = Field(default=Ipam(), description="a mapping of blocksPerNode, lease, idleAfter and graceTime")
+    ipam: Ipam = Field(default=Ipam(), description="a mapping of lease, idleAfter, graceTime and so on")
     advertise: list[Prefix] = Field(default=[], description='a list of prefixes such as ["192.0.2.1/32"]')
     bgp: Bgp = Field(default=Bgp(), description="a mapping such as {listen: [], holdTime: 90}")
     peers: dict[Name, Peer] = Field(default={}, description="a mapping of peers by name")
@@ -289,7 +327,7 @@ class Config(Section):
         return [prefix.parse(text) for text in self.advertise]
 
     def peers_here(self) -> dict[str, Peer]:
-        """Peers whose ``nodes`` selector takes this node, by name."""
+        """Peers and listen ranges whose ``nodes`` selector takes this node, by name."""
         return {name: peer for name, peer in self.peers.items() if matches(peer.nodes, self.node.labels)}
 
     def mesh_here(self) -> dict[str, Mesh]:
@@ -305,8 +343,8 @@ class Config(Section):
 
         Where an eBGP peer has none nothing passes (RFC 8212); within our own AS everything does.
         """
-        its_as = peer.asn if isinstance(peer, Peer) else asn
-        missing = ACCEPT if its_as == self.node.asn else REJECT
+        its_as = peer.remote_as if isinstance(peer, Peer) else RemoteAs.of(asn or 0)
+        missing = REJECT if its_as.external(self.node.asn) else ACCEPT
         return peer.import_policy or missing, peer.export_policy or missing
 
     @model_validator(mode="before")
@@ -318,4 +356,7 @@ class Config(Section):
         bgp = value.get("bgp")
         timers = {key: bgp[key] for key in ("holdTime", "connectRetry") if key in bgp} if isinstance(bgp, dict) else {}
         peers = {k: {**timers, **peer} if isinstance(peer, dict) else peer for k, peer in value["peers"].items()}
+        for name, peer in value["peers"].items():
+            if isinstance(peer, dict) and "listenRange" in peer and "connectRetry" not in peer:
+                peers[name].pop("connectRetry", None)  # it never connects
         return {**value, "peers": peers}

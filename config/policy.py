@@ -3,61 +3,23 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator
 from pydantic.alias_generators import to_camel
 
-from config import prefix
-from config.prefix import BITS, BY_NAME, Family
+from config.prefix import BY_NAME, Family
+from config.prefix_range import PrefixRange
 from config.values import Community, FamilyName, Name, wrong
 
 Action = Literal["accept", "reject"]
-Source = Literal["block", "configured", "learned"]
-
-_RANGE = re.compile(r"(?P<prefix>\S+)(?:\s+ge\s+(?P<ge>[0-9]{1,3}))?(?:\s+le\s+(?P<le>[0-9]{1,3}))?")
+Source = Literal["block", "aggregate", "configured", "learned"]
 
 
 class Section(BaseModel):
     """One mapping of the file: camelCase keys, nothing unknown, no conversion between types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, alias_generator=to_camel)
-
-
-class PrefixRange(NamedTuple):
-    """Prefixes inside ``prefix`` whose length lies between ``shortest`` and ``longest``, both included."""
-
-    family: Family
-    prefix: bytes
-    """Wire bytes (config.prefix)."""
-    shortest: int
-    longest: int
-
-    @classmethod
-    def parse(cls, text: str) -> PrefixRange:
-        """Return the range of ``"10.0.0.0/8"`` (exactly that prefix), ``"10.0.0.0/8 ge 24 le 26"``.
-
-        ``ge`` alone reaches to host prefixes, ``le`` alone starts at the prefix itself. Raises ValueError.
-        """
-        match = _RANGE.fullmatch(text.strip())
-        if not match or "/" not in match["prefix"]:
-            raise ValueError(f"{text!r} is not a prefix with an optional ge and le")
-        family, wire = prefix.parse(match["prefix"])
-        low = int(match["ge"] or wire[0])
-        high = int(match["le"]) if match["le"] else BITS[family] if match["ge"] else wire[0]
-        if not wire[0] <= low <= high <= BITS[family]:
-            raise ValueError(f"{text!r} holds no prefix: {wire[0]} <= ge <= le <= {BITS[family]} does not hold")
-        return cls(family, wire, low, high)
-
-    def __str__(self) -> str:
-        """Return the text form that parse takes."""
-        length, bits = self.prefix[0], BITS[self.family]
-        text = prefix.text(self.family, self.prefix)
-        if (self.shortest, self.longest) == (length, length):
-            return text
-        low = f" ge {self.shortest}" if self.shortest != length or self.longest == bits else ""
-        high = f" le {self.longest}" if self.longest != bits or not low else ""
-        return text + low + high
 
 
 def _range(value: Any) -> PrefixRange:
@@ -91,7 +53,7 @@ class Match(Section):
     prefixes: list[Annotated[PrefixRange, PlainValidator(_range), PlainSerializer(str)]] = Field(
         default=[], description='a list of prefixes such as "10.0.0.0/8 le 26"'
     )
-    source: list[Source] = Field(default=[], description="a list of block, configured and learned")
+    source: list[Source] = Field(default=[], description="a list of block, aggregate, configured and learned")
     family: FamilyName | None = Field(default=None, description="ipv4 or ipv6")
     communities: list[Community] = Field(
         default=[], description='a list of communities such as "65000:100", "65000:1:2" or "rt:65000:1", in quotes'

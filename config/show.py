@@ -6,7 +6,8 @@ from typing import Any
 
 import yaml
 
-from config.model import Config
+from config.check_peers import DIALLED_ONLY
+from config.model import LISTEN_LIMIT, Config
 
 REDACTED = "<redacted>"
 
@@ -25,6 +26,13 @@ def effective(config: Config) -> dict[str, Any]:
             )
         if peer.password_file is not None:
             shown["passwordFile"] = REDACTED
+        if peer.listen_range is None:
+            del shown["listenRange"], shown["listenLimit"]
+        else:
+            for key in DIALLED_ONLY.values():
+                del shown[key]
+            del shown["address"]
+            shown["listenLimit"] = peer.listen_limit or LISTEN_LIMIT
     for name, mesh in config.mesh.items():
         if mesh.password_file is not None:
             data["mesh"][name]["passwordFile"] = REDACTED

@@ -6,10 +6,11 @@ import re
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, PlainValidator
 from pydantic_core import PydanticCustomError
 
 from config.problems import shown
+from config.remote_as import RemoteAs
 
 FamilyName = Literal["ipv4", "ipv6"]
 
@@ -31,6 +32,11 @@ _LABEL_KEY = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_./]{0,251}[A-Za-z0-9])?")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 _LISTEN = re.compile(r"(?:\[(?P<six>[^\]]+)\]|(?P<four>[^:\[\]]+)):(?P<port>[0-9]{1,5})")
 _DEVICE = re.compile(r"[^\s/:%]{1,15}")
+
+_AS_SPAN = re.compile(r"([0-9]{1,10})-([0-9]{1,10})")
+_LARGEST_AS = 4294967294
+_ONE_AS = f"an AS number, 1 to {_LARGEST_AS} as one integer"
+_SEVERAL_AS = f'external, internal, {_ONE_AS}, or a list of numbers and ranges such as [65011, "65020-65029"]'
 
 # 0: RFC 7607; 23456: AS_TRANS, RFC 6793; 65535 and 4294967295: RFC 7300
 _REFUSED_AS = {
@@ -134,6 +140,35 @@ def _as_number(value: int) -> int:
     return value
 
 
+def _remote_as(value: Any) -> RemoteAs:
+    if value in ("internal", "external"):
+        return RemoteAs(kind=value)
+    if isinstance(value, list) and value:
+        return RemoteAs(tuple(sorted(_as_span(item) for item in value)))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return RemoteAs.of(_as_in(value, value))
+    raise wrong(value, _SEVERAL_AS if isinstance(value, list) else _ONE_AS)
+
+
+def _as_span(item: Any) -> tuple[int, int]:
+    found = _AS_SPAN.fullmatch(item) if isinstance(item, str) else None
+    if found:
+        first, last = _as_in(int(found[1]), item), _as_in(int(found[2]), item)
+        if first < last:
+            return first, last
+    elif isinstance(item, int) and not isinstance(item, bool):
+        return _as_in(item, item), item
+    raise wrong(item, 'an AS number or a range of them in quotes, "65020-65029"')
+
+
+def _as_in(number: int, value: Any) -> int:
+    if number in _REFUSED_AS:
+        raise refused(f"is {number}, must be an AS number that may be used: {_REFUSED_AS[number]}")
+    if not 1 <= number <= _LARGEST_AS:
+        raise wrong(value, _ONE_AS)
+    return number
+
+
 def _router_id(value: Any) -> str:
     try:
         number = int(IPv4Address(value)) if isinstance(value, str) else 0
@@ -222,7 +257,7 @@ def _socket(value: Any) -> str:
 def _patience(value: Any) -> Any:
     if value == "never" or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 86400):
         return value
-    raise wrong(value, "never, or 0 to 86400 seconds without advertisement after which STATUS says 51")
+    raise wrong(value, "never, or 0 to 86400 seconds")
 
 
 def _mtu(value: Any) -> Any:
@@ -274,3 +309,4 @@ SocketPath = Annotated[str, BeforeValidator(_socket)]
 Mtu = Annotated[int | Literal["auto"], BeforeValidator(_mtu)]
 PathCount = Annotated[int | Literal["all"], BeforeValidator(_path_count)]
 Patience = Annotated[int | Literal["never"], BeforeValidator(_patience)]
+RemoteAsNumbers = Annotated[RemoteAs, PlainValidator(_remote_as), PlainSerializer(lambda value: value.written)]

@@ -7,7 +7,7 @@ import errno
 import logging
 import socket
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,8 +56,8 @@ class Fib:
 
     The monitor and the resolver belong to the caller. ``on_results`` hears, in batches, of routes that are not
     installed and why, and of their recovery. ``on_room`` is called when ``full`` has ended. ``objects=False`` does
-    without next-hop objects, as happens by itself on kernels before 5.3. Covers and routes to pods have metrics of
-    their own (COVER_METRIC, POD_METRIC).
+    without next-hop objects, as happens by itself on kernels before 5.3. Without ``metric_ipv6`` learned IPv6 routes
+    have ``metric`` too; covers and routes to pods have metrics of their own (COVER_METRIC, POD_METRIC).
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class Fib:
         protocol: int = ROUTE_PROTOCOL,
         table: int = MAIN_TABLE,
         metric: int = DEFAULT_METRIC,
+        metric_ipv6: int | None = None,
         objects: bool = True,
         compare_interval: float = 60.0,
         receive_buffer: int = 16 << 20,
@@ -80,7 +81,8 @@ class Fib:
         self._resolver = resolver
         self._state_file = state_file
         self._on_results = on_results
-        self._protocol, self._table, self._metric = protocol, table, metric
+        self._protocol, self._table = protocol, table
+        self._metrics: dict[Family, int] = {4: metric, 6: metric if metric_ipv6 is None else metric_ipv6}
         self._objects = objects
         self._interval = compare_interval
         self._receive_buffer = receive_buffer
@@ -88,7 +90,7 @@ class Fib:
         self._cover = Target(Kind.COVER)
         self._pod_targets: dict[int, Target] = {}
         self._pods: dict[tuple[Family, bytes], str] = {}
-        self._pods_of: dict[str, set[tuple[Family, bytes]]] = {}
+        self._pods_of: dict[str, tuple[tuple[Family, bytes], ...]] = {}
         self._confirmed: dict[Family, set[str]] = {4: set(), 6: set()}
         self._early: list[Event] | None = []
         self._retained: set[Family] = set()
@@ -149,10 +151,10 @@ class Fib:
             self._sock.close()
             self._sock = None
 
-    def update(self, family: Family, changes: Sequence[tuple[bytes, NextHops | None]]) -> None:
-        """Desire learned routes: ``(prefix, next hops)``, None to withdraw. Returns at once; changes coalesce."""
+    def update(self, family: Family, changes: Iterable[tuple[Sequence[bytes], NextHops | None]]) -> None:
+        """Desire learned routes: ``(prefixes, next hops)``, None to withdraw. Returns at once; changes coalesce."""
         installer = self._installer
-        installer.table(family, self._metric).update(changes, installer.registry.target)
+        installer.table(family, self._metrics[family]).update(changes, installer.registry.target)
         installer.schedule()
 
     def add_cover(self, family: Family, prefix: bytes) -> None:
@@ -166,8 +168,9 @@ class Fib:
     def expect_pod(self, family: Family, prefix: bytes, device: str) -> None:
         """Desire a host route to a pod. It may exist already, under our protocol: then it is taken over as it is."""
         self._unplace(family, prefix)
-        self._pods[family, prefix] = device
-        self._pods_of.setdefault(device, set()).add((family, prefix))
+        key = family, prefix
+        self._pods[key] = device
+        self._pods_of[device] = (*self._pods_of.get(device, ()), key)
         self._place_pod(family, prefix, device)
 
     def forget_pod(self, family: Family, prefix: bytes) -> None:
@@ -253,6 +256,12 @@ class Fib:
             if f == family:
                 for found in table.statuses():
                     yield self._shown(found)
+
+    def counts(self, family: Family) -> Iterator[Counter[State]]:
+        """Yield how many routes are in which state, some thousand routes at a time: the sum is what there is."""
+        for (f, _), table in sorted(self._installer.tables.items()):
+            if f == family:
+                yield from table.counts()
 
     async def read(self, family: Family, prefix: bytes) -> list[KernelRoute]:
         """Return what the kernel holds of one prefix now, routes of others included, the one it uses first.
@@ -393,13 +402,11 @@ class Fib:
 
     def _unplace(self, family: Family, prefix: bytes) -> None:
         device = self._pods.pop((family, prefix), None)
-        if device is not None:
-            self._pods_of[device].discard((family, prefix))
-            if not self._pods_of[device]:
-                del self._pods_of[device]
+        if device is not None and (rest := tuple(key for key in self._pods_of.pop(device) if key != (family, prefix))):
+            self._pods_of[device] = rest
 
     def _effective(self, family: Family) -> int:
-        return self._metric or (1024 if family == 6 else 0)
+        return self._metrics[family] or (1024 if family == 6 else 0)
 
     def _event(self, event: Event) -> None:
         if self._reconciler is not None:
@@ -416,7 +423,7 @@ class Fib:
         link = event.link
         if event.gone:
             self._pod_targets.pop(link.ifindex, None)
-        for family, prefix in list(self._pods_of.get(link.name, ())):
+        for family, prefix in self._pods_of.get(link.name, ()):
             self._place_pod(family, prefix, link.name)
             if link.up and not event.gone:
                 table = self._installer.table(family, POD_METRIC[family])

@@ -91,6 +91,11 @@ def load(path: Path) -> list[SavedTarget]:
         return []
 
 
+def saved_peers(path: Path) -> set[str]:
+    """Return the names of the peers whose routes an earlier run may have left, out of its state file."""
+    return {peer for target in load(path) for peer, _, _ in target.key}
+
+
 class Leftovers(NamedTuple):
     unknown_objects: list[int]
     routes: int

@@ -123,8 +123,8 @@ class Agent:
         answer: Any = None
         async with asyncio.timeout(PATIENCE):
             while True:
-                if name:
-                    answer = await self.peer(name)
+                if name:  # a dynamic neighbour may have yet to appear
+                    answer = next((peer for peer in await self.get("/v1/peers") if peer["name"] == name), None)
                 elif path.startswith("/v1/routes"):
                     answer = await self.routes()
                 else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
 from typing import TypeVar
 
@@ -57,8 +57,8 @@ class Node:
     def address(self, family: Family) -> bytes:
         return ip_address(f"192.0.2.{self.number}" if family == 4 else f"2001:db8::{self.number}").packed
 
-    def on_fib(self, family: Family, changes: list[tuple[bytes, NextHops | None]]) -> None:
-        for prefix, next_hops in changes:
+    def on_fib(self, family: Family, changes: list[tuple[Sequence[bytes], NextHops | None]]) -> None:
+        for prefix, next_hops in ((p, hops) for prefixes, hops in changes for p in prefixes):
             if next_hops is None:
                 self.fib[family].pop(text(family, prefix), None)
             else:

@@ -11,7 +11,7 @@ from typing import Any
 
 from bgp.messages import Notification
 from bgp.policy import ACCEPT
-from bgp.settings import PeerSettings
+from bgp.settings import ListenRange, PeerSettings
 from bgp.speaker import Speaker
 from bgp.status import PeerStatus, SessionChange
 from config.nexthop import Gateway, NextHops, Resolution
@@ -97,14 +97,19 @@ async def running(
     resolver: TableResolver | None = None,
     farewell: Notification | None = Notification(6, 2),  # noqa: B008 immutable
     retained: frozenset[Family] = frozenset(),
+    expected: Sequence[str] = (),
+    ranges: Sequence[ListenRange] = (),
     **options: Any,
 ) -> AsyncIterator[Node]:
-    """Run a speaker with its sockets in ``ns``; it stops with ``farewell``. ``retained``: see ``Speaker.start``."""
+    """Run a speaker with its sockets in ``ns``; it stops with ``farewell``.
+
+    ``retained`` and ``expected``: see ``Speaker.start``.
+    """
     changes: list[SessionChange] = []
     fib: dict[tuple[Family, bytes], NextHops] = {}
 
-    def on_fib(family: Family, batch: list[tuple[bytes, NextHops | None]]) -> None:
-        for prefix, hops in batch:
+    def on_fib(family: Family, batch: list[tuple[Sequence[bytes], NextHops | None]]) -> None:
+        for prefix, hops in ((prefix, hops) for prefixes, hops in batch for prefix in prefixes):
             if hops is None:
                 fib.pop((family, prefix), None)
             else:
@@ -121,7 +126,9 @@ async def running(
     )
     for settings in peers:
         speaker.add_peer(settings)
-    await speaker.start(retained=retained)
+    for one in ranges:
+        speaker.add_range(one)
+    await speaker.start(retained=retained, expected=expected)
     try:
         yield Node(speaker, changes, fib)
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
+from typing import NamedTuple
 
 from labs.scenarios.story import Result
 from labs.scenarios.traffic import Flow
@@ -19,18 +20,30 @@ section { border-top: 1px solid #ccc; margin-top: 2em } svg { max-width: 100%; h
 """
 
 
-def page(results: Sequence[Result], *, system: str, now: datetime | None = None) -> str:
+class Shown(NamedTuple):
+    """One scenario on the page."""
+
+    result: Result
+    beside: Result | None = None
+    """The same with another daemon in podroute's place; it promises nothing."""
+
+
+def page(shown: Sequence[Shown], *, system: str, now: datetime | None = None) -> str:
     """Return the page. ``system`` says what it ran on; times in it are of the runs, whose load it does not know."""
-    kept = sum(result.held for result in results)
+    kept = sum(one.result.held for one in shown)
+    others = sorted({one.beside.daemon for one in shown if one.beside})
     made = (now or datetime.now(UTC)).isoformat(timespec="minutes")
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>podroute: scenarios</title>',
         f"<style>{STYLE}</style></head><body><h1>podroute: what happens, and what is promised</h1>",
-        f"<p>{kept} of {len(results)} promises kept. {escape(system)}, {made}.</p>",
-        "<table><tr><th>scenario</th><th></th><th>packets lost</th><th>longest outage</th></tr>",
-        *(_summary(result) for result in results),
+        f"<p>{kept} of {len(shown)} promises kept. {escape(system)}, {made}.</p>",
+        "<table><tr><th>scenario</th><th></th><th>packets lost</th><th>longest outage</th>",
+        f"<th>{escape(', '.join(others))} in podroute's place: lost</th><th>longest outage</th></tr>"
+        if others
+        else "</tr>",
+        *(_summary(one) for one in shown),
         "</table>",
-        *(_section(result) for result in results),
+        *(_section(one) for one in shown),
         "</body></html>",
     ]
     return "\n".join(parts) + "\n"
@@ -40,25 +53,42 @@ def _verdict(held: bool) -> str:
     return '<span class="ok">kept</span>' if held else '<span class="bad">broken</span>'
 
 
-def _summary(result: Result) -> str:
+def _summary(shown: Shown) -> str:
+    result = shown.result
     name = escape(result.scenario.name)
-    numbers = f'<td class="n">{result.lost}</td><td class="n">{result.outage:.0f} ms</td>' if result.flows else ""
+    numbers = _numbers(result) + (_numbers(shown.beside) if shown.beside else "")
     return f'<tr><td><a href="#{name}">{name}</a></td><td>{_verdict(result.held)}</td>{numbers}</tr>'
 
 
-def _section(result: Result) -> str:
+def _numbers(result: Result) -> str:
+    if not result.flows:
+        return "<td></td><td></td>"
+    return f'<td class="n">{result.lost}</td><td class="n">{result.outage:.0f} ms</td>'
+
+
+def _section(shown: Shown) -> str:
+    result = shown.result
     name = escape(result.scenario.name)
+    parts = [
+        f'<section id="{name}"><h2>{name}: {_verdict(result.held)}</h2>',
+        f"<p>{escape(result.scenario.promise)}</p>",
+        _run(result),
+        f"<p>Lab: {escape(result.lab)}, as it was before.</p>{result.picture}",
+    ]
+    if shown.beside:
+        parts += [f"<h3>The same with {escape(shown.beside.daemon)} in podroute's place</h3>", _run(shown.beside)]
+    return "\n".join([*parts, "</section>"])
+
+
+def _run(result: Result) -> str:
     return "\n".join(
         [
-            f'<section id="{name}"><h2>{name}: {_verdict(result.held)}</h2>',
-            f"<p>{escape(result.scenario.promise)}</p>",
             _checks(result),
             timeline(result) if result.flows or result.events else "",
             _events(result),
             _flows(result.flows),
             _figures(result),
-            f"<p>Lab: {escape(result.scenario.topology)}, as it was before.</p>{result.picture}",
-            "</section>",
+            *result.drawings,
         ]
     )
 
@@ -114,7 +144,7 @@ def timeline(result: Result) -> str:
         for gap in flow.gaps:
             start = max(gap.start - result.start, 0.0)
             wide = max((gap.end - gap.start) * scale, 1.5)
-            told = f"{gap.lost} packets, {gap.milliseconds:.0f} ms"
+            told = f"{gap.lost} packets, {gap.milliseconds:.0f} ms, from {start:.3f} s"
             parts.append(
                 f'<rect x="{LEFT + start * scale:.1f}" y="{y}" width="{wide:.1f}" height="10" fill="#c62828">'
                 f"<title>{told}</title></rect>"

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from labs.errors import LabError
-from labs.fabric import converge, podroute_nodes
 from labs.node import Node
-from labs.pods import Pod, start_pods
-from labs.runner import Lab, lab
-from labs.saving import draw
+from labs.pods import Pod
+from labs.runner import Lab, lab, load
+from labs.saving import draw, fresh_folder, save
+from labs.scenarios.daemons import Daemon, Podroute
 from labs.scenarios.traffic import Flow, Traffic
+from labs.topology import Topology
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,10 @@ class Scenario:
     """Milliseconds without a packet that the promise allows in any direction; None: it is measured only."""
     core: bool = False
     """It runs with every test run; the others run with `make scenarios`."""
+    compared: bool = False
+    """`make scenarios` plays it with BIRD in podroute's place as well; its steps ask nothing of podroute itself."""
+    prepare: Callable[[Topology, Path], Topology] | None = None
+    """Changes the topology before the lab is up; files that this needs go into the directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +51,19 @@ class Result:
     """What a scenario showed. Times are seconds after its packets started."""
 
     scenario: Scenario
+    daemon: str = "podroute"
+    """What routed on the nodes."""
     events: list[tuple[float, str]] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     flows: list[Flow] = field(default_factory=list)
     figures: list[tuple[str, str]] = field(default_factory=list)
     """Measurements, as name and value with its unit."""
+    drawings: list[str] = field(default_factory=list)
+    """Measurements as pictures, SVG."""
+    lab: str = ""
+    """The topology's name."""
     picture: str = ""
+    """The lab as it was before."""
     start: float = 0.0
     """CLOCK_MONOTONIC at 0."""
     seconds: float = 0.0
@@ -69,9 +84,10 @@ class Result:
 class Story:
     """What a scenario's steps work with."""
 
-    def __init__(self, net: Lab, pods: list[Pod], result: Result) -> None:
+    def __init__(self, net: Lab, pods: list[Pod], result: Result, daemon: Daemon) -> None:
         self.net = net
         self.pods = pods
+        self.daemon = daemon
         self._result = result
 
     def node(self, name: str) -> Node:
@@ -93,17 +109,29 @@ class Story:
         """Note a measurement."""
         self._result.figures.append((name, value))
 
+    def draw(self, svg: str) -> None:
+        """Put a picture of measurements on the page."""
+        self._result.drawings.append(svg)
+
     async def until(self, what: str, probe: Callable[[], Awaitable[object]], *, timeout: float = 30.0) -> float:  # noqa: ASYNC109
-        """Wait until something is so, and put it on the timeline with its milliseconds. Raises LabError."""
+        """Wait until something is so, put it on the timeline with its milliseconds, and return them.
+
+        What does not become so within ``timeout`` seconds is a failed check; the scenario goes on.
+        """
         start = time.monotonic()
-        await self.net.wait_for(what, probe, timeout=timeout, interval=0.02)
+        try:
+            await self.net.wait_for(what, probe, timeout=timeout, interval=0.02)
+        except LabError:
+            self.event(f"not within {timeout:g} s: {what}")
+            self.check(False, f"{what}, within {timeout:g} s")
+            return timeout * 1000
         taken = (time.monotonic() - start) * 1000
         self.event(f"{what} (after {taken:.0f} ms)")
         return taken
 
     async def settle(self) -> None:
         """Wait until the whole lab has converged, put that on the timeline, and let packets prove it for a while."""
-        await converge(self.net)
+        await self.daemon.converge(self.net)
         self.event("converged")
         await self.rest(0.5)
 
@@ -111,19 +139,36 @@ class Story:
         """Let packets flow."""
         await asyncio.sleep(seconds)
 
+    async def stop(self, node: Node, number: signal.Signals) -> None:
+        """End the daemon of a node, by a signal or as its peers are to wait for it, and say so on the timeline."""
+        self.event(await self.daemon.stop(node, number))
 
-async def play(scenario: Scenario, *, progress: Callable[[str], None] | None = None) -> Result:
+    async def start(self, node: Node) -> None:
+        """Start the daemon of a node, and wait until it answers."""
+        node.start()
+        self.event(f"{node.name}'s daemon is started")
+        began = time.monotonic()
+        await self.daemon.answering(node)
+        self.event(f"{node.name}'s daemon answers (after {(time.monotonic() - began) * 1000:.0f} ms)")
+
+    async def reach(self, why: str) -> None:
+        """Check that both pods answer each other in every family, within some seconds."""
+        one, other = self.pods
+        for address in other.addresses:
+            answered = await one.ping(address, count=5)
+            self.check(bool(answered), f"{why}: {one.node.name}'s pod reaches {address}")
+
+
+async def play(
+    scenario: Scenario, daemon: Daemon | None = None, *, progress: Callable[[str], None] | None = None
+) -> Result:
     """Run one scenario in a lab of its own, and return what it showed. Errors of the lab are failed checks."""
-    result = Result(scenario)
+    daemon = daemon or Podroute()
+    result = Result(scenario, daemon.name)
     began = time.monotonic()
     try:
-        async with lab(scenario.topology, name=f"scenario-{os.getpid()}", progress=progress) as net:
-            nodes = podroute_nodes(net)
-            await converge(net)
-            await asyncio.gather(*(node.run("podroute", "cni", "install") for node in nodes))
-            pods = await start_pods([net.node(name) for name in scenario.ends], 1)
-            result.picture = await draw(net)
-            await _with_traffic(scenario, net, pods, result)
+        with tempfile.TemporaryDirectory(prefix="podroute-scenario-") as directory:
+            await _play(scenario, daemon, Path(directory), result, progress)
     except LabError as error:
         notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
         result.checks.append(Check(False, f"{error}{notes}"))
@@ -131,13 +176,34 @@ async def play(scenario: Scenario, *, progress: Callable[[str], None] | None = N
     return result
 
 
-async def _with_traffic(scenario: Scenario, net: Lab, pods: list[Pod], result: Result) -> None:
-    traffic = Traffic(*pods)
+async def _play(
+    scenario: Scenario,
+    daemon: Daemon,
+    directory: Path,
+    result: Result,
+    progress: Callable[[str], None] | None,
+) -> None:
+    plan = load(scenario.topology, name=f"scenario-{os.getpid()}")
+    if scenario.prepare:
+        plan = scenario.prepare(plan, directory)
+    result.lab = plan.path.name.removesuffix(".clab.yml")
+    async with lab(daemon.plan(plan, directory), progress=progress) as net:
+        await daemon.converge(net)
+        pods = await daemon.pods([net.node(name) for name in scenario.ends])
+        result.picture = await draw(net)
+        await _with_traffic(scenario, Story(net, pods, result, daemon), result)
+        if isinstance(daemon, Podroute) and not result.held:
+            result.checks.append(Check(False, f"lab {net.name} is saved in {await save(net, fresh_folder(net.name))}"))
+
+
+async def _with_traffic(scenario: Scenario, story: Story, result: Result) -> None:
+    one, other = story.pods
+    traffic = Traffic(one, other)
     # The first packets wait for neighbours to be found, which is not what is measured.
-    await asyncio.gather(*(pods[0].ping(address) for address in pods[1].addresses))
+    await asyncio.gather(*(one.ping(address) for address in other.addresses))
     result.start = time.monotonic()
     await traffic.start()
-    await scenario.steps(Story(net, pods, result))
+    await scenario.steps(story)
     result.flows = await traffic.stop()
     if scenario.outage is not None:
         text = f"packets lost: {result.lost}; longest outage {result.outage:.0f} ms"

@@ -1,43 +1,57 @@
-"""What the kernel says of its routes while something happens: ``ip monitor route`` in a node."""
+"""What kernels say of their routes while something happens: ``ip monitor route`` in nodes and routers."""
 
 from __future__ import annotations
 
 import asyncio
 import subprocess
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from labs.node import Node
-from labs.waiting import off_loop
+from labs.waiting import off_loop, together
+
+if TYPE_CHECKING:
+    from labs.scenarios.story import Story
 
 _MARK = ("blackhole", "192.0.2.255/32", "table", "4242", "proto", "kernel")
 """FRR's zebra makes nothing of routes that claim to be the kernel's own."""
 
 
 class Watch:
-    """``async with Watch(node) as watch``; afterwards ``lines`` holds each change of a route or a next-hop object."""
+    """``async with Watch(n1, tor) as watch``: afterwards ``lines`` holds each change of a route or next-hop object."""
 
-    def __init__(self, node: Node) -> None:
-        self.node = node
-        self.lines: list[str] = []
-        self._process: subprocess.Popen[bytes] | None = None
+    def __init__(self, *nodes: Node) -> None:
+        self._nodes = nodes
+        self.lines: dict[str, list[str]] = {}
+        """By name of the node."""
+        self._processes: list[subprocess.Popen[bytes]] = []
 
     async def __aenter__(self) -> Watch:
-        self._process = self.node.popen("stdbuf", "-oL", "ip", "monitor", "route", "nexthop", stdout=subprocess.PIPE)
-        stream = self._process.stdout
-        # It says nothing when it listens: a route of our own in an unused table shows that it does.
-        waiting = asyncio.ensure_future(off_loop(stream.readline if stream else bytes))
-        while not waiting.done():
-            await self.node.run("ip", "route", "replace", *_MARK)
-            await self.node.run("ip", "route", "del", *_MARK)
-        await waiting
+        self._processes = await together(self._listen(node) for node in self._nodes)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        if self._process is None:
-            return
-        self._process.terminate()
-        stdout, _ = await off_loop(self._process.communicate)
-        said = [line for line in stdout.decode(errors="replace").splitlines() if line.strip()]
-        self.lines = [line for line in said if "192.0.2.255" not in line]
+        for node, process in zip(self._nodes, self._processes, strict=True):
+            process.terminate()
+            stdout, _ = await off_loop(process.communicate)
+            said = [line for line in stdout.decode(errors="replace").splitlines() if line.strip()]
+            self.lines[node.name] = [line for line in said if "192.0.2.255" not in line]
+
+    def judge(self, story: Story, what: str) -> None:
+        """Check that nothing changed anywhere."""
+        for name, lines in self.lines.items():
+            text = f"{what}: routes that changed in the kernel of {name}: {len(lines)}"
+            story.check(not lines, text + "".join(f"; {line}" for line in lines[:3]))
+
+    async def _listen(self, node: Node) -> subprocess.Popen[bytes]:
+        process = node.popen("stdbuf", "-oL", "ip", "monitor", "route", "nexthop", stdout=subprocess.PIPE)
+        stream = process.stdout
+        # It says nothing when it listens: a route of our own in an unused table shows that it does.
+        waiting = asyncio.ensure_future(off_loop(stream.readline if stream else bytes))
+        while not waiting.done():
+            await node.run("ip", "route", "replace", *_MARK)
+            await node.run("ip", "route", "del", *_MARK)
+        await waiting
+        return process

@@ -42,8 +42,8 @@ class Bench:
     def works(self, feature: str) -> Any:
         return self.matrix.feature(self.kind, feature)
 
-    def speaker(self, settings: PeerSettings, *, asn: int = NODE_AS, **options: Any) -> Any:
-        return self.another(NODE4, NODE6, [settings], asn=asn, **options)
+    def speaker(self, *settings: PeerSettings, asn: int = NODE_AS, **options: Any) -> Any:
+        return self.another(NODE4, NODE6, settings, asn=asn, **options)
 
     def another(self, address4: str, address6: str, peers: Sequence[PeerSettings], *, asn: int, **options: Any) -> Any:
         """Return a speaker with these addresses in our namespace; the first is also its identifier."""

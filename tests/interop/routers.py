@@ -29,6 +29,8 @@ class Setup:
     passive: bool = False
     """The router waits for us to connect."""
     password: str = ""
+    gtsm: bool = False
+    """The router sends TTL 255 and takes nothing else (RFC 5082)."""
     hold_time: int = 9
     old: bool = False
     """The router speaks 2-octet AS numbers only."""
@@ -123,6 +125,7 @@ class FrrRouter:
             lines.append(f" neighbor {address} timers {keepalive} {setup.hold_time}")
             lines += [f" neighbor {address} passive"] if setup.passive else []
         lines += [f" neighbor {node} password {setup.password}"] if setup.password else []
+        lines += [f" neighbor {node} ttl-security hops 1"] if setup.gtsm else []
         lines += [f" neighbor {node} dont-capability-negotiate"] if setup.old else []
         lines += [f" neighbor {node} capability extended-nexthop"] if setup.both else []
         for family in setup.families:
@@ -202,13 +205,14 @@ class BirdRouter:
             f" {family} {{ import all; export filter announce;{options} }};" for family in setup.families
         )
         password = f'password "{setup.password}"; ' if setup.password else ""
+        gtsm = "ttl security on; " if setup.gtsm else ""
         for number, (address, asn) in enumerate(setup.neighbors):
             client = "rr client; rr cluster id 10.0.0.1; " if setup.client(asn) else ""
             parts.append(
                 f"protocol bgp {f'feeder{number}' if number else 'node'} {{ local {setup.local} as {ROUTER_AS};"
                 f" neighbor {address} as {asn}; direct; hold time {setup.hold_time}; passive {_yes(setup.passive)};"
                 f" enable as4 {_yes(not setup.old)}; enable extended messages on; connect delay time 1;"
-                f" connect retry time 1; error wait time 1, 1; {client}{password}{channels} }}"
+                f" connect retry time 1; error wait time 1, 1; {client}{password}{gtsm}{channels} }}"
             )
         self._bird = Bird(ns, "\n".join(parts))
 
@@ -269,11 +273,12 @@ class GobgpRouter:
             for family in setup.families
         )
         password = f'\nauth-password = "{setup.password}"' if setup.password else ""
+        gtsm = "[neighbors.ttl-security.config]\nenabled = true\nttl-min = 255\n" if setup.gtsm else ""
         neighbors = "".join(
             f'[[neighbors]]\n[neighbors.config]\nneighbor-address = "{address}"\n'
             f"peer-as = {asn}{password}\n"
             f'[neighbors.transport.config]\nlocal-address = "{setup.local}"\n'
-            f"passive-mode = {str(setup.passive).lower()}\n"
+            f"passive-mode = {str(setup.passive).lower()}\n{gtsm}"
             + (_GOBGP_CLIENT if setup.client(asn) else "")
             + ("[neighbors.add-paths.config]\nreceive = true\nsend-max = 8\n" if setup.add_path else "")
             + "[neighbors.graceful-restart.config]\nenabled = true\nrestart-time = 60\n"  # without it no End-of-RIB

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import subprocess
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 from tests.agents import Agent, agents
 from tests.frr import Frr
 from tests.netns import Netns, link
+from tests.watch import watched
 
 pytestmark = pytest.mark.root
 
@@ -22,8 +22,7 @@ NODE_AS, TOR_AS = 4200000001, 65010
 POOLS = {"pods4": {"cidr": "10.64.0.0/16", "blockSize": 26}, "pods6": {"cidr": "fd00:64::/48", "blockSize": 122}}
 FAR4, FAR6 = "192.0.2.1", "2001:db8:1::1"
 PATIENCE = 30.0
-MARK = "198.51.100.99"
-"""A route that comes and goes to see whether a monitor listens."""
+
 
 CONFIG = f"""
 router bgp {TOR_AS}
@@ -82,46 +81,6 @@ async def rack(netns: Callable[[], Netns]) -> AsyncIterator[Rack]:
             yield rack
     finally:
         frr.close()
-
-
-class Watch:
-    """What changes in the routing tables of a namespace."""
-
-    def __init__(self, ns: Netns) -> None:
-        self._ns = ns
-        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115 closed in close
-        self._process = subprocess.Popen(ns.command("ip", "-o", "monitor", "route"), stdout=self._output)
-
-    def ready(self) -> None:
-        """Wait until the monitor listens: it reports a route of the test's own."""
-        while MARK not in self._lines():
-            for verb in ("add", "del"):
-                self._ns.run("ip", "route", verb, "unreachable", MARK)
-
-    def events(self) -> list[str]:
-        """Return the changes so far, the test's own left aside."""
-        return [line for line in self._lines().splitlines() if MARK not in line and line.strip()]
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._output.close()
-
-    def _lines(self) -> str:
-        self._output.seek(0)
-        return self._output.read()
-
-
-@contextmanager
-def watched(*namespaces: Netns) -> Iterator[list[Watch]]:
-    watches = [Watch(ns) for ns in namespaces]
-    try:
-        for watch in watches:
-            watch.ready()
-        yield watches
-    finally:
-        for watch in watches:
-            watch.close()
 
 
 @contextmanager

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bgp.framing import HEADER_SIZE
-from bgp.policy import ACCEPT, Changes, Match, Policy, PrefixMatch, Rule
+from bgp.policy import ACCEPT, Changes, Match, Policy, Rule
 from config.prefix import FAMILIES, parse
+from config.prefix_range import PrefixRange
 from tests.bgp_ribs import Node, add_peer, flat, session, settle
 
 AS = 65001
@@ -152,7 +153,7 @@ def test_members_share_packed_messages() -> None:
 
 def test_export_policy_decides_over_each_path() -> None:
     """What the rules keep back takes nobody's place among the best."""
-    c0 = PrefixMatch(*parse("192.0.2.1/32"), 32, 32)
+    c0 = PrefixRange(*parse("192.0.2.1/32"), 32, 32)
     not_c0 = Rule("not c0", False, Match(sources=ANY.sources, next_hops=(c0,)))
     keep = Policy((not_c0, Rule("rest", True, ANY)))
     cluster = Cluster(4, 2, exports=keep)

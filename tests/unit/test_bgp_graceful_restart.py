@@ -8,11 +8,13 @@ from bgp import codec
 from bgp.framing import Framer
 from bgp.graceful_restart import Restart, RestartSettings, confirmed, final, retained
 from bgp.messages import GracefulRestart, Negotiated, Notification, Open
+from bgp.policy import Match, Policy, Rule
 from bgp.update import end_of_rib
 from config.prefix import Family, parse
-from tests.bgp_ribs import BOTH, Node, add_peer, join, settle
+from tests.bgp_ribs import BOTH, Node, add_peer, join, session, settle
 
 A4, B4, A6 = "10.64.0.0/26", "10.64.1.0/26", "fd00:64::/122"
+TRANSIT = Policy(rules=(Rule("transit", True, Match(sources=frozenset(("learned", "block")))),))
 KEPT: dict[Family, bool] = {4: True, 6: True}
 CEASE, HARD, HOLD = Notification(6, 2), Notification(6, 9, b"\6\2"), Notification(4, 0)
 
@@ -128,6 +130,28 @@ def test_selection_does_not_wait_for_a_peer_that_was_removed_or_never_comes() ->
     assert done == [6, 4]
 
 
+def test_one_that_died_meanwhile_holds_up_only_what_it_announced() -> None:
+    """Routes of those that are back are selected; End-of-RIB to who gets learned routes waits for the absent one."""
+    selected: list[Family] = []
+    done: list[Family] = []
+    own = Restart(RestartSettings(), done.append, selected.append)
+    own.begin(frozenset((4,)), {"a": frozenset((4,)), "dead": frozenset((4,)), "slow": frozenset((4,))})
+    theirs = negotiated(GracefulRestart(forwarding=KEPT))
+    own.established("a", theirs)
+    own.established("slow", theirs)
+    own.complete("a", 4)
+    assert selected == [], "the absent may be about to come"
+    own.absence_over()
+    assert selected == [], "one that is there has still to say what it has"
+    own.lost("slow")
+    assert (selected, own.deferred) == ([4], set())
+    assert (done, own.waiting) == ([], {4: {"dead", "slow"}})
+    own.established("slow", theirs)
+    own.complete("slow", 4)
+    own.expire()
+    assert (selected, done) == ([4], [4])
+
+
 def test_nothing_is_deferred_where_the_kernel_kept_nothing() -> None:
     own, done = restart()
     own.begin(frozenset(), {"a": BOTH})
@@ -222,8 +246,8 @@ def test_a_removed_peer_leaves_nothing_stale() -> None:
     assert b.fib[4] == {}
 
 
-def test_while_selection_is_deferred_our_own_routes_go_out_and_end_of_rib_waits() -> None:
-    """RFC 4724 section 4.1; a peer that helps has our blocks confirmed at once."""
+def test_while_selection_is_deferred_our_own_routes_go_out() -> None:
+    """RFC 4724 section 4.1; a peer that helps has our blocks confirmed at once, and is told that they are all."""
     a, b = Node("a", 65001, 1), Node("b", 65002, 2)
     a.rib.defer((4,))
     join(a, b)
@@ -233,22 +257,29 @@ def test_while_selection_is_deferred_our_own_routes_go_out_and_end_of_rib_waits(
     assert a.fib[4] == {}
     assert not a.rib.busy
     assert list(b.fib[4]) == [A4]
-    assert 4 not in ends(a, "b")
+    assert 4 in ends(a, "b")
     a.rib.select(4)
     settle(a, b)
     assert list(a.fib[4]) == [B4]
-    assert 4 in ends(a, "b")
 
 
-def test_end_of_rib_follows_a_deferral_without_any_route() -> None:
-    a, b = Node("a", 65001, 1), Node("b", 65002, 2)
+def test_end_of_rib_of_who_passes_routes_on_waits_for_all_of_them() -> None:
+    """RFC 4724 section 4.1: what was learned again is announced again before End-of-RIB, from absent peers too."""
+    a, b, c = Node("a", 65001, 1), Node("b", 65002, 2), Node("c", 65003, 3)
     a.rib.defer((4, 6))
     join(a, b)
-    settle(a, b)
-    assert ends(a, "b") == []
-    a.rib.select(6)
-    settle(a, b)
-    assert ends(a, "b") == [6]
+    add_peer(a, c, exports=TRANSIT)
+    add_peer(c, a)
+    session(a, c)
+    b.originate(B4)
+    settle(a, b, c)
+    assert (a.fib[4], ends(a, "c")) == ({}, [])
+    a.rib.select(4)
+    settle(a, b, c)
+    assert (list(a.fib[4]), list(c.fib[4]), ends(a, "c")) == ([B4], [B4], [])
+    a.rib.complete(4)
+    settle(a, b, c)
+    assert ends(a, "c") == [4]
 
 
 def ends(node: Node, peer: str) -> list[Family]:

@@ -13,15 +13,15 @@ from bgp.policy import (
     ImportPolicy,
     Match,
     Policy,
-    PrefixMatch,
     Rule,
     Source,
 )
 from config.prefix import make, parse
+from config.prefix_range import PrefixRange
 
 
 def prefixes(*expressions: str) -> Match:
-    return Match(prefixes=tuple(PrefixMatch.parse(e) for e in expressions))
+    return Match(prefixes=tuple(PrefixRange.parse(e) for e in expressions))
 
 
 @pytest.mark.parametrize(
@@ -51,12 +51,13 @@ def test_prefix_match(expression: str, inside: list[str], outside: list[str]) ->
         ("10.0.0.1/8", "host bits"),
         ("10.0.0.0/8 lt 9", "not of the form"),
         ("", "not of the form"),
-        ("ten", "does not appear to be"),
+        ("ten", "not of the form"),
+        ("ten/8", "does not appear to be"),
     ],
 )
 def test_prefix_match_that_makes_no_sense(expression: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        PrefixMatch.parse(expression)
+        PrefixRange.parse(expression)
 
 
 def test_first_match_wins_and_names_itself() -> None:
@@ -85,7 +86,7 @@ def test_defaults() -> None:
     assert ImportPolicy(Policy()).constant(4) == (False, NO_CHANGES, "default reject")
 
 
-@pytest.mark.parametrize("source", ["block", "configured", "exception", "static"])
+@pytest.mark.parametrize("source", ["block", "aggregate", "configured", "exception", "static"])
 def test_accept_exports_what_is_our_own(source: Source) -> None:
     assert ExportPolicy(ACCEPT).constant(4, source) == (True, NO_CHANGES, "default accept")
     assert ExportPolicy(REJECT).constant(4, source) == (False, NO_CHANGES, "default reject")
@@ -138,7 +139,7 @@ def test_compiled_rules_agree_with_a_plain_reading(
     compiled, expected = [], False
     decided = False
     for index, (outer, size, ge, le, accept) in enumerate(rules):
-        match = PrefixMatch(4, make(4, outer, size), max(ge, size), max(le, size))
+        match = PrefixRange(4, make(4, outer, size), max(ge, size), max(le, size))
         compiled.append(Rule(str(index), accept, Match(prefixes=(match,))))
         within = not (outer ^ address) >> (32 - size) if size else True
         if within and length >= size and match.ge <= length <= match.le and not decided:

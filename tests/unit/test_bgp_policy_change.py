@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from bgp.attributes import COMMUNITIES, LOCAL_PREF, Attributes
-from bgp.policy import ACCEPT, REJECT, Changes, Match, Policy, PrefixMatch, Rule, shutting_down
+from bgp.policy import ACCEPT, REJECT, Changes, Match, Policy, Rule, shutting_down
 from config.prefix import parse
+from config.prefix_range import PrefixRange
 from tests.bgp_ribs import Node, join, settle
 
 A4, B4 = "10.64.0.0/26", "10.64.1.0/26"
-ONLY_A = Policy((Rule("a", True, Match((PrefixMatch.parse(A4),))),))
+ONLY_A = Policy((Rule("a", True, Match((PrefixRange.parse(A4),))),))
 GSHUT = b"\xff\xff\x00\x00"
 
 
@@ -88,7 +89,7 @@ def test_inside_an_as_the_local_preference_goes_along() -> None:
 
 
 def test_rules_keep_what_they_pass_and_what_they_set() -> None:
-    exports = Policy((Rule("a", True, Match((PrefixMatch.parse(A4),)), Changes(communities=frozenset((b"abcd",)))),))
+    exports = Policy((Rule("a", True, Match((PrefixRange.parse(A4),)), Changes(communities=frozenset((b"abcd",)))),))
     a, b = pair()
     a.rib.set_policies("b", ACCEPT, shutting_down(exports))
     settle(a, b)

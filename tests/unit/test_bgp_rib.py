@@ -11,10 +11,11 @@ from bgp.codec import negotiate
 from bgp.framing import Framer
 from bgp.messages import BgpError, Open
 from bgp.nlri import decode
-from bgp.policy import ACCEPT, REJECT, Changes, Match, Policy, PrefixMatch, Rule
+from bgp.policy import ACCEPT, REJECT, Changes, Match, Policy, Rule
 from bgp.update import end_of_rib, split
 from config.nexthop import Gateway, NextHops, Resolution
 from config.prefix import parse, text
+from config.prefix_range import PrefixRange
 from tests.bgp_ribs import BOTH, Node, add_peer, down, flat, join, session, settle, up
 
 TRANSIT = Policy(rules=(Rule("transit", True, Match(sources=frozenset(("learned", "block", "configured")))),))
@@ -134,7 +135,7 @@ def test_work_is_done_in_slices() -> None:
     for body in bodies(a.rib.outgoing("b", 1 << 20)):
         b.rib.receive("a", body)
     batches: list[int] = []
-    b.rib._on_fib = lambda family, changes: batches.append(len(changes))
+    b.rib._on_fib = lambda family, changes: batches.append(sum(len(p) for p, _ in changes))
     while b.rib.run(100):
         pass
     assert batches == [100] * 10
@@ -552,8 +553,8 @@ def test_import_policy_changes_attributes_and_says_which_rule() -> None:
     changes = Changes(local_pref=300, med=7, prepend=2, communities=frozenset((b"\xfd\xea\0\1",)))
     policy = Policy(
         rules=(
-            Rule("no hosts", False, Match(prefixes=(PrefixMatch.parse("0.0.0.0/0 ge 32"),))),
-            Rule("blocks", True, Match(prefixes=(PrefixMatch.parse("10.64.0.0/16 le 26"),)), changes),
+            Rule("no hosts", False, Match(prefixes=(PrefixRange.parse("0.0.0.0/0 ge 32"),))),
+            Rule("blocks", True, Match(prefixes=(PrefixRange.parse("10.64.0.0/16 le 26"),)), changes),
         )
     )
     add_peer(a, b)
@@ -606,6 +607,23 @@ def test_guard_follows_the_blocks() -> None:
     settle(a, b)
     assert b.via(4, "10.64.0.0/27") == ["a"]
     assert b.rib.counts("a")[4].refused == 0
+
+
+def test_what_is_on_loan_may_be_announced_by_its_user() -> None:
+    """An address out of our block comes in while it is lent, and goes with the loan; nothing else of the block does."""
+    a, b = pair()
+    b.originate(A4)
+    for address in ("10.64.0.5/32", "10.64.0.6/32"):
+        a.originate(address)
+    settle(a, b)
+    assert b.via(4, "10.64.0.5/32") == []
+    b.rib.lend(4, [parse("10.64.0.5/32")[1]])
+    settle(a, b)
+    assert b.via(4, "10.64.0.5/32") == ["a"]
+    assert b.via(4, "10.64.0.6/32") == []
+    b.rib.lend(4, [])
+    settle(a, b)
+    assert b.via(4, "10.64.0.5/32") == []
 
 
 def test_configured_prefix_may_be_announced_by_others_too() -> None:

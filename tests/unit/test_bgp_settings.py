@@ -18,7 +18,8 @@ from bgp.status import SpeakerError, capability_names
 
 
 def settings(address: str = "10.1.1.1", asn: int = 65001, **more: Any) -> PeerSettings:
-    return PeerSettings("p", address, asn, ACCEPT, REJECT, **more)
+    policies = {"import_policy": ACCEPT, "export_policy": REJECT}
+    return PeerSettings(name="p", address=address, asn=asn, **(policies | more))
 
 
 @pytest.mark.parametrize("text", ["10.1.1.1", "fd00::1", "fe80::1%eth0"])

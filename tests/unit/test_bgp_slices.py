@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from struct import pack
 from typing import Any
 
@@ -50,9 +50,9 @@ class Fixture:
         for first in range(0, COUNT, 1000):
             self.node.rib.receive("source", update(first, first + 1000))
 
-    def on_fib(self, family: Family, changes: list[tuple[bytes, NextHops | None]]) -> None:
-        self.batches.append(len(changes))
-        self.fib.update(changes)
+    def on_fib(self, family: Family, changes: list[tuple[Sequence[bytes], NextHops | None]]) -> None:
+        self.batches.append(sum(len(prefixes) for prefixes, _ in changes))
+        self.fib.update((prefix, hops) for prefixes, hops in changes for prefix in prefixes)
 
     def work(self) -> int:
         """Run in slices to the end; return the largest number of routes that one of them changed."""

@@ -11,14 +11,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bgp.framing import Framer
-from bgp.policy import NO_CHANGES, Match, Policy, PrefixMatch, Rule
+from bgp.policy import NO_CHANGES, Match, Policy, Rule
 from bgp.telling import SLICE
+from config.prefix_range import PrefixRange
 from tests.bgp_ribs import Node, add_peer, session, settle
 
 LEARNED = Match(sources=frozenset(("learned",)))
 EVERYTHING = Policy(rules=(Rule("all", True, LEARNED),))
 MARKED = Policy(rules=(Rule("all", True, LEARNED, replace(NO_CHANGES, med=7)),))
-HALF = Policy(rules=(Rule("half", True, replace(LEARNED, prefixes=(PrefixMatch(4, b"\x10\x0a\x00", 16, 24),))),))
+HALF = Policy(rules=(Rule("half", True, replace(LEARNED, prefixes=(PrefixRange(4, b"\x10\x0a\x00", 16, 24),))),))
 POLICIES = (EVERYTHING, MARKED, HALF, Policy())
 
 

@@ -11,7 +11,7 @@ from config.check import overlaps_with_subnets
 from config.commands import config_commands
 from config.load import check_text
 from config.model import Config
-from config.policy import PrefixRange
+from config.prefix_range import PrefixRange
 from config.show import dump_yaml, effective
 from config.store import parse_store
 from config.values import parse_community
@@ -111,6 +111,56 @@ def peer(**values: str) -> str:
             ["f:peers.b.address: 10.0.0.2 is the address of peer a too, must be given once: remove one of the two"],
         ),
         (
+            "peers: {a: {as: 1}}",
+            [
+                'f:peers.a.address: is missing, must be the address of the peer such as "10.1.1.1", or listenRange a'
+                " prefix"
+            ],
+        ),
+        (
+            "peers: {a: {address: 10.0.0.2, as: external, listenLimit: 3}}",
+            [
+                "f:peers.a.as: is external, must be one AS number: only a listenRange takes several",
+                "f:peers.a.listenLimit: is given for one address, must be left out: it limits a listenRange",
+            ],
+        ),
+        ("bgp: {connectRetry: 9}\npeers: {a: {listenRange: 10.0.0.0/24, as: [1, 3-9, 65001-65009], nodes: {}}}", []),
+        (
+            "peers: {a: {listenRange: 10.0.0.0/24, as: 1,"
+            " address: 10.0.0.2, port: 1179, passive: true, connectRetry: 2}}",
+            [
+                "f:peers.a.listenRange: is given beside an address, must be one of the two: remove the other",
+                *(
+                    f"f:peers.a.{key}: is given for a listenRange, to which nobody connects; must be left out"
+                    for key in ("port", "passive", "connectRetry")
+                ),
+            ],
+        ),
+        (
+            'bgp: {listen: []}\npeers: {a: {listenRange: 10.0.0.0/24, as: ["64512-65100"]}}',
+            [
+                "f:peers.a.listenRange: is given while bgp.listen is empty, so nobody would connect; bgp.listen must be"
+                " an address",
+                "f:peers.a.as: is 64512-65100, must be AS numbers without our own 65000, or internal: such peers need"
+                " other rules",
+            ],
+        ),
+        ("peers: {a: {listenRange: 10.0.0.0/24, as: 65000}, b: {listenRange: 10.0.0.0/25, as: internal}}", []),
+        (
+            "peers: {a: {listenRange: 10.0.0.0/24, as: 1}, b: {listenRange: 10.0.0.0/24, as: 2}}",
+            [
+                "f:peers.b.listenRange: 10.0.0.0/24 is the range of peer a too, must be given once:"
+                " remove one of the two"
+            ],
+        ),
+        (
+            "peers: {a: {listenRange: 10.0.0.0/24, as: external, routeReflectorClient: true}}",
+            [
+                "f:peers.a.routeReflectorClient: is true for a peer in AS external, must be false:"
+                " clients are in our own AS 65000"
+            ],
+        ),
+        (
             "api: {socket: /run/x.sock}\ncni: {socket: /run/x.sock}",
             ["f:api.socket: /run/x.sock is the path of cni.socket too, must be a socket of its own"],
         ),
@@ -173,7 +223,7 @@ def test_values_against_each_other(body: str, expected: list[str]) -> None:
         (
             "{rules: [{name: a, action: accept, match: {source: [kernel]}}]}",
             ".rules[0].match.source[0]",
-            'is "kernel", must be block or configured or learned',
+            'is "kernel", must be block or aggregate or configured or learned',
         ),
     ],
 )
@@ -190,6 +240,11 @@ def test_warnings() -> None:
         " policy",
     ]
     assert warnings("peers: {t: {address: 10.1.1.1, as: 65000}}") == []
+    overlapping = "pools: {p: {cidr: 10.64.0.0/16}}\npeers: {t: {listenRange: 10.0.0.0/8, as: internal}}"
+    assert warnings(overlapping) == [
+        "peers.t.listenRange: overlaps pool p (10.64.0.0/16), so containers may become neighbours;"
+        " give it a passwordFile"
+    ]
     rules = "{rules: [{name: a, action: accept, set: {localPref: 5}}, {name: b, action: reject, set: {med: 1}}]}"
     assert warnings(peer(export=rules)) == [
         "peers.t.export.rules[0].set.localPref: has no effect on an eBGP peer (RFC 4271 section 5.1.5); leave it out",
@@ -223,6 +278,23 @@ def test_password_files(tmp_path: Path) -> None:
     assert problems(directory)[0].startswith(f'f:peers.t.passwordFile: is "{tmp_path}", which')
     # A peer of other nodes: its file is on those
     assert problems(peer(passwordFile="/nonexistent/key", nodes="{rack: r2}")) == []
+
+
+def test_who_is_inside_a_range_with_a_password_needs_one(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("secret")
+    key.chmod(0o600)
+    body = f"""\
+peers:
+  range: {{listenRange: 10.0.0.0/16, as: 1, passwordFile: {key}}}
+  inner: {{listenRange: 10.0.1.0/24, as: 1}}
+  other: {{listenRange: 10.0.0.0/8, as: 1}}
+  one: {{address: 10.0.0.2, as: 1}}
+  two: {{address: 10.0.0.3, as: 1, passwordFile: {key}}}
+  six: {{address: "fd00::2", as: 1}}
+"""
+    why = "is missing inside the range of range, which has a password, must be given: TCP would drop all else"
+    assert problems(body) == [f"f:peers.{name}.passwordFile: {why}" for name in ("inner", "one")]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
@@ -358,11 +430,24 @@ def test_the_effective_configuration_is_whole_without_secrets_and_loads_again(tm
         "manual": False,
         "notAdvertised": False,
         "reservations": [],
+        "splitBy": None,
     }
     assert data["stateDir"] == "/var/lib/podroute"
     assert list(data)[:2] == ["apiVersion", "node"]
     again = check_text(text.replace("<redacted>", str(key)), "f").config
     assert again == given
+
+
+def test_a_listen_range_is_shown_with_what_applies_to_it() -> None:
+    body = 'bgp: {connectRetry: 2}\npeers: {r: {listenRange: 10.0.0.0/24, as: [65011, "65020-65029"], multihop: 2}}'
+    shown = effective(config(body))
+    entry = shown["peers"]["r"]
+    assert (entry["listenRange"], entry["listenLimit"], entry["as"]) == ("10.0.0.0/24", 100, [65011, "65020-65029"])
+    assert not entry.keys() & {"address", "port", "localAddress", "passive", "connectRetry"}
+    again = check_text(dump_yaml(shown), "f")
+    assert again.problems == ()
+    assert again.config is not None
+    assert effective(again.config) == shown
 
 
 def test_commands(tmp_path: Path) -> None:
@@ -392,3 +477,69 @@ def test_commands(tmp_path: Path) -> None:
     assert shown.exit_code == 1
     assert shown.stdout == ""
     assert "peers.t.as" in shown.stderr
+
+
+RECLAIM = "ipam: {{lease: 30, {}}}\n"
+SAFE = "bgp: {gracefulRestart: {enabled: false}}\n" + peer(holdTime="9")
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (SAFE + RECLAIM.format("fenceAfter: 60, reclaimAfter: 78"), []),
+        (
+            SAFE + RECLAIM.format("fenceAfter: 60, reclaimAfter: 77"),
+            [
+                "f:ipam.reclaimAfter: is 77, must be 78 or more: this node's blocks may be seen for 69 s (fenceAfter "
+                "60, longest holdTime 9, gracefulRestart restartTime and deferralTime 0), and a margin of 9 s is kept"
+            ],
+        ),
+        # Twice the lease unless it is given
+        (SAFE + RECLAIM.format("reclaimAfter: 78"), []),
+        (
+            peer() + RECLAIM.format("reclaimAfter: 60"),
+            [
+                "f:ipam.reclaimAfter: is 60, must be 366 or more: this node's blocks may be seen for 330 s (fenceAfter "
+                "60, longest holdTime 90, gracefulRestart restartTime and deferralTime 180), and a margin of 36 s is "
+                "kept"
+            ],
+        ),
+        # Other nodes' peers do not matter
+        (peer(nodes="{rack: r2}") + RECLAIM.format("reclaimAfter: 69"), []),
+        (
+            "mesh: {m: {select: {}, holdTime: 30, import: accept, export: accept}}\n"
+            + RECLAIM.format("reclaimAfter: 60")
+            + "bgp: {gracefulRestart: {enabled: false}}\n",
+            [
+                "f:node.addresses: is missing, must be where the other nodes of the mesh reach this one",
+                "f:ipam.reclaimAfter: is 60, must be 102 or more: this node's blocks may be seen for 90 s (fenceAfter "
+                "60, longest holdTime 30, gracefulRestart restartTime and deferralTime 0), and a margin of 12 s is "
+                "kept",
+            ],
+        ),
+        (
+            SAFE + RECLAIM.format("fenceAfter: 29, reclaimAfter: 78"),
+            [
+                "f:ipam.fenceAfter: is 29, must be 30 (ipam.lease) or more: a node that is merely late would be fenced",
+            ],
+        ),
+        (
+            RECLAIM.format("fenceAfter: 60"),
+            ["f:ipam.fenceAfter: is given without ipam.reclaimAfter, must be left out, or both given"],
+        ),
+        (
+            peer(holdTime="0") + RECLAIM.format("reclaimAfter: 1000"),
+            ["f:peers.t.holdTime: is 0, so that a dead node goes unnoticed, must be 3 or more with ipam.reclaimAfter"],
+        ),
+        (
+            "ipam: {reclaimAfter: soon, quarantine: 0, borrowing: maybe}",
+            [
+                'f:ipam.borrowing: is "maybe", must be true (nodes with full pools borrow addresses) or false',
+                "f:ipam.quarantine: is 0, must be 1 to 86400 seconds that the blocks of a dead node rest",
+                'f:ipam.reclaimAfter: is "soon", must be never, or 0 to 86400 seconds',
+            ],
+        ),
+    ],
+)
+def test_reclaim_that_would_not_be_safe_is_refused(body: str, expected: list[str]) -> None:
+    assert sorted(problems(body)) == sorted(expected)

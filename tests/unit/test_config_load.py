@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from config.load import check_file, check_text, load
 from config.problems import ConfigError
+from config.remote_as import RemoteAs
 
 GOOD: dict[str, Any] = {
     "apiVersion": "podroute/v1",
@@ -48,7 +49,7 @@ def test_a_good_file_is_typed() -> None:
     assert (config.pools["pods4"].block_size, config.pools["pods6"].block_size) == (26, 122)
     assert (config.pools["pods4"].family, config.pools["pods4"].prefix) == (4, b"\x10\x0a\x40")
     tor, tor6 = config.peers["tor"], config.peers["tor6"]
-    assert (tor.packed, tor.device, tor.family) == (bytes((10, 1, 1, 1)), "", 4)
+    assert (tor.address, tor.listen_range, tor.remote_as) == ("10.1.1.1", None, RemoteAs.of(65011))
     assert (tor.family_set, tor6.family_set) == (frozenset((4,)), frozenset((6,)))
     assert (tor6.port, tor6.hold_time, tor6.passive, tor6.local_address) == (179, 90, False, None)
     assert config.bgp.listen_addresses == [("0.0.0.0", 179), ("::", 179)]
@@ -151,6 +152,28 @@ def test_what_is_no_configuration_at_all(text: str, line: str) -> None:
         ),
         (["peers", "tor", "address"], "224.0.0.5", 'is "224.0.0.5", must be the address of one host'),
         (["peers", "tor", "as"], 0, "is 0, must be an AS number that may be used: 0 is reserved by RFC 7607"),
+        (["peers", "tor", "as"], "65011", 'is "65011", must be an AS number, 1 to 4294967294 as one integer'),
+        (["peers", "tor", "as"], True, "is true, must be an AS number, 1 to 4294967294 as one integer"),
+        (["peers", "tor", "as"], None, "is empty, must be an AS number, 1 to 4294967294 as one integer"),
+        (["peers", "tor", "as"], 4294967296, "is 4294967296, must be an AS number, 1 to 4294967294 as one integer"),
+        (["peers", "tor", "as"], [], "is a list, must be external, internal, an AS number, 1 to 4294967294 as one"),
+        (
+            ["peers", "tor", "as"],
+            [65001, "x"],
+            'is "x", must be an AS number or a range of them in quotes, "65020-65029"',
+        ),
+        (
+            ["peers", "tor", "as"],
+            ["65029-65020"],
+            'is "65029-65020", must be an AS number or a range of them in quotes',
+        ),
+        (["peers", "tor", "as"], ["65530-65535"], "is 65535, must be an AS number that may be used: 65535 is reserved"),
+        (
+            ["peers", "tor", "listenRange"],
+            "10.1.0.7/24",
+            'is "10.1.0.7/24", must be a prefix without host bits: "10.1.0',
+        ),
+        (["peers", "tor", "listenLimit"], 0, "is 0, must be 1 to 65535 peers at once"),
         (["peers", "tor", "holdTime"], 1, "is 1, must be 0 (no keepalives) or 3 to 65535 seconds (RFC 4271"),
         (["peers", "tor", "port"], 0, "is 0, must be a TCP port, 1 to 65535"),
         (["peers", "tor", "families"], [], "is a list, must be a list of ipv4 and ipv6, at least one"),
@@ -203,8 +226,8 @@ def test_missing_values() -> None:
         "f:apiVersion: is missing, must be podroute/v1",
         "f:node: is missing, must be a mapping of name, as, routerId and labels",
         'f:pools.p.cidr: is missing, must be a prefix such as "10.64.0.0/16"',
-        'f:peers.t.address: is missing, must be the address of the peer such as "10.1.1.1" or "fe80::1%eth0"',
         "f:peers.t.as: is missing, must be an AS number, 1 to 4294967294 as one integer",
+        'f:peers.t.address: is missing, must be the address of the peer such as "10.1.1.1", or listenRange a prefix',
     ]
     assert lines("apiVersion: podroute/v1\nnode: {}\n") == [
         "f:node.name: is missing, must be the node's name, unique in the cluster",
@@ -272,7 +295,7 @@ def test_anchors_and_merge_keys_work_and_cannot_explode() -> None:
     )
     report = check_text(text, "f")
     assert report.config is not None
-    assert report.config.peers["b"].asn == 1
+    assert report.config.peers["b"].remote_as == RemoteAs.of(1)
     bomb = "a: &a [x, x]\n" + "".join(
         f"{chr(98 + i)}: &{chr(98 + i)} [*{chr(97 + i)}, *{chr(97 + i)}]\n" for i in range(20)
     )

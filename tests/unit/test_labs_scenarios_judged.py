@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 from labs.scenarios.catalogue import SCENARIOS
-from labs.scenarios.report import page
+from labs.scenarios.report import Shown, page
 from labs.scenarios.story import Check, Result
 from labs.scenarios.traffic import Flow, Gap, judge
 
@@ -50,11 +50,21 @@ def test_the_page_holds_everything_and_refers_to_nothing_outside() -> None:
     result.checks.append(Check(True, "held"))
     result.flows.append(Flow("n1 to n2, IPv4", 100, 4, (Gap(100.5, 100.58, 4),)))
     result.figures.append(("throughput", "9 Gbit/s"))
+    beside = Result(SCENARIOS["link-cut"], daemon="BIRD 2")
+    beside.flows.append(Flow("n1 to n2, IPv4", 100, 77, (Gap(100.5, 100.9, 77),)))
     broken = Result(SCENARIOS["fifty-prefixes"])
     broken.checks.append(Check(False, "not so"))
-    text = page([result, broken], system="Linux", now=datetime(2026, 1, 1, tzinfo=UTC))
+    text = page([Shown(result, beside), Shown(broken)], system="Linux", now=datetime(2026, 1, 1, tzinfo=UTC))
     assert "1 of 2 promises kept" in text
-    for wanted in ("the link &lt;is&gt; cut", "80 ms", "9 Gbit/s", "FAILED: not so", "4 packets, 80 ms"):
+    for wanted in (
+        "the link &lt;is&gt; cut",
+        "80 ms",
+        "9 Gbit/s",
+        "FAILED: not so",
+        "4 packets, 80 ms",
+        "BIRD 2",
+        "77 packets",
+    ):
         assert wanted in text
     links: list[str] = []
 

@@ -1,4 +1,4 @@
-"""How fast pods are: over the routed fabric, held against host to host, and against the same pods over VXLAN."""
+"""Pods' packets: the first one after ADD, and how fast they are, beside host to host and the same pods over VXLAN."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import statistics
 
 from labs.errors import LabError
 from labs.node import Node
+from labs.pods import Pod
 from labs.scenarios.story import Scenario, Story
 
 ROUNDS = 5
@@ -90,7 +91,33 @@ async def _iperf(n1: Node, n2: Node, client: tuple[str, ...], server: tuple[str,
         listening.kill()
 
 
+PODS = 10
+"""Of each kind: those that send the first packet, and those that get it."""
+
+
+async def _first_packet(story: Story) -> None:
+    n1, other = story.node("n1"), story.pod("n2")
+    for what, outward in (("sends", True), ("gets", False)):
+        asked = 0
+        missed = []
+        for number in range(PODS):
+            pod = Pod(n1, f"{what}{number}")
+            await pod.start()
+            source, targets = (pod, other.addresses) if outward else (other, pod.addresses)
+            asked += len(targets)
+            missed += [target for target in targets if not await source.ping(target)]
+        story.event(f"{PODS} pods started, one after the other; of each, the very first packets that it {what}")
+        text = f"first packets that a new pod {what}: {asked - len(missed)} of {asked} answered"
+        story.check(not missed, ", but not those to ".join([text, *missed]))
+
+
 SCENARIOS = (
+    Scenario(
+        name="first-packet",
+        promise="The first packet that a pod sends or gets after its ADD is answered, in each family.",
+        topology="one-tor",
+        steps=_first_packet,
+    ),
     Scenario(
         name="throughput",
         promise="Pods reach 0.85 of the TCP throughput of their hosts, and more than the same pods over VXLAN.",
