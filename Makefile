@@ -4,7 +4,7 @@ VENV := .venv/bin
 export PYTHONDONTWRITEBYTECODE := 1
 export PATH := $(CURDIR)/$(VENV):$(PATH)
 
-.PHONY: help demo lab-down test unit lab lint format conformance interop fuzz hammer bench-bgp bench-cni bench-fib
+.PHONY: help demo lab-down test unit lab big-lab lint format conformance interop fuzz flood hammer bench-bgp bench-cni bench-fib
 .PHONY: bench-ipam setup setup-tests venv lock clean
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -27,19 +27,28 @@ lab: setup-tests  ## the tests that build networks: kernel, real routers, real r
 scenarios: setup-tests  ## every promise in a lab with traffic through it, onto one page: scenarios.html (SCENARIOS=names)
 	@python -m labs.scenarios $(SCENARIOS)
 
+big-lab: setup-tests  ## the lab of forty nodes: up, converged, every pod reaches every other, down
+	@PODROUTE_BIG=1 python -m pytest tests/interop/test_labs_topologies.py -k forty
+
 conformance: setup-tests  ## the BGP conformance suite at podroute, FRR, BIRD and GoBGP, into docs/conformance-bgp.md; minutes
 	@mkdir -p build
 	@python -m tests.conformance.bgp.compare --page docs/conformance-bgp.md --json build/conformance-bgp.json
 
 interop: setup-tests  ## the speaker with FRR, BIRD and GoBGP, into docs/interop.md
-	@INTEROP_PAGE=docs/interop.md python -m pytest -q tests/interop/test_bgp_matrix.py
+	@INTEROP_PAGE=docs/interop.md python -m pytest -q tests/interop/test_bgp_matrix.py tests/interop/test_bgp_features.py \
+		tests/interop/test_bgp_protection.py
 
 fuzz: venv  ## fuzz everything that reads a peer's octets (SECONDS=60)
 	@python -m tests.wire.fuzz_bgp $(or $(SECONDS),60)
 
-hammer: setup-tests  ## twenty nodes on one store, killed at random for a minute (SECONDS=60), SQLite and etcd
+hammer: setup-tests  ## twenty nodes on one store, and whole agents, killed at random for a minute each (SECONDS=60)
 	@python -m tests.ipam_hammer sqlite $(or $(SECONDS),60)
 	@python -m tests.ipam_hammer etcd $(or $(SECONDS),60)
+	@python -m tests.agents_hammer $(or $(SECONDS),60)
+	@IPAM_EXAMPLES=$(or $(EXAMPLES),100) python -m pytest -q tests/unit/test_ipam_machine.py
+
+flood: setup-tests  ## 5,000 connections a second from strangers for half a minute (SECONDS=30): no session is lost
+	@FLOOD_SECONDS=$(or $(SECONDS),30) python -m pytest -q tests/kernel/test_bgp_strangers.py
 
 bench-ipam: setup-tests  ## addresses, claims and a full node, beside host-local (BENCH=options)
 	@python -m benchmarks.ipam $(BENCH)

@@ -8,7 +8,8 @@ from typing import Any
 from cni import hooks
 from config.prefix import Family
 from ipam.errors import IpamError
-from ipam.ledger import Attachment, Handle
+from ipam.given import Handle
+from ipam.ledger import Attachment
 from ipam.service import Ipam
 
 

@@ -24,16 +24,16 @@ Key = tuple[Family, bytes]
 
 
 class Advertising:
-    """``blocks`` returns this node's, ``announced`` whether one is to be advertised at all. ``wait`` is how long an ADD
-    waits for its block's advertisement, in seconds; ``not_ready_after`` how long no peer may have been told of a block,
-    None: for ever."""
+    """``blocks`` returns this node's, ``announced`` what is announced for one, None: nothing. ``wait`` is how long an
+    ADD waits for its block's advertisement, in seconds; ``not_ready_after`` how long no peer may have been told of a
+    block, None: for ever."""
 
     def __init__(
         self,
         speaker: Speaker,
         blocks: Callable[[], Sequence[Block]],
         *,
-        announced: Callable[[Block], bool],
+        announced: Callable[[Block], Key | None],
         wait: float,
         not_ready_after: float | None,
         clock: Callable[[], float] = time.monotonic,
@@ -105,12 +105,13 @@ class Advertising:
 
     async def _look(self) -> None:
         blocks = self._blocks()
-        keys = {(block.family, block.prefix) for block in blocks}
-        hidden = {(block.family, block.prefix) for block in blocks if not self._announced(block)}
+        announced = {(block.family, block.prefix): self._announced(block) for block in blocks}
+        keys, hidden = announced.keys(), {key for key, by in announced.items() if by is None}
         self._told = self._told & keys | hidden
         self._waited &= keys
         for key in keys - self._told:
-            exports = self._speaker.rib.explain(*key).exports
+            by = announced[key]
+            exports = self._speaker.rib.explain(*by).exports if by is not None else ()
             if any([await self._speaker.flushed(export.peer) for export in exports if export.advertised]):
                 self._told.add(key)
                 self._progress.set()

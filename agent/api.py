@@ -156,7 +156,8 @@ async def _routes(request: web.Request) -> web.StreamResponse:
         for batch in views.routes(request.app[_NODE], family, only):
             taken = batch[: int(min(limit, len(batch)))]
             limit -= len(taken)
-            await response.write(b"".join(json.dumps(route).encode() + b"\n" for route in taken))
+            if taken:
+                await response.write(b"".join(json.dumps(route).encode() + b"\n" for route in taken))
             await asyncio.sleep(0)
             if limit <= 0:
                 return response

@@ -34,7 +34,14 @@ async def explain(node: Node, family: Family, asked: bytes) -> Json:
         "paths": [{**path_json(path), "reached": _reached(node, path)} for path in known.routes],
         "decided": known.decided,
         "exports": [
-            {"peer": export.peer, "advertised": export.advertised, "reason": export.reason} for export in known.exports
+            {
+                "peer": export.peer,
+                "advertised": export.advertised,
+                "reason": export.reason,
+                "origin": export.origin,
+                "pathId": export.path_id,
+            }
+            for export in known.exports
         ],
         "fib": _fib(held, live, node.fib.protocol),
     }

@@ -32,9 +32,7 @@ class GarbageCollector:
 
     def start(self) -> None:
         """Set aside what exists by now, modules above all, and take over in the running event loop."""
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(_YOUNG, _MIDDLE, _NEVER)
+        leash()
         gc.callbacks.append(self._measure)
         self._timer = asyncio.get_running_loop().call_later(_INTERVAL, self._again)
 
@@ -65,6 +63,13 @@ class GarbageCollector:
             took = time.perf_counter() - self._began
             self.seconds += took
             self.longest = max(self.longest, took)
+
+
+def leash() -> None:
+    """Set aside what exists by now, and have only young objects collected automatically."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_YOUNG, _MIDDLE, _NEVER)
 
 
 def promote() -> None:

@@ -80,7 +80,9 @@ def _changes(query: Mapping[str, str]) -> dict[str, object]:
             changes["block_size"] = int(text)
         elif key in _SWITCHES and text in ("true", "false"):
             changes[_SWITCHES[key]] = text == "true"
+        elif key == "aggregate" and text in ("none", "beside", "only"):
+            changes["aggregate"] = text
         else:
-            known = ", ".join((*_SWITCHES, "blockSize"))
-            raise web.HTTPBadRequest(text=f"{key}={text} cannot be set: one of {known}, true, false or a number")
+            known = f"{', '.join(_SWITCHES)} (true, false), blockSize (a number), aggregate (none, beside, only)"
+            raise web.HTTPBadRequest(text=f"{key}={text} cannot be set; there are {known}")
     return changes

@@ -16,6 +16,7 @@ from config.prefix import Family
 from ipam import cluster
 from ipam.errors import IpamError
 from ipam.ledger import Attachment
+from ipam.loans import NETWORK as LOANS
 from ipam.pool import span
 from ipam.records import Block
 from routes.pods import PodRoute, pod_routes
@@ -75,6 +76,7 @@ def compare(picture: Picture) -> Iterator[Disagreement]:
     """Yield each disagreement."""
     if picture.records is not None:
         yield from _blocks(picture, picture.records)
+        yield from _loans(picture, picture.records)
         yield from _overlaps(picture.records)
     yield from _containers(picture)
 
@@ -82,6 +84,7 @@ def compare(picture: Picture) -> Iterator[Disagreement]:
 def _blocks(picture: Picture, records: Sequence[Block]) -> Iterator[Disagreement]:
     held = {(block.family, block.prefix): block for block in picture.held}
     stored = {(block.family, block.prefix): block for block in records}
+    stored |= {(one.family, one.prefix): one for block in records for one in block.on_loan(picture.uuid)}
     for key, block in stored.items():
         if block.uuid == picture.uuid and key not in held:
             yield Disagreement("unused-block", f"block {block.cidr} is this node's, but it does not use it", "compare")
@@ -92,6 +95,20 @@ def _blocks(picture: Picture, records: Sequence[Block]) -> Iterator[Disagreement
         elif there.uuid != picture.uuid:
             text = f"block {block.cidr} is used here and belongs to node {there.owner}"
             yield Disagreement("foreign-block", text, "compare")
+
+
+def _loans(picture: Picture, records: Sequence[Block]) -> Iterator[Disagreement]:
+    """Compare what we have lent: the record is the truth, the ledger keeps the addresses from others."""
+    named = {loan.packed: loan.node for block in records if block.uuid == picture.uuid for loan in block.loans}
+    kept = {a.packed: one for one in picture.attachments if one.handle.network == LOANS for a in one.assignments}
+    for packed, node in named.items():
+        if packed not in kept:
+            text = f"address {prefix.address_text(packed)} is on loan to node {node}, and the ledger does not keep it"
+            yield Disagreement("unkept-loan", text, "compare")
+    for packed, one in kept.items():
+        if packed not in named:
+            text = f"address {prefix.address_text(packed)} is kept for node {one.handle.container_id}, which has it not"
+            yield Disagreement("unrecorded-loan", text, "compare")
 
 
 def _overlaps(records: Iterable[Block]) -> Iterator[Disagreement]:

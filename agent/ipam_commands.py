@@ -52,7 +52,10 @@ def pools(context: click.Context, socket_path: str, as_json: bool) -> None:
 @click.argument("changes", nargs=-1, required=True, metavar="KEY=VALUE...")
 @asks_agent
 def set_pool(name: str, changes: tuple[str, ...], socket_path: str, as_json: bool) -> None:
-    """Change a pool for all nodes: disabled=, manual= and notAdvertised= true or false, blockSize= of an empty pool."""
+    """Change a pool for all nodes.
+
+    disabled=, manual= and notAdvertised= true or false, aggregate= none, beside or only, blockSize= of an empty pool.
+    """
     wanted: dict[str, str | float | None] = {}
     for change in changes:
         key, equals, value = change.partition("=")

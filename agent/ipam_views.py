@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
+from ipaddress import ip_address
 from typing import Any
 
 from agent.ipam_check import check
 from agent.node import Node
+from cni.delegate import special
 from cni.hooks import Handle
 from config import prefix
 from config.prefix import BITS, NAMES
 from ipam import cluster
 from ipam.errors import AddressHeldError, AddressNotInPoolError
-from ipam.pool import Pool
+from ipam.pool import Pool, span
 
 Json = dict[str, Any]
 
@@ -58,6 +61,11 @@ def picture(node: Node, cidr: str) -> Json:
     if not cells:
         own = ", ".join(block.cidr for block in node.ipam.blocks()) or "none"
         raise AddressNotInPoolError(f"{cidr} is no block of node {node.config.node.name}; its blocks are: {own}")
+    first = span(family, wire)[0]
+    for address in special(family, wire):
+        holder = node.ipam.holder(address)
+        if holder is not None and holder.attributes.get("reserved"):
+            cells[int(ip_address(address)) - first] = "reserved"
     return {"block": cidr, "node": node.config.node.name, "cells": cells}
 
 
@@ -72,6 +80,7 @@ async def blocks(node: Node, pool: str | None, owner: str | None) -> list[Json]:
             "generation": block.generation,
             "claimedAt": block.claimed_at,
             "used": own.get((block.family, block.prefix)) if block.uuid == node.ipam.identity.uuid else None,
+            "loans": {prefix.address_text(loan.packed): loan.node for loan in block.loans},
         }
         for block in await cluster.blocks(node.ipam.shared())
         if pool in (None, block.pool) and owner in (None, block.owner)
@@ -79,7 +88,12 @@ async def blocks(node: Node, pool: str | None, owner: str | None) -> list[Json]:
 
 
 async def pools(node: Node) -> list[Json]:
-    return [_pool(pool) for pool in await cluster.pools(node.ipam.shared())]
+    store = node.ipam.shared()
+    supers = await cluster.superblocks(store)
+    return [
+        _pool(pool) | {"superBlocks": {one.cidr: one.value for one in supers if one.pool == pool.name}}
+        for pool in await cluster.pools(store)
+    ]
 
 
 async def set_pool(node: Node, name: str, changes: Json) -> Json:
@@ -120,7 +134,8 @@ async def reclaim(node: Node, name: str, quarantine: int) -> Json:
 def _own_usage(node: Node) -> dict[str, int]:
     used: Counter[str] = Counter()
     for usage in node.ipam.usage():
-        used[usage.block.pool] += usage.used
+        if not usage.block.lender:  # its owner counts it
+            used[usage.block.pool] += usage.used
     return dict(used)
 
 
@@ -137,6 +152,7 @@ def _pool(pool: Pool) -> Json:
         "manual": pool.manual,
         "notAdvertised": pool.not_advertised,
         "reservations": [prefix.text(pool.family, one) for one in pool.reservations],
+        "splitBy": asdict(pool.split) if pool.split else None,
     }
 
 

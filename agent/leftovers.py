@@ -39,6 +39,17 @@ class LeftoverSweep:
             self._task.cancel()
             await asyncio.wait([self._task])
 
+    def expect(self, peer: str) -> None:
+        """A peer was added: it has the time that is left to those that were there at the start."""
+        if self._timer is None or self._timer.when() > asyncio.get_running_loop().time():
+            self._absent.add(peer)
+
+    def dismiss(self, peer: str) -> None:
+        """A peer was removed: it will not come back, so nothing waits for it any more."""
+        self._absent.discard(peer)
+        self._told = {told for told in self._told if told[0] != peer}
+        self._fib.sweep(peer, restore=False)
+
     async def _watch(self) -> None:
         while True:
             if self._speaker.idle:
@@ -47,7 +58,10 @@ class LeftoverSweep:
 
     def _look(self) -> None:
         """Pass on End-of-RIBs; only while nothing is undecided, so that what came before them is in the Fib already."""
-        for peer in self._speaker.peers():
+        peers = self._speaker.peers()
+        names = {peer.name for peer in peers}
+        self._told = {(name, family) for name, family in self._told if name in names}
+        for peer in peers:
             for family, status in peer.families.items():
                 if status.end_of_rib not in _COMPLETE:
                     self._told.discard((peer.name, family))
@@ -59,3 +73,4 @@ class LeftoverSweep:
     def _give_up(self) -> None:
         for name in self._absent:
             self._fib.sweep(name)
+        self._absent.clear()

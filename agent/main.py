@@ -28,6 +28,10 @@ log = logging.getLogger("podroute.agent")
 _REFUSALS = (StartError, ConfigError, SpeakerError, FibError, IpamError, ServerError)
 """What an operator can cause: one line and exit status 1. Anything else is a defect and keeps its traceback."""
 
+_SWITCH = 0.0005
+"""Seconds that a thread may keep the interpreter while another wants it: the thread that feeds the kernel needs it only
+for moments, and while it waits for it the kernel has nothing to do."""
+
 
 @click.command()
 @click.option("--config", "path", default=DEFAULT_PATH, show_default=True, help="The node's file.")
@@ -43,6 +47,7 @@ def agent(path: str) -> None:
     if missing:
         _refuse(f"the agent needs {', '.join(missing)} to write routes and wire containers: run it as root")
     set_up(config.log.level, config.log.format)
+    sys.setswitchinterval(_SWITCH)
     try:
         asyncio.run(_run(config, path))
     except _REFUSALS as error:

@@ -19,11 +19,13 @@ from agent.collector import Collector
 from agent.errors import StartError
 from agent.garbage import promote
 from agent.leftovers import LeftoverSweep
-from agent.mesh import Mesh, in_mesh
+from agent.mesh import Mesh
 from agent.notify import notify
+from agent.origination import Origination
 from agent.peering import peer_settings, restart_settings
 from agent.pods import PodHooks
 from agent.reload import CONFIGURATION, Plan, add, apply, plan, restore
+from agent.standing import Standing
 from agent.stopping import Mode, take_leave
 from bgp.messages import Notification
 from bgp.settings import ListenRange, Neighbour, PeerSettings
@@ -42,7 +44,7 @@ from config.load import load
 from config.model import DEFAULT_PATH, Config
 from config.nexthop import NextHops
 from config.prefix import NAMES, Family, text
-from ipam.ledger import Assignment as Given
+from ipam.given import Assignment as Given
 from ipam.quarantine import Running
 from ipam.records import Block
 from ipam.service import Ipam
@@ -58,6 +60,7 @@ from routes.table import Result, State
 log = logging.getLogger("podroute.agent")
 
 STATE_FILE = "routes.json"
+MESH_FILE = "mesh.json"
 
 
 class Node:
@@ -83,6 +86,8 @@ class Node:
             on_blocks=self._blocks_changed,
             addresses=config.node.addresses or _own_addresses(self._peers.values()),
             running=lambda: (Running(*route) for route in pod_routes(config.routes.table)),
+            on_standing=lambda: self._standing.changed(),
+            seen=lambda block: self._standing.seen(block),
         )
         self.monitor = Monitor()
         self.resolver = Resolver(self.monitor, on_changed=self._next_hops_changed)
@@ -113,18 +118,33 @@ class Node:
             on_failure=self._failed,
             fib_full=lambda: self.fib.full,
         )
-        self._mesh = Mesh(config, self.ipam, self.speaker)
-        self._expected = self._passing_neighbours(state / STATE_FILE)
+        self._expected = self._dynamic_neighbours(state / STATE_FILE)
+        self._standing = Standing(self.ipam, self.speaker, announce=lambda: self.origination.refresh())
         self.sweep = LeftoverSweep(
             self.speaker,
             self.fib,
             {*self._peers, *self._expected},
             patience=config.bgp.graceful_restart.restart_time,
         )
+        self._mesh = Mesh(
+            config,
+            self.ipam,
+            self.speaker,
+            memory=state / MESH_FILE,
+            on_added=self.sweep.expect,
+            on_removed=self.sweep.dismiss,
+        )
+        self.origination = Origination(
+            self.speaker,
+            self.fib,
+            blocks=self.ipam.blocks,
+            announced=self.ipam.advertised,
+            aggregates=self.ipam.aggregates,
+        )
         self.advertising = Advertising(
             self.speaker,
             self.ipam.blocks,
-            announced=self.ipam.advertised,
+            announced=self.origination.of,
             wait=config.cni.wait_advertised,
             not_ready_after=config.cni.not_ready_seconds,
         )
@@ -134,7 +154,7 @@ class Node:
             PodHooks(
                 self.fib,
                 self.advertising,
-                uplinks=[str(_endpoint(peer)) for peer in self._peers.values()],
+                uplinks=self._uplink_addresses,
                 ready=self.ready,
                 owns=self._owns,
             ),
@@ -184,19 +204,23 @@ class Node:
         await self.resolver.start()
         self.monitor.subscribe(self._kernel_event, lambda: self.speaker.next_hops_changed(()))
         stack.push_async_callback(self.resolver.stop)
-        await self.fib.start(peers={*self._peers, *self._expected})
+        self._mesh.recall()
+        await self.fib.start(peers={*self._peers, *self._mesh.sessions, *self._expected})
         stack.push_async_callback(self._stop_fib)
         await self.ipam.start()
         stack.push_async_callback(self.ipam.stop)
         stack.push_async_callback(self.cni.stop)  # before its start: it also clears up a start that failed
         await self.cni.start()
         self.fib.expectations_complete()
+        self._standing.start()
+        stack.push_async_callback(self._standing.stop)
         self._collector.start()
         stack.push_async_callback(self._collector.stop)
         for family, prefix in self.config.advertised:
             self.speaker.originate(family, prefix, owner=CONFIGURATION, source="configured")
         for settings in self._peers.values():
             add(self.speaker, settings)
+        self._mesh.begin()
         await self.speaker.start(retained=self.fib.retained, expected=self._expected)
         stack.push_async_callback(self._stop_speaker)
         self._mesh.start()
@@ -223,6 +247,10 @@ class Node:
                     await restore(steps, self.speaker, old, new, before)
                     raise
                 self.config, self._peers = new, peers
+                for name in steps.removed:
+                    self.sweep.dismiss(name)
+                for name in steps.added:
+                    self.sweep.expect(name)
                 log.info("configuration reloaded", extra={"fields": steps.as_json()})
             return steps
 
@@ -280,25 +308,32 @@ class Node:
         """Return None where containers can be added, else CNI's STATUS code and why."""
         if self.state != "running":
             return Code.NOT_AVAILABLE, f"the agent is {self.state}"
+        if self.ipam.fenced:
+            return Code.NOT_AVAILABLE, f"this node is fenced, as the store is away: {self.ipam.store().problem}"
         if not self.ipam.blocks() and (problem := self.ipam.store().problem):
             return Code.NOT_AVAILABLE, f"this node has no block of addresses yet: {problem}"
         return self.advertising.trouble()
 
     def uplinks(self) -> set[str]:
         """Return the interfaces towards peers."""
-        endpoints = [_endpoint(peer) for peer in self._peers.values()]
-        found = [self.resolver.lookup(endpoint.packed, endpoint.device) for endpoint in endpoints]
-        return {gateway.device for resolution in found if resolution for gateway in resolution.gateways}
+        peers = (*self._peers.values(), *self._mesh.sessions.values())
+        return {device for peer in peers for device in self._devices(peer)}
 
-    def _passing_neighbours(self, state_file: Path) -> set[str]:
-        """Return those of which an earlier run may have left routes and that no file names: they are expected back.
+    def _uplink_addresses(self) -> list[str]:
+        """Return peers' addresses, of a mesh's one for each way out: it may have thousands."""
+        ways = {self._devices(peer): peer for peer in self._mesh.sessions.values()}
+        return [str(_endpoint(peer)) for peer in (*self._peers.values(), *ways.values())]
 
-        They are dynamic neighbours, and nodes of a mesh, whose records come later, or not before the store is back.
-        """
+    def _devices(self, peer: Neighbour) -> frozenset[str]:
+        endpoint = _endpoint(peer)
+        resolution = self.resolver.lookup(endpoint.packed, endpoint.device)
+        return frozenset(gateway.device for gateway in resolution.gateways) if resolution else frozenset()
+
+    def _dynamic_neighbours(self, state_file: Path) -> set[str]:
+        """Return the dynamic neighbours of which routes of an earlier run may be left: they are expected back."""
         ranges = [one for one in self._peers.values() if isinstance(one, ListenRange)]
-        meshes = self.config.mesh_here()
-        names = saved_peers(state_file) if ranges or meshes else set()
-        return {name for name in names if in_mesh(name, meshes) or any(made.made(name) for made in ranges)}
+        names = saved_peers(state_file) if ranges else set()
+        return {name for name in names if any(made.made(name) for made in ranges)}
 
     # What the rooms tell.
 
@@ -314,15 +349,14 @@ class Node:
     def _blocks_changed(self, granted: Sequence[Block], released: Sequence[Block]) -> None:
         for block in granted:
             self.fib.add_cover(block.family, block.prefix)
-            if self.ipam.advertised(block):
-                self.speaker.originate(block.family, block.prefix, owner=_owner(block), source="block")
             if self.running:  # lost before and ours again; at the start the CNI side tells of its pods
-                for attachment, one in self.ipam.assigned(block):
+                for attachment, one in self.ipam.assigned(block.family, block.prefix):
                     self.fib.expect_pod(one.family, one.prefix, attachment.attributes.get("hostInterface", ""))
+        self.origination.refresh()
         for block in released:
-            self.speaker.retract(block.family, block.prefix, _owner(block))
             self.fib.remove_cover(block.family, block.prefix)
-            for _, one in self.ipam.assigned(block):  # of a block that was lost: its old containers are cut off
+            # Of a block that was lost: its old containers are cut off
+            for _, one in self.ipam.assigned(block.family, block.prefix):
                 self.fib.forget_pod(one.family, one.prefix)
 
     def _owns(self, assignment: Assignment) -> bool:
@@ -332,13 +366,14 @@ class Node:
         self.fib.next_hops_changed()
         self.speaker.next_hops_changed(changed)
 
-    def _routes_changed(self, family: Family, changes: list[tuple[bytes, NextHops | None]]) -> None:
+    def _routes_changed(self, family: Family, changes: list[tuple[Sequence[bytes], NextHops | None]]) -> None:
         # When we close our sessions, what they taught us stays in the kernel: traffic flows on without the agent.
         if self.state != "stopping":
             self.fib.update(family, changes)
 
     def _session_changed(self, change: SessionChange) -> None:
         if change.up:
+            self.ipam.check_fence()  # after a suspension sessions may be back before a timer runs
             promote()
         if not change.up and not change.retained and self.state != "stopping":
             self.fib.peer_lost(change.peer)
@@ -370,10 +405,6 @@ class Node:
         problems = overlaps_with_subnets(self.config, self.monitor.interfaces.subnets())
         if problems:
             raise StartError("; ".join(f"{problem.path}: {problem.text}" for problem in problems))
-
-
-def _owner(block: Block) -> str:
-    return f"block of pool {block.pool}"
 
 
 def _own_addresses(peers: Iterable[Neighbour]) -> list[str]:

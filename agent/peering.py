@@ -8,11 +8,12 @@ from typing import Any
 from agent.errors import StartError
 from bgp.graceful_restart import RestartSettings
 from bgp.policy import Changes, Match, Policy, Rule
-from bgp.settings import ListenRange, Neighbour, PeerSettings, PrefixLimit
+from bgp.settings import EVERY_PATH, AddPath, ListenRange, Neighbour, PeerSettings, PrefixLimit
 from config import model, prefix
 from config import policy as written
 from config.password import read_password
 from config.values import community_octets
+from ipam.records import NodeRecord
 
 
 def peer_settings(config: model.Config, name: str, peer: model.Peer) -> Neighbour:
@@ -25,6 +26,7 @@ def peer_settings(config: model.Config, name: str, peer: model.Peer) -> Neighbou
         "families": peer.family_set,
         "hold_time": peer.hold_time,
         "route_reflector_client": peer.route_reflector_client,
+        "add_path": AddPath(peer.add_path.receive, EVERY_PATH if peer.add_path.send == "all" else peer.add_path.send),
         "allow_own_as": peer.allow_own_as,
         "enforce_first_as": peer.enforce_first_as,
         "multihop": peer.multihop,
@@ -49,16 +51,23 @@ def peer_settings(config: model.Config, name: str, peer: model.Peer) -> Neighbou
     )
 
 
-def mesh_settings(config: model.Config, name: str, mesh: model.Mesh, asn: int, ours: str, theirs: str) -> PeerSettings:
+def mesh_settings(
+    config: model.Config, name: str, mesh: model.Mesh, node: NodeRecord, ours: str, theirs: str
+) -> PeerSettings:
     """Return the settings of the session with one node of a mesh: the lower address dials."""
-    import_policy, export_policy = config.policies(mesh, asn)
+    import_policy, export_policy = config.policies(mesh, node.asn)
+    export = _policy(export_policy)
+    internal = node.asn == config.node.asn
+    reflecting = mesh.reflectors and internal and config.bgp.cluster_id is not None
+    if reflecting and not export_policy.rules and export.accept:
+        export = _REFLECTED
     own, other = ip_address(ours), ip_address(theirs)
     return PeerSettings(
         name=name,
         address=theirs,
-        asn=asn,
+        asn=node.asn,
         import_policy=_policy(import_policy),
-        export_policy=_policy(export_policy),
+        export_policy=export,
         local_address=ours,
         port=mesh.port,
         families=frozenset({4 if other.version == 4 else 6}),
@@ -66,7 +75,12 @@ def mesh_settings(config: model.Config, name: str, mesh: model.Mesh, asn: int, o
         hold_time=mesh.hold_time,
         connect_retry=mesh.connect_retry,
         password=_password(name, mesh.password_file) if mesh.password_file else None,
+        route_reflector_client=reflecting and not node.cluster_id,
     )
+
+
+_REFLECTED = Policy(rules=(Rule("reflected", True, Match(sources=frozenset({"learned"}))),), accept=True)
+"""What ``export: accept`` is on a route reflector: learned routes go on, too."""
 
 
 def _password(name: str, path: str) -> bytes:

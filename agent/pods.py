@@ -17,15 +17,16 @@ class PodHooks:
         fib: Fib,
         advertising: Advertising,
         *,
-        uplinks: Sequence[str],
+        uplinks: Callable[[], Sequence[str]],
         ready: Callable[[], tuple[int, str] | None],
         owns: Callable[[Assignment], bool],
     ) -> None:
-        """``owns``: whether an address lies in a block that is this node's; others are cut off."""
+        """``uplinks``: addresses of the peers there are now. ``owns``: whether an address lies in a block that is this
+        node's; others are cut off."""
         self._fib = fib
         self._advertising = advertising
         self._owns = owns
-        self._uplinks = tuple(uplinks)
+        self._uplinks = uplinks
         self._ready = ready
 
     async def pod_added(
@@ -51,4 +52,4 @@ class PodHooks:
         return self._ready()
 
     def uplinks(self) -> Sequence[str]:
-        return self._uplinks
+        return self._uplinks()

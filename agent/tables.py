@@ -35,6 +35,8 @@ def status(answer: Answer) -> None:
         grid.add_row("listen ranges" if not row else "", text)
     store = answer["store"]
     grid.add_row("store", Text(f"away: {store['problem']}", "red") if store["problem"] else store["url"])
+    if store["fenced"]:
+        grid.add_row("FENCED", Text("blocks withdrawn and containers refused until the store is back", "bold red"))
     if store["lostBlocks"]:
         grid.add_row("LOST BLOCKS", Text(", ".join(store["lostBlocks"]), "bold red"))
     grid.add_row("blocks", ", ".join(answer["blocks"]) or "none")
@@ -91,11 +93,17 @@ def routes(answer: Iterable[Answer]) -> None:
                 table.add_row(*first, "", "", "", "", "", kernel, route["problem"] or "")
                 continue
             mark = "*" if path["used"] else ""
-            origin = path["peer"] or path["owner"]
+            origin = _origin(path)
             cells = [mark, path["nextHop"] or "-", origin, str(path["localPref"]), path["asPath"]]
             table.add_row(*first, *cells, kernel, path["reason"] or route["problem"] or "")
             first, kernel = [""], Text("")
     _print(table, "no routes")
+
+
+def _origin(path: Answer) -> str:
+    """Say who announced a path, and with which identifier (RFC 7911)."""
+    number = "" if path["pathId"] is None else f" path {path['pathId']}"
+    return f"{path['peer'] or path['owner']}{number}"
 
 
 def explain(answer: Answer) -> None:
@@ -107,7 +115,7 @@ def explain(answer: Answer) -> None:
     table = _table("", "FROM", "NEXT HOP", "REACHED", "PREF", "AS PATH", "RULE", "WHY NOT")
     for path in answer["paths"]:
         mark = Text("best", "green") if path["best"] else Text("used", "green") if path["used"] else Text("")
-        origin = path["peer"] or path["owner"]
+        origin = _origin(path)
         cells = [path["nextHop"] or "-", path["reached"], str(path["localPref"]), path["asPath"], path["rule"]]
         table.add_row(mark, origin, *cells, path["reason"])
     _print(table, "no paths")
@@ -117,9 +125,10 @@ def explain(answer: Answer) -> None:
         desired, kernel = (", ".join(route[side]) or "-" for side in ("desired", "kernel"))
         fib.add_row(str(route["metric"]), route["owner"], desired, kernel, state)
     _print(fib, "no routes, neither desired nor in the kernel")
-    exports = _table("TOLD TO", "", "BY")
+    exports = _table("TOLD TO", "", "PATH", "BY")
     for export in answer["exports"]:
-        exports.add_row(export["peer"], "yes" if export["advertised"] else "no", export["reason"])
+        which = " ".join(str(part) for part in (export["origin"], export["pathId"]) if part)
+        exports.add_row(export["peer"], "yes" if export["advertised"] else "no", which, export["reason"])
     _print(exports, "told to nobody")
 
 
@@ -199,6 +208,9 @@ def ipam_pools(answer: Iterable[Answer]) -> None:
         nodes = ", ".join(f"{label}={value}" for label, value in pool["nodes"].items()) or "all"
         flags = [flag for flag in ("disabled", "manual", "notAdvertised") if pool[flag]]
         flags += [f"reserved {one}" for one in pool["reservations"]]
+        if split := pool["splitBy"]:
+            flags.append(f"split by {split['label']} into /{split['size']}")
+            flags += [f"{prefix} for {value}" for prefix, value in pool.get("superBlocks", {}).items()]
         table.add_row(pool["name"], pool["cidr"], f"/{pool['blockSize']}", nodes, ", ".join(flags))
     _print(table, "no pools")
 

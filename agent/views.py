@@ -8,25 +8,24 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import groupby, islice
+from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
 from agent.node import Node
 from bgp.inspection import Route
+from bgp.messages import ADD_PATH_TEXT
 from bgp.status import NotificationRecord, PeerStatus, RangeStatus
 from cni import hooks
 from config import prefix
 from config.check import overlaps_with_subnets
 from config.prefix import FAMILIES, NAMES, Family
+from ipam.loans import NETWORK as LOANS
 from routes.fib import FibRoute
 from routes.sysctl import findings
 from routes.table import State
 
 Json = dict[str, Any]
-
-_SLICE = 256
-"""Prefixes rendered before the event loop gets its turn again: about 5 ms."""
 
 
 async def status(node: Node) -> Json:
@@ -68,6 +67,7 @@ def _store(node: Node) -> Json:
         "url": store.url,
         "state": "away" if store.problem else "connected",
         "problem": store.problem or None,
+        "fenced": node.ipam.fenced,
         "lostBlocks": [prefix.text(lost.family, lost.prefix) for lost in node.ipam.lost()],
     }
 
@@ -79,8 +79,10 @@ def peers(node: Node) -> list[Json]:
 async def blocks(node: Node) -> list[Json]:
     advertised: dict[tuple[Family, bytes], list[str]] = {}
     for block in node.ipam.blocks():
-        explained = node.speaker.rib.explain(block.family, block.prefix)
-        advertised[block.family, block.prefix] = [export.peer for export in explained.exports if export.advertised]
+        announced = node.origination.of(block)
+        exports = node.speaker.rib.explain(*announced).exports if announced is not None else ()
+        told = [export.peer for export in exports if export.advertised]
+        advertised[block.family, block.prefix] = list(dict.fromkeys(told))
     return [
         {
             "prefix": prefix.text(usage.block.family, usage.block.prefix),
@@ -102,7 +104,11 @@ async def pods(node: Node) -> list[Json]:
     found = []
     for attachment in await node.ipam.attachments():
         attributes = attachment.attributes
-        if attributes.get("reserved") or node.cni.deletes(hooks.Handle(*attachment.handle)):
+        if (
+            attributes.get("reserved")
+            or attachment.handle.network == LOANS
+            or node.cni.deletes(hooks.Handle(*attachment.handle))
+        ):
             continue
         arguments = attributes.get("args") or {}
         names = [arguments.get("K8S_POD_NAMESPACE"), arguments.get("K8S_POD_NAME")]
@@ -123,17 +129,19 @@ async def pods(node: Node) -> list[Json]:
 
 
 def routes(node: Node, family: Family, only: bytes | None) -> Iterator[list[Json]]:
-    """Yield slices of the Loc-RIB; with ``only``, every path to that prefix, those that policy keeps out included."""
+    """Yield slices of the Loc-RIB, between which other work may be done; there are empty ones while it is sorted.
+
+    With ``only``, every path to that prefix, those that policy keeps out included.
+    """
     if only is not None:
         explained = node.speaker.rib.explain(family, only).routes
         held = node.fib.route(family, only) if node.running else []
         if explained or held:
             yield [_route(node, family, prefix.text(family, only), list(explained))]
         return
-    by_prefix = groupby(node.speaker.rib.inspection.loc_rib(family), key=attrgetter("prefix"))
-    rendered = (_route(node, family, text, list(paths)) for text, paths in by_prefix)
-    while batch := list(islice(rendered, _SLICE)):
-        yield batch
+    for some in node.speaker.rib.inspection.loc_rib(family):
+        by_prefix = groupby(some, key=attrgetter("prefix"))
+        yield [_route(node, family, text, list(paths)) for text, paths in by_prefix]
 
 
 def _route(node: Node, family: Family, text: str, paths: list[Route]) -> Json:
@@ -159,6 +167,7 @@ def _worst(route: FibRoute) -> bool:
 def path_json(path: Route) -> Json:
     return {
         "peer": path.peer,
+        "pathId": path.path_id,
         "owner": ", ".join(path.owners),
         "source": path.source,
         "used": path.multipath,
@@ -213,6 +222,7 @@ def _peer(peer: PeerStatus) -> Json:
                 "accepted": status.accepted,
                 "stale": status.stale,
                 "advertised": status.advertised,
+                "addPath": ADD_PATH_TEXT[status.add_path],
                 "problem": status.problem,
             }
             for family, status in peer.families.items()

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 
+from agent.garbage import leash
 from benchmarks.bgp_speaker import OnLink
 from benchmarks.report import Row
 from benchmarks.streams import Stream, synthetic
@@ -44,14 +45,15 @@ def _measure(stream: Stream) -> tuple[float, float]:
     """Return the seconds of CPU for taking a stream in, and for deciding over it."""
     rib = _rib()
     framer = Framer()
-    gc.collect()
-    gc.freeze()  # as the agent has it
+    thresholds = gc.get_threshold()
+    leash()  # as the agent has it
     taking = deciding = 0.0
     for start in range(0, len(stream.data), _READ):
         taking += _timed(lambda at=start: _take(rib, framer, stream.data[at : at + _READ]))  # type: ignore[misc]
         if rib.waiting > 50_000 or start + _READ >= len(stream.data):
             while rib.busy:
                 deciding += _timed(lambda: rib.run(4096))
+    gc.set_threshold(*thresholds)
     gc.unfreeze()
     return taking, deciding
 

@@ -10,6 +10,7 @@ import json
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from agent.garbage import GarbageCollector, promote
@@ -107,8 +108,8 @@ class Measured:
                 self.longest = max(self.longest, time.perf_counter() - before - _TICK)
                 self.longest_cpu = max(self.longest_cpu, time.thread_time() - cpu)
 
-    def _on_fib(self, family: Family, changes: list[tuple[bytes, NextHops | None]]) -> None:
-        self.routes += len(changes)
+    def _on_fib(self, family: Family, changes: list[tuple[Sequence[bytes], NextHops | None]]) -> None:
+        self.routes += sum(len(prefixes) for prefixes, _ in changes)
 
 
 if __name__ == "__main__":

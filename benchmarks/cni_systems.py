@@ -17,6 +17,8 @@ DEBIAN = Path("/usr/lib/cni")
 ROOT = Path(__file__).parents[1]
 _AGENT = "from agent.cli import main; main()"
 _PATIENCE = 30.0
+OURS = "podroute"
+IN_PYTHON = "podroute, plugin in Python"
 
 
 class BenchmarkError(Exception):
@@ -126,8 +128,20 @@ class Agent:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise BenchmarkError(f"the agent does not run:\n{self.log.read_text()}")
             time.sleep(0.02)
+        return self._system(OURS, "bin")
+
+    def in_python(self) -> System:
+        """Install the plugin in Python beside the other, for the same agent."""
+        settings = self._settings()
+        settings["cni"] |= {"binDir": f"{self.directory}/script", "confDir": f"{self.directory}/script.d"}
+        config = self.directory / "script.yaml"
+        config.write_text(json.dumps(settings))
+        self._run("cni", "install", "--plugin", "python", "--config", str(config))
+        return self._system(IN_PYTHON, "script")
+
+    def _system(self, name: str, place: str) -> System:
         config = {"cniVersion": "1.1.0", "name": "podroute", "type": "podroute"}
-        return System("podroute", self.directory / "bin" / "podroute", self.directory / "calls", config)
+        return System(name, self.directory / place / "podroute", self.directory / f"{place}-calls", config)
 
     def stop(self) -> None:
         if self._process is not None:

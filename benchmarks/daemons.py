@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,26 +49,32 @@ class Lab:
         self.injectors.close()
 
 
-class Daemon:
-    """One run of a daemon; ``received`` asks it how many prefixes it has."""
+class Daemon(ABC):
+    """One run of a daemon; ``received`` asks it how many prefixes it has, every ``interval`` seconds."""
 
     name = ""
+    interval = 0.02
 
     def __init__(self, lab: Lab, asn: int, peers: Sequence[BenchPeer]) -> None:
         self.lab = lab
         self.asn = asn
         self.peers = peers
         self.directory = Path(tempfile.mkdtemp(prefix="podroute-bench-"))
-        self.process = self._spawn()
+        self._started: list[subprocess.Popen[str]] = []
+        try:
+            self.process = self._spawn()
+        except BaseException:
+            self.close()
+            raise
 
     @classmethod
+    @abstractmethod
     def version(cls) -> str | None:
         """Return the daemon's version, None where it is not installed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def received(self) -> int:
         """Return how many prefixes its peers have announced to it, by its own counters."""
-        raise NotImplementedError
 
     def memory(self) -> int:
         """Return the resident set in octets."""
@@ -79,25 +86,29 @@ class Daemon:
         return (int(fields[11]) + int(fields[12])) / 100
 
     def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                stream.close()
+        for process in self._started:
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    stream.close()
         shutil.rmtree(self.directory, ignore_errors=True)
 
+    @abstractmethod
     def _spawn(self) -> subprocess.Popen[str]:
-        raise NotImplementedError
+        """Start the daemon, and return when it takes connections."""
 
     def _start(self, *argv: str, pipes: bool = False) -> subprocess.Popen[str]:
         with open(self.directory / "log", "ab") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 self.lab.daemon.command(*argv),
                 stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
                 stdout=subprocess.PIPE if pipes else log,
                 stderr=log,
                 text=True,
             )
+        self._started.append(process)
+        return process
 
     def _listening(self) -> None:
         """Wait until port 179 takes connections."""
@@ -181,7 +192,10 @@ class Bird(Daemon):
             control.sendall(f"{command}\n".encode())
             text = ""
             while "\n0000" not in text and " of " not in text:
-                text += control.recv(4096).decode()
+                more = control.recv(4096)
+                if not more:
+                    raise OSError(f"BIRD closed its socket after {text!r}")
+                text += more.decode()
             return text
 
 
@@ -218,17 +232,29 @@ class Frr(Daemon):
         return process
 
     def received(self) -> int:
-        text = subprocess.run(
-            ["vtysh", "--vty_socket", str(self.directory), "-d", "bgpd", "-c", "show bgp ipv4 unicast summary json"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        return sum(peer["pfxRcd"] for peer in json.loads(text)["peers"].values())
+        answer = json.loads(self._ask("show bgp ipv4 unicast summary json"))
+        return sum(peer["pfxRcd"] for peer in answer.get("peers", {}).values())
+
+    def _ask(self, command: str) -> str:
+        """Ask as vtysh does, without a process for each question: an answer ends with three zeros and a status."""
+        text = b""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as terminal:
+            terminal.settimeout(PATIENCE)
+            terminal.connect(str(self.directory / "bgpd.vty"))
+            for line in ("enable", command):
+                terminal.sendall(line.encode() + b"\0")
+                text = b""
+                while text[-4:-1] != bytes(3):
+                    more = terminal.recv(1 << 16)
+                    if not more:
+                        raise OSError(f"bgpd closed its terminal after {text!r}")
+                    text += more
+        return text[:-4].decode()
 
 
 class Gobgp(Daemon):
     name = "GoBGP"
+    interval = 0.2  # each question costs a process
 
     @classmethod
     def version(cls) -> str | None:

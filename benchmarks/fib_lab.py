@@ -309,7 +309,8 @@ class Bird(Router):
 
     def _start(self) -> None:
         channel = f"ipv{self.family}"
-        gateway = "gateway direct; " if self.asns[0] == ROUTER_AS else ""
+        # Internal sessions are multihop unless said otherwise, and their next hops recursive.
+        direct, gateway = ("direct; ", "gateway direct; ") if self.asns[0] == ROUTER_AS else ("", "")
         lines = [
             "router id 192.0.2.1;",
             f'log "{self.directory}/bird.log" all;',
@@ -320,7 +321,7 @@ class Bird(Router):
         for number in (0, 1):
             lines.append(
                 f"protocol bgp peer{number} {{ local {own_address(self.family, number)} as {ROUTER_AS}; "
-                f"neighbor {peer_address(self.family, number)} as {self.asns[number]}; passive on; "
+                f"neighbor {peer_address(self.family, number)} as {self.asns[number]}; {direct}passive on; "
                 f"{channel} {{ {gateway}import all; export none; }}; }}"
             )
         file = self.directory / "bird.conf"

@@ -75,10 +75,11 @@ class Injector:
                 return
 
     def _read(self) -> None:
-        self._sock.settimeout(None)
         while True:
             try:
                 data = self._sock.recv(1 << 18)
+            except TimeoutError:  # nothing to read; the limit is for writing
+                continue
             except OSError as error:
                 data, self.failed = b"", str(error)
             if not data:

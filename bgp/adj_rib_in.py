@@ -6,10 +6,12 @@ by the octets of the attribute section, so that a known section is neither parse
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from bgp.add_path_in import MOST_PATHS, NumberedPaths
 from bgp.attribute_parser import AttributeParser
 from bgp.attributes import (
     AS_PATH,
@@ -25,12 +27,21 @@ from bgp.attributes import (
 )
 from bgp.interning import Interned
 from bgp.messages import BgpError, Negotiated
+from bgp.nlri import Neighbours
 from bgp.paths import Hop, Path, Peer
 from bgp.policy import Policy
 from bgp.table import PLACE, TOP, Queue, Table
-from bgp.update import MpReach, decode_mp_reach, decode_mp_unreach, decode_nlri, end_of_rib, split
+from bgp.update import (
+    MpReach,
+    decode_mp_reach,
+    decode_mp_unreach,
+    decode_nlri,
+    decode_numbered_nlri,
+    end_of_rib,
+    split,
+)
 from config.nexthop import NextHop, NextHops
-from config.prefix import FAMILIES, NAMES, Family, address_text
+from config.prefix import FAMILIES, LEAD, NAMES, Family, address_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +58,8 @@ class RibPeer:
     """The AS_PATH from an external peer must start with its AS; off for route servers (RFC 7947)."""
     reflector_client: bool = False
     """RFC 4456: routes of other internal peers are reflected to it, and its routes to them."""
+    send_paths: int = 0
+    """How many paths to a prefix it is told where it takes several (RFC 7911); 0: the best one, as ever."""
 
 
 class Received(NamedTuple):
@@ -82,6 +95,8 @@ NextHopTable = Callable[[bytes, str], Hop]
 InternNextHops = Callable[[NextHops], NextHops]
 
 _NOTHING = Received()
+_AT_ONCE = 1000
+"""Stale paths withdrawn without waiting for their turn: a millisecond of work."""
 _MANDATORY = 1 << ORIGIN | 1 << AS_PATH
 _KNOWN_NEXT_HOPS = 1024
 
@@ -92,19 +107,25 @@ class AdjRibIn:
     def __init__(self, peer: Peer, settings: RibPeer, local_as: int, hop: NextHopTable, intern: InternNextHops) -> None:
         self.peer = peer
         self.settings = settings
-        self.tables: dict[Family, Table[Path]] = {4: Table(), 6: Table()}
+        self.tables: dict[Family, Table[Path]] = {4: Table(LEAD[4]), 6: Table(LEAD[6])}
+        """By prefix; of families that are in ``numbered`` they are empty."""
+        self.numbered: dict[Family, NumberedPaths] = {}
+        """Families whose NLRI carry path identifiers (RFC 7911) on the present session, or did on the last."""
         self.dirty: dict[Family, Queue] = {4: Queue(), 6: Queue()}
-        """What the peer says of these prefixes by now is in its table."""
+        """What the peer says of these prefixes by now is in its tables."""
         self.end_of_rib: set[Family] = set()
         """Families whose End-of-RIB has arrived on the present session."""
-        self._stale: dict[Family, list[dict[bytes, Path]]] = {4: [], 6: []}
-        """By shard, prefixes of an earlier session that the peer has not announced again (RFC 4724 section 4.2)."""
+        self._stale: dict[Family, Table[Path]] = {}
+        """What the peer announced on an earlier session and has not since (RFC 4724 section 4.2)."""
+        self._leaving: dict[Family, deque[Table[Path]]] = {4: deque(), 6: deque()}
+        """What was stale for too long, and is withdrawn a part at a time."""
         self._local_as = local_as
         self._hop = hop
         self._intern = intern
         self._session: SessionFacts | None = None
         self._parser = self._make_parser(True)
         self._ipv4_over_ipv6 = False
+        self._decode4 = decode_nlri
         self._native: Interned[bytes, Path] = Interned()
         """By attribute section, for the native IPv4 fields."""
         self._multiprotocol: Interned[bytes, Path] = Interned()
@@ -123,6 +144,12 @@ class AdjRibIn:
         self._session = session
         self._parser = self._make_parser(negotiated.four_octet_as)
         self._ipv4_over_ipv6 = (4, 6) in both
+        for family in FAMILIES:
+            if negotiated.receives_paths(family) != (family in self.numbered):
+                self._withdraw_all(family)  # what is stale cannot be told from what comes now
+                if self.numbered.pop(family, None) is None:
+                    self.numbered[family] = NumberedPaths()
+        self._decode4 = decode_numbered_nlri if 4 in self.numbered else decode_nlri
         self._next_hops.clear()
         self.end_of_rib.clear()
 
@@ -132,7 +159,7 @@ class AdjRibIn:
             self._session = self._session._replace(own_addresses=addresses)
             self._next_hops.clear()
 
-    def stop(self, retain: frozenset[Family] = frozenset()) -> list[dict[bytes, Path]]:
+    def stop(self, retain: frozenset[Family] = frozenset()) -> list[Sized]:
         """End the session: what the peer announced is withdrawn, or stale in the families ``retain``.
 
         What is stale already goes even there: the peer has had its chance to announce it again. Returns what is of no
@@ -141,37 +168,76 @@ class AdjRibIn:
         self._session = None
         self._next_hops.clear()
         self.end_of_rib.clear()
+        unused: list[Sized] = [*self._native.release(), *self._multiprotocol.release()]
+        for numbered in self.numbered.values():
+            unused += numbered.release()
         for family in FAMILIES:
             if family in retain:
                 self.drop_stale(family)
                 self.mark_stale(family)
             else:
                 self._withdraw_all(family)
-        return self._native.release() + self._multiprotocol.release()
+        return unused
 
     def mark_stale(self, family: Family) -> None:
         """From now on, what the peer does not announce again is stale."""
-        self._stale[family] = [dict(shard) for shard in self.tables[family].shards]
+        if family in self.numbered:
+            self.numbered[family].mark_stale()
+            return
+        self._stale[family] = self.tables[family].copy()
 
     def stale(self, family: Family) -> int:
-        """Return how many prefixes the peer has not announced again since ``mark_stale``, or a session before."""
-        return sum(map(len, self._stale[family]))
+        """Return how many paths the peer has not announced again since ``mark_stale``, or a session before."""
+        if family in self.numbered:
+            return self.numbered[family].stale
+        return len(self._stale[family]) if family in self._stale else 0
 
     def drop_stale(self, family: Family) -> int:
-        """Withdraw what is stale, and return how much it is."""
-        stale, self._stale[family] = self._stale[family], []
-        count = sum(map(len, stale))
-        if count == len(self.tables[family]):
-            self._withdraw_all(family)
+        """Withdraw what is stale, at once or, where it is much, by ``withdraw_stale``; return how much it is."""
+        if family in self.numbered:
+            count = self.numbered[family].drop_stale()
         else:
-            for shard in stale:
-                self._withdraw(family, list(shard))
+            stale = self._stale.pop(family, None)
+            count = 0 if stale is None else len(stale)
+            if stale is not None and count == len(self.tables[family]):
+                self._withdraw_all(family)
+            elif stale is not None:
+                self._leaving[family].append(stale)
+        self.withdraw_stale(family, _AT_ONCE)
         return count
 
+    def leaving(self, family: Family) -> int:
+        """Return how many paths ``withdraw_stale`` has yet to withdraw."""
+        if family in self.numbered:
+            return self.numbered[family].leaving
+        leaving = self._leaving[family]
+        return sum(map(len, leaving)) if leaving else 0
+
+    def withdraw_stale(self, family: Family, limit: int) -> int:
+        """Withdraw up to ``limit`` paths of what ``drop_stale`` has found; return how many it were."""
+        if family in self.numbered:
+            gone = self.numbered[family].withdraw_stale(limit)
+            self.dirty[family].add(gone)
+            return len(gone)
+        done, leaving = 0, self._leaving[family]
+        while leaving and done < limit:
+            part = leaving[0].take(limit - done)
+            self._withdraw(family, [prefix for prefix, _ in part])
+            done += len(part)
+            if not leaving[0]:
+                leaving.popleft()
+        return done
+
     def _withdraw_all(self, family: Family) -> None:
+        if family in self.numbered:
+            for paths in self.numbered[family].table.shards:
+                self.dirty[family].add(paths)
+            self.numbered[family] = NumberedPaths()
+            return
         gone = self.tables[family]
-        self.tables[family] = Table()
-        self._stale[family] = []
+        self.tables[family] = Table(LEAD[family])
+        self._stale.pop(family, None)
+        self._leaving[family].clear()
         for shard in gone.shards:
             self.dirty[family].add(shard)
 
@@ -180,22 +246,45 @@ class AdjRibIn:
         """What the present session is made of."""
         return None if self._session is None else self._session.negotiated
 
-    def reconsider_all(self) -> None:
-        """Have the decision process look again at everything that the peer announces."""
-        for family, table in self.tables.items():
-            for shard in table.shards:
-                self.dirty[family].add(list(shard))
+    def shards(self, family: Family) -> Sequence[Mapping[bytes, object]]:
+        """Return the tables whose keys are the prefixes that the peer announces."""
+        return self.numbered[family].table.shards if family in self.numbered else self.tables[family].shards
+
+    def count(self, family: Family) -> int:
+        """Return how many paths the peer announces."""
+        return self.numbered[family].count if family in self.numbered else len(self.tables[family])
+
+    def paths(self, family: Family, prefix: bytes) -> tuple[Path, ...]:
+        """Return what the peer announces of a prefix: one path at most where it gives no path identifiers."""
+        if family in self.numbered:
+            return self.numbered[family].table.get(prefix, ())
+        path = self.tables[family].get(prefix)
+        return () if path is None else (path,)
+
+    def by_hops(self, family: Family, hops: set[Hop]) -> Iterator[tuple[int, list[bytes]]]:
+        """Iterate over the tables' parts: size, and the prefixes with a path by one of these next hops."""
+        if family in self.numbered:
+            for paths in list(self.numbered[family].table.shards):
+                yield len(paths), [prefix for prefix, some in paths.items() if any(path.hop in hops for path in some)]
+        for shard in list(self.tables[family].shards):
+            yield len(shard), [prefix for prefix, path in shard.items() if path.hop in hops]
+
+    def reconsider_part(self, family: Family, part: int) -> int:
+        """Have the decision process look again at what the peer announces, one of ``SHARDS`` parts; return its size."""
+        prefixes = list(self.shards(family)[part])
+        self.dirty[family].add(prefixes)
+        return len(prefixes)
 
     def reconsider(self, family: Family, prefixes: Iterable[bytes]) -> None:
         """Have the decision process look again at those of ``prefixes`` that the peer announces."""
-        table = self.tables[family]
+        table = self.numbered[family].table if family in self.numbered else self.tables[family]
         self.dirty[family].add([prefix for prefix in prefixes if prefix in table])
 
     def receive(self, body: bytes) -> Received:
         """Take in the body of an UPDATE.
 
         Raises BgpError 3/x where the session is to be reset; nothing has been taken in then. Every lesser fault is in
-        the result (RFC 7606).
+        the result (RFC 7606). 6/8 (RFC 4486 section 4) is raised where a prefix gets more than ``MOST_PATHS``.
         """
         session = self._session
         if session is None:
@@ -210,8 +299,8 @@ class AdjRibIn:
                     self.drop_stale(marker)
                     return Received(end_of_rib=marker)
                 return Received(faults=(f"End-of-RIB of {NAMES[marker]}, which was not negotiated",))
-        withdrawn = decode_nlri(4, withdrawn_field) if withdrawn_field else []
-        reach = decode_nlri(4, nlri_field) if nlri_field else []
+        withdrawn = self._decode4(4, withdrawn_field) if withdrawn_field else []
+        reach = self._decode4(4, nlri_field) if nlri_field else []
         if 4 not in families and (withdrawn or reach):
             return Received(faults=("IPv4 routes, which were not negotiated",))
         if reach:
@@ -219,8 +308,7 @@ class AdjRibIn:
             if path is not None:
                 if withdrawn:
                     self._withdraw(4, withdrawn)
-                self._announce(4, reach, path)
-                return Received(None, (), {4: reach})
+                return Received(None, (), {4: self._announce(4, reach, path)})
         elif not raw:
             self._withdraw(4, withdrawn)
             return _NOTHING
@@ -228,8 +316,8 @@ class AdjRibIn:
             known = self._known_mp_reach(raw)
             if known is not None:
                 self._withdraw(4, withdrawn)
-                self._announce(known[0].family, known[0].prefixes, known[1])
-                return Received(announced={known[0].family: known[0].prefixes})
+                family, _, prefixes = known[0]
+                return Received(announced={family: self._announce(family, prefixes, known[1])})
         return self._judge(raw, withdrawn, reach)
 
     def _usual_native(self, raw: bytes) -> Path | None:
@@ -254,7 +342,7 @@ class AdjRibIn:
             judged = self._parser.judge_usual(rest)
             if judged is None:
                 return None
-        reach = decode_mp_reach(value, session.negotiated.families, self._ipv4_over_ipv6)
+        reach = decode_mp_reach(value, session.negotiated.families, self._ipv4_over_ipv6, self.numbered)
         if reach is None or not reach.prefixes:
             return None
         if judged is not None:
@@ -271,11 +359,11 @@ class AdjRibIn:
         faults = [f.text for f in parsed.faults]
         reach = unreach = None
         if parsed.mp_reach is not None:
-            reach = decode_mp_reach(parsed.mp_reach, families, self._ipv4_over_ipv6)
+            reach = decode_mp_reach(parsed.mp_reach, families, self._ipv4_over_ipv6, self.numbered)
             if reach is None:
                 faults.append("MP_REACH_NLRI of a family that was not negotiated")
         if parsed.mp_unreach is not None:
-            unreach = decode_mp_unreach(parsed.mp_unreach, families)
+            unreach = decode_mp_unreach(parsed.mp_unreach, families, self.numbered)
             if unreach is None:
                 faults.append("MP_UNREACH_NLRI of a family that was not negotiated")
         withdraw = parsed.withdraw
@@ -300,8 +388,7 @@ class AdjRibIn:
                 path = self._path(parsed.attributes, parsed.next_hop)
                 if not parsed.codes & (1 << MP_REACH | 1 << MP_UNREACH):
                     self._native[raw] = path
-                self._announce(4, native, path)
-                announced[4] = native
+                announced[4] = self._announce(4, native, path)
         if reach is not None:
             if withdraw:
                 self._withdraw(reach.family, reach.prefixes)
@@ -310,31 +397,59 @@ class AdjRibIn:
                 leading = _leading_mp_reach(raw)
                 if leading is not None and not parsed.codes >> MP_UNREACH & 1:
                     self._multiprotocol[leading[0] + leading[2]] = path
-                self._announce(reach.family, reach.prefixes, path)
-                announced[reach.family] = announced.get(reach.family, []) + reach.prefixes
+                prefixes = self._announce(reach.family, reach.prefixes, path)
+                announced[reach.family] = announced.get(reach.family, []) + prefixes
         return Received(None, tuple(faults), announced or None)
 
-    def _announce(self, family: Family, prefixes: list[bytes], path: Path) -> None:
-        shards = self.tables[family].shards
-        for prefix in prefixes:
-            shards[PLACE[hash(prefix) >> TOP]][prefix] = path
-        self.dirty[family].add(prefixes)
-        if self._stale[family]:
+    def _announce(self, family: Family, prefixes: list[bytes], path: Path) -> list[bytes]:
+        """Set the path of prefixes, with identifiers before them where those are negotiated; return the prefixes."""
+        dirty = self.dirty[family]
+        if self.numbered and family in self.numbered:
+            prefixes = self.numbered[family].announce(prefixes, path)
+            dirty.add(prefixes)
+            if self.numbered[family].overfull:
+                raise BgpError(6, 8, reason=f"more than {MOST_PATHS} paths to one prefix")
+            return prefixes
+        table = self.tables[family]
+        shards, lead = table.shards, table.lead
+        if isinstance(prefixes, Neighbours):
+            for run in prefixes.runs:
+                table.writable(PLACE[hash(run[0][:lead]) >> TOP]).update(dict.fromkeys(run, path))
+                dirty.add(run)
+        else:
+            if table.shared:
+                for prefix in prefixes:
+                    table[prefix] = path
+            else:
+                for prefix in prefixes:
+                    shards[PLACE[hash(prefix[:lead]) >> TOP]][prefix] = path
+            dirty.add(prefixes)
+        if family in self._stale or self._leaving[family]:
             self._freshen(family, prefixes)
+        return prefixes
 
     def _withdraw(self, family: Family, prefixes: list[bytes]) -> None:
-        if prefixes:
-            shards = self.tables[family].shards
-            gone = [prefix for prefix in prefixes if shards[PLACE[hash(prefix) >> TOP]].pop(prefix, None) is not None]
-            self.dirty[family].add(gone)
-            if self._stale[family]:
+        dirty = self.dirty[family]
+        if self.numbered and family in self.numbered:
+            dirty.add(self.numbered[family].withdraw(prefixes))
+        elif prefixes:
+            table = self.tables[family]
+            if isinstance(prefixes, Neighbours):
+                for run in prefixes.runs:
+                    shard = table.writable(PLACE[hash(run[0][: table.lead]) >> TOP])
+                    gone = [prefix for prefix in run if shard.pop(prefix, None) is not None]
+                    dirty.add(gone if len(gone) < len(run) else run)
+            else:
+                dirty.add([prefix for prefix in prefixes if table.pop(prefix) is not None])
+            if family in self._stale or self._leaving[family]:
                 self._freshen(family, prefixes)
 
     def _freshen(self, family: Family, prefixes: list[bytes]) -> None:
         """The peer has said something about prefixes: they are not stale any more."""
-        stale = self._stale[family]
-        for prefix in prefixes:
-            stale[PLACE[hash(prefix) >> TOP]].pop(prefix, None)
+        for old in (*self._leaving[family], self._stale.get(family)):
+            if old is not None:
+                for prefix in prefixes:
+                    old.pop(prefix)
 
     def _path(self, attributes: Attributes, next_hop: bytes) -> Path:
         known = self._next_hops.get(next_hop)

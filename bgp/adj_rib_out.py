@@ -1,30 +1,32 @@
 """Adj-RIB-Out: what is announced to peers (RFC 4271 section 3.2), once per group of peers that get the same.
 
-A group holds one table and a log of its changes. A member is a cursor into the log, with a backlog of its own for what
-the log does not tell: the table as it was when the member joined, or a refresh. Members that stand at the same place
-are served with the same packed messages. A withdrawal goes out only for what that peer was told before.
+A group holds one table and a log of its changes. A member is a cursor into the log, and before that there may be what
+the log does not tell (``bgp.telling``): the table as it was when the member joined, or the way here from another group.
+Members that stand at the same place are served with the same packed messages. A withdrawal goes out only for what that
+peer was told before.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
-from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from bgp import nlri
 from bgp.attribute_encoding import ExportKind, exported
 from bgp.attributes import NO_ADVERTISE, NO_EXPORT, NO_EXPORT_SUBCONFED
+from bgp.interning import Interned
 from bgp.messages import BORR, EORR
 from bgp.paths import Path, Peer
 from bgp.policy import Changes, ExportPolicy, Policy, Source, Verdict
-from bgp.table import PLACE, TOP, Table
+from bgp.table import PLACE, SHARDS, TOP, Table
+from bgp.telling import SLICE, Change, Difference, Exported, Member, Retelling, Told, Whole
 from bgp.update import Announcement, announcements, encode_end_of_rib, encode_refresh_marker, fits, room, withdrawals
 from config.prefix import Family
 
-_SLICE = 5000
-"""Prefixes packed in one go; some milliseconds of work."""
+_KNOWN_PATHS = 4096
+"""Paths of which it is remembered what they are exported as, so that not every prefix has it worked out."""
 
 _LOG_LIMIT = 50_000
 """Changes kept for members that lag behind; then they get a backlog of their own."""
@@ -40,41 +42,11 @@ class GroupKey(NamedTuple):
     """Longest message in octets."""
     next_hop_size: int
     """Octets of the session's own next hop."""
+    paths: int = 0
+    """How many paths to a prefix are told, with path identifiers (RFC 7911); 0: the best one, without."""
 
 
-class Exported:
-    """A route as a group's members see it; equal ones are one object."""
-
-    __slots__ = ("__weakref__", "after", "before", "next_hop", "peer")
-
-    def __init__(self, before: bytes, after: bytes, next_hop: bytes | None, peer: Peer | None) -> None:
-        self.before = before
-        self.after = after
-        self.next_hop = next_hop
-        """Packed; None: the session's own."""
-        self.peer = peer
-        """Who announced it: that peer does not get it back."""
-
-    def says(self, other: Exported) -> bool:
-        """Tell whether a peer that knows ``other`` would learn nothing."""
-        return (self.before, self.after, self.next_hop) == (other.before, other.after, other.next_hop)
-
-
-Change = tuple[Exported | None, Exported | None]
-"""What a prefix was announced with, and what it is to be announced with; None: not at all."""
-
-
-class Told(NamedTuple):
-    """What a peer has been told on its session, for a change of groups in the middle of it."""
-
-    routes: dict[bytes, Exported]
-    queue: deque[bytes]
-    """Messages packed and not yet taken; they count as told."""
-    end_of_rib_due: bool
-    next_hop: bytes
-    """The session's own next hop in all that."""
-    refresh_due: bool
-    """A refresh between BoRR and EoRR is not complete."""
+_Content = tuple[bytes, bytes, bytes | None, Peer | None, frozenset[Peer] | None]
 
 
 class _Plan(NamedTuple):
@@ -83,84 +55,24 @@ class _Plan(NamedTuple):
     withdrawn: list[bytes]
     announced: list[Announcement]
     peers: set[Peer]
-    """Peers that announced something of it, and so get another plan."""
+    """Peers that get another plan, because they announced something of it, or get what others do not."""
     rendered: dict[bytes, list[bytes]]
     """Whole messages by the session's own next hop."""
-
-
-class _Whole:
-    """A table that a member is to be told, sorted by route before it is packed; a part at a time, both."""
-
-    def __init__(self, shards: list[dict[bytes, Exported]], *, first: bool, marked: bool = False) -> None:
-        self.first = first
-        """The member has been told nothing of it yet."""
-        self.marked = marked
-        """Goes out between BoRR and EoRR (RFC 7313)."""
-        self.begun = False
-        self._shards = shards
-        self._routes: defaultdict[Exported, list[bytes]] = defaultdict(list)
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Iterate over the prefixes that are left."""
-        for some in (*self._shards, *self._routes.values()):
-            yield from some
-
-    def sort(self) -> int:
-        """Sort a part; return how many prefixes it were, 0: all is sorted."""
-        self.begun = True
-        count = 0
-        while self._shards and count < _SLICE:
-            shard = self._shards.pop()
-            count += len(shard)
-            for prefix, route in shard.items():
-                self._routes[route].append(prefix)
-        return count
-
-    def take(self) -> list[tuple[Exported, list[bytes]]]:
-        """Remove and return about as many prefixes as are packed in one go; nothing where all is taken."""
-        taken: list[tuple[Exported, list[bytes]]] = []
-        left = _SLICE
-        while self._routes and left > 0:
-            route, prefixes = self._routes.popitem()
-            if len(prefixes) > left:
-                self._routes[route] = prefixes[left:]
-                prefixes = prefixes[:left]
-            taken.append((route, prefixes))
-            left -= len(prefixes)
-        return taken
-
-
-class Member:
-    """One peer's place in a group."""
-
-    def __init__(self, peer: Peer, next_hop: bytes, cursor: int) -> None:
-        self.peer = peer
-        self.next_hop = next_hop
-        self.cursor = cursor
-        """Number of the first change in the log that the peer has not been told."""
-        self.tables: deque[_Whole] = deque()
-        """What comes first: the table when the member joined, and when it asked for it."""
-        self.backlog: dict[bytes, Change] = {}
-        """What comes before the log."""
-        self.queue: deque[bytes] = deque()
-        """Messages packed and not yet taken."""
-        self.end_of_rib_due = True
-        self.refresh_due = False
-        """The peer asked for a refresh before it had End-of-RIB, after which it gets one (RFC 7313 section 4)."""
 
 
 class ExportGroup:
     """The Adj-RIB-Out of one family and kind of session.
 
-    ``source`` tells where a route of our own comes from.
+    ``source`` tells where a route of our own comes from. Where path identifiers are sent, each prefix has one before it
+    in the table, in the log and in all that comes of them (``bgp.add_path_out``).
     """
 
     def __init__(self, key: GroupKey, source: Callable[[bytes], Source]) -> None:
         self.key = key
         self.table: Table[Exported] = Table()
         self.members: dict[str, Member] = {}
-        self.announced_by: Counter[Peer] = Counter()
-        """How many routes of the table each peer announced to us."""
+        self._withheld: Counter[Peer | None] = Counter()
+        """How many routes of the table a peer does not get; under None, those that only some get."""
         self.deferred = False
         """What there is to tell is not complete yet, whatever the log says: End-of-RIB has to wait."""
         self._source = source
@@ -168,13 +80,13 @@ class ExportGroup:
         constant = self._policy.constant(key.family, "learned")
         self.own_only = constant is not None and not constant.accepted
         """The export policy passes no learned route."""
-        self._log: list[tuple[bytes, Exported | None, Exported | None]] = []
+        self._log: list[Difference] = []
         self._base = 0
         """Number of the first change in the log."""
         self._unseen: Iterator[tuple[bytes, Path | None]] | None = None
-        self._by_path: WeakKeyDictionary[Path, dict[Changes, Exported | None]] = WeakKeyDictionary()
-        self._by_content: WeakValueDictionary[tuple[bytes, bytes, bytes | None, Peer | None], Exported]
-        self._by_content = WeakValueDictionary()
+        self._by_path: dict[Path, tuple[Changes, Exported | None]] = {}
+        """What became of paths of late."""
+        self._by_content: Interned[_Content, Exported] = Interned()
         self._plans: dict[tuple[int, int], _Plan] = {}
 
     @property
@@ -200,25 +112,31 @@ class ExportGroup:
         if budget is None or len(stretch) < budget:
             self._unseen = None
             for member in self.members.values():
-                member.tables.append(_Whole(self.table.snapshot(), first=True))
+                self._begin(member)
         return len(stretch)
 
-    def update(self, best: Mapping[bytes, Path | None]) -> None:
-        """Take in changed best paths; None: no longer any."""
-        table, shards, log, complete = self.table, self.table.shards, self._log, self.complete
+    def update(self, best: Mapping[bytes, Path | None], others: Iterable[bytes] = ()) -> None:
+        """Take in changed best paths, None: no longer any. ``others`` have the same best path, but other paths."""
         constant = self._policy.constant(self.key.family, "learned") is not None
         last: Path | None = None
         known: Exported | None = None
-        gained: defaultdict[Peer, int] = defaultdict(int)
+        wanted: dict[bytes, Exported | None] = {}
         for prefix, path in best.items():
             if path is None or (self.own_only and path.peer is not None):
-                new = None
+                wanted[prefix] = None
             elif path is last:
-                new = known
+                wanted[prefix] = known
             else:
-                new = self._export(prefix, path)
+                wanted[prefix] = new = self._export(prefix, path)
                 if constant and path.peer is not None:  # what follows from the path alone holds for the next prefix too
                     last, known = path, new
+        self._store(wanted)
+
+    def _store(self, wanted: Mapping[bytes, Exported | None]) -> None:
+        """Bring the table to what is wanted of some prefixes, and note for the members what changes."""
+        table, shards, log, complete = self.table, self.table.shards, self._log, self.complete
+        withheld: defaultdict[Peer | None, int] = defaultdict(int)
+        for prefix, new in wanted.items():
             at = PLACE[hash(prefix) >> TOP]
             old = shards[at].get(prefix)
             if new is old:
@@ -227,55 +145,59 @@ class ExportGroup:
                 del table.writable(at)[prefix]
             else:
                 table.writable(at)[prefix] = new
-                if new.peer is not None:
-                    gained[new.peer] += 1
-            if old is not None and old.peer is not None:
-                gained[old.peer] -= 1
+                if new.only is not None:
+                    _restrict(withheld, new.only, 1)
+                elif new.peer is not None:
+                    withheld[new.peer] += 1
+            if old is not None:
+                if old.only is not None:
+                    _restrict(withheld, old.only, -1)
+                elif old.peer is not None:
+                    withheld[old.peer] -= 1
             if complete:  # before that, no member has been told anything
                 log.append((prefix, old, new))
-        self.announced_by.update(gained)
+        self._withheld.update(withheld)
         if len(log) > _LOG_LIMIT:
             self._trim()
 
     def join(self, peer: Peer, next_hop: bytes, told: Told | None = None) -> None:
         """Add a peer, which is to be told everything. ``told`` is what it has been told on this session already."""
         member = self.members[peer.name] = Member(peer, next_hop, self.end)
-        if told is None:
-            if self.complete:
-                member.tables.append(_Whole(self.table.snapshot(), first=True))
-            return
-        member.queue = told.queue
-        member.end_of_rib_due = told.end_of_rib_due
-        initial: dict[Exported, Change] = {}
-        backlog = member.backlog
-        for prefix, route in self.table.items():
-            backlog[prefix] = initial.setdefault(route, (None, route))
-        same_next_hop = told.next_hop == next_hop
-        for prefix, held in told.routes.items():
-            wanted = self.table.get(prefix)
-            if same_next_hop and wanted is not None and wanted.peer is not peer and held.says(wanted):
-                del backlog[prefix]
-            else:
-                backlog[prefix] = held, wanted
-        if told.refresh_due:
-            self.refresh(peer.name, enhanced=True)
+        if told is not None:
+            member.queue = told.queue
+            member.end_of_rib_due = told.end_of_rib_due
+            member.retelling = Retelling(told, peer, next_hop)
+            if told.refresh is not None:
+                self.refresh(peer.name, enhanced=told.refresh)
+        if self.complete:
+            self._begin(member)
+
+    def _begin(self, member: Member) -> None:
+        """Have a member told the table as it is now."""
+        if member.retelling is not None:
+            member.retelling.begin(self.table.snapshot())
+        else:
+            member.tables.append(Whole(self.table.snapshot(), first=True))
 
     def told(self, name: str) -> Told:
         """Return what a peer has been told on its session so far."""
         member = self.members[name]
+        if member.retelling is not None:
+            told, rest = member.retelling.interrupt()
+            member.queue.extend(self._render(self._plan(rest, member.peer), member.next_hop))
+            refresh = True if member.refresh_due else told.refresh
+            mixed = member.retelling.begun and told.next_hop != member.next_hop
+            next_hop = b"" if mixed else told.next_hop
+            return told._replace(
+                queue=member.queue, end_of_rib_due=member.end_of_rib_due, next_hop=next_hop, refresh=refresh
+            )
         self._absorb(member)
-        routes = {prefix: route for prefix, route in self.table.items() if route.peer is not member.peer}
-        for prefix, (held, _) in member.backlog.items():
-            if held is None or held.peer is member.peer:
-                routes.pop(prefix, None)
-            else:
-                routes[prefix] = held
-        for table in member.tables:
-            if table.first:
-                for prefix in table:
-                    routes.pop(prefix, None)
-        refresh_due = member.refresh_due or any(table.marked for table in member.tables)
-        return Told(routes, member.queue, member.end_of_rib_due, member.next_hop, refresh_due)
+        held = {prefix: held for prefix, (held, _) in member.backlog.items()}
+        untold = tuple(table for table in member.tables if table.first)
+        again = [table.marked for table in member.tables if not table.first]
+        refresh = True if member.refresh_due or any(again) else False if again else None
+        shards = self.table.snapshot() if self.complete else [{} for _ in range(SHARDS)]
+        return Told(shards, held, untold, member.queue, member.end_of_rib_due, member.next_hop, refresh)
 
     def leave(self, name: str) -> None:
         """Remove a peer."""
@@ -290,17 +212,33 @@ class ExportGroup:
         member = self.members[name]
         if enhanced and member.end_of_rib_due:
             member.refresh_due = True
+        elif member.retelling is not None:
+            member.retelling.refresh = enhanced or bool(member.retelling.refresh)
         elif self.complete and (not member.tables or member.tables[-1].begun):
             self._absorb(member)
-            member.tables.append(_Whole(self.table.snapshot(), first=False, marked=enhanced))
+            member.tables.append(Whole(self.table.snapshot(), first=False, marked=enhanced))
 
     def advertised(self, name: str) -> int:
-        """Return how many prefixes the peer is, or is about to be, told."""
-        return len(self.table) - self.announced_by[self.members[name].peer]
+        """Return how many prefixes, or paths with identifiers, the peer is, or is about to be, told."""
+        return len(self.table) - self._withheld[None] - self._withheld[self.members[name].peer]
+
+    def announces(self, prefix: bytes) -> bool:
+        """A prefix is in the table, whoever of the members gets it."""
+        return prefix in self.table
+
+    @property
+    def prefixes(self) -> Sequence[Mapping[bytes, object]]:
+        """The shards of a table whose keys are the prefixes that are announced."""
+        return self.table.shards
+
+    def routes_to(self, peer: Peer, prefix: bytes) -> list[tuple[int | None, Exported]]:
+        """Return what a member is, or is about to be, told of a prefix: path identifiers and routes."""
+        route = self.table.get(prefix)
+        return [(None, route)] if route is not None and route.goes_to(peer) else []
 
     def has_outgoing(self, name: str) -> bool:
         member = self.members[name]
-        due = member.end_of_rib_due and self.complete and not self.deferred
+        due = self.complete and (member.retelling is not None or (member.end_of_rib_due and not self.deferred))
         return bool(member.queue or member.tables or member.backlog or member.cursor < self.end or due)
 
     def outgoing(self, name: str, max_bytes: int) -> list[bytes]:
@@ -315,7 +253,7 @@ class ExportGroup:
             if member.queue:
                 taken.append(member.queue.popleft())
                 size += len(taken[-1])
-            elif visited >= _SLICE or not (count := self._advance(member)):
+            elif visited >= SLICE or not (count := self._advance(member)):
                 break
             else:
                 visited += count
@@ -350,10 +288,12 @@ class ExportGroup:
             verdict = self._policy.evaluate(self.key.family, prefix, source, path)
         if not verdict.accepted:
             return None
-        known = self._by_path.setdefault(path, {})
-        if verdict.changes not in known:
-            known[verdict.changes] = self._encode(path, verdict.changes)
-        return known[verdict.changes]
+        known = self._by_path.get(path)
+        if known is None or known[0] is not verdict.changes:
+            if len(self._by_path) >= _KNOWN_PATHS:
+                self._by_path.clear()
+            known = self._by_path[path] = verdict.changes, self._encode(path, verdict.changes)
+        return known[1]
 
     def _encode(self, path: Path, changes: Changes) -> Exported | None:
         reflected = path.peer is not None and path.peer.ibgp
@@ -366,9 +306,12 @@ class ExportGroup:
             if self.key.family == 4 and len(next_hop) > self.key.next_hop_size:
                 next_hop = None  # an IPv6 next hop on a session that has not negotiated RFC 8950
         size = self.key.next_hop_size if next_hop is None else len(next_hop)
-        if not fits(self.key.family, size, len(before) + len(after), self.key.limit):
+        numbered = self.key.paths > 0
+        if not fits(self.key.family, size, len(before) + len(after), self.key.limit, numbered=numbered):
             return None  # RFC 8654 section 4: attributes that arrived in a longer message than this session takes
-        content = before, after, next_hop, path.peer
+        return self._shared((before, after, next_hop, path.peer, None))
+
+    def _shared(self, content: _Content) -> Exported:
         known = self._by_content.get(content)
         if known is None:
             known = self._by_content[content] = Exported(*content)
@@ -376,14 +319,16 @@ class ExportGroup:
 
     def _advance(self, member: Member) -> int:
         """Pack the next stretch of what a member has not been told; return its size, 0 where there is nothing."""
-        if member.tables:
+        if member.retelling is not None:
+            count = self._retell(member, member.retelling) if member.retelling.begun else 0
+        elif member.tables:
             whole = member.tables[0]
             if whole.marked and not whole.begun:
                 member.queue.append(encode_refresh_marker(self.key.family, BORR))
             count = whole.sort()
             if not count:
                 routes = whole.take()
-                others = [(route, some) for route, some in routes if route.peer is not member.peer]
+                others = [(route, some) for route, some in routes if route.goes_to(member.peer)]
                 member.queue.extend(self._render(self._pack([], others, set()), member.next_hop))
                 if not routes:
                     member.tables.popleft()
@@ -392,12 +337,12 @@ class ExportGroup:
                 count = 1 + sum(len(some) for _, some in routes)
         elif member.backlog:
             backlog = member.backlog
-            count = min(_SLICE, len(backlog))
+            count = min(SLICE, len(backlog))
             stretch = [(prefix, *change) for prefix, change in (backlog.popitem() for _ in range(count))]
             member.queue.extend(self._render(self._plan(stretch, member.peer), member.next_hop))
         elif member.cursor < self.end:
             first = member.cursor
-            member.cursor = min(first + _SLICE, self.end)
+            member.cursor = min(first + SLICE, self.end)
             count = member.cursor - first
             plan = self._plans.get((first, member.cursor))
             if plan is None:
@@ -406,7 +351,7 @@ class ExportGroup:
             if member.peer in plan.peers:
                 plan = self._plan(self._stretch(first, member.cursor), member.peer)
             member.queue.extend(self._render(plan, member.next_hop))
-            if len(self._plans) > 8 or len(self._log) > _SLICE:
+            if len(self._plans) > 8 or len(self._log) > SLICE:
                 self._trim()
         elif member.end_of_rib_due and self.complete and not self.deferred:
             member.end_of_rib_due = False
@@ -419,23 +364,40 @@ class ExportGroup:
             count = 0
         return count
 
-    def _stretch(self, first: int, last: int) -> list[tuple[bytes, Exported | None, Exported | None]]:
+    def _retell(self, member: Member, retelling: Retelling) -> int:
+        count, differences = retelling.take()
+        member.queue.extend(self._render(self._plan(differences, member.peer), member.next_hop))
+        if not count:
+            member.retelling = None
+            if retelling.refresh is not None:
+                self.refresh(member.peer.name, enhanced=retelling.refresh)
+        return count or 1
+
+    def _stretch(self, first: int, last: int) -> list[Difference]:
         return self._log[first - self._base : last - self._base]
 
-    def _plan(self, stretch: Iterable[tuple[bytes, Exported | None, Exported | None]], receiver: Peer | None) -> _Plan:
+    def _plan(self, stretch: Iterable[Difference], receiver: Peer | None) -> _Plan:
         """Sort a stretch of changes into messages: the last state of each prefix, if it differs from the first.
 
-        ``receiver`` does not get what it announced itself.
+        ``receiver`` does not get what it announced itself; None stands for all who get nothing that others do not.
         """
         net: dict[bytes, Change] = {}
         peers: set[Peer] = set()
         for prefix, old, new in stretch:
             if old is not None and old.peer is not None:
                 peers.add(old.peer)
-                old = None if old.peer is receiver else old
+                if old.only is not None:
+                    peers |= old.only
+                    old = old if receiver in old.only else None
+                elif old.peer is receiver:
+                    old = None
             if new is not None and new.peer is not None:
                 peers.add(new.peer)
-                new = None if new.peer is receiver else new
+                if new.only is not None:
+                    peers |= new.only
+                    new = new if receiver in new.only else None
+                elif new.peer is receiver:
+                    new = None
             known = net.get(prefix)
             net[prefix] = (old, new) if known is None else (known[0], new)
         withdrawn: list[bytes] = []
@@ -487,3 +449,9 @@ class ExportGroup:
         del self._log[: low - self._base]
         self._base = low
         self._plans = {stretch: plan for stretch, plan in self._plans.items() if stretch[0] >= low}
+
+
+def _restrict(withheld: defaultdict[Peer | None, int], only: frozenset[Peer], by: int) -> None:
+    withheld[None] += by
+    for peer in only:
+        withheld[peer] -= by

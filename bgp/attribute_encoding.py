@@ -29,7 +29,8 @@ from bgp.attributes import (
     scope_of,
 )
 from bgp.conditions import COMMUNITY_CODES
-from bgp.policy import Changes
+from bgp.policy import NO_CHANGES, Changes
+from bgp.usual_attributes import passed_on
 
 _NOT_TO_EXTERNAL = (LOCAL_PREF, MED, ORIGINATOR_ID, CLUSTER_LIST)
 """RFC 4271 sections 5.1.5 and 5.1.4, RFC 4456 section 8."""
@@ -90,6 +91,10 @@ def exported(
 
     Everything but the next hop and the NLRI is in them, so that sessions which differ in those only can share it.
     """
+    if not kind.ibgp and kind.four_octet_as and changes == NO_CHANGES:
+        usual = passed_on(attributes.raw, kind.local_as)
+        if usual is not None:
+            return usual
     items = _items(attributes)
     items.pop(NEXT_HOP, None)
     path = items[AS_PATH][1]

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from heapq import heapify, heappop, heapreplace
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from bgp.attributes import AS_PATH, CLUSTER_LIST
@@ -40,7 +42,9 @@ class Step(IntEnum):
     """RFC 4456 section 9: the shorter one."""
     PEER_ADDRESS = 11
     """(g): the lower address of the peer."""
-    MULTIPATH = 12
+    PATH_ID = 12
+    """The lower path identifier, among paths of one peer (RFC 7911), which are alike in all before."""
+    MULTIPATH = 13
     """Not a comparison: paths equal up to (e) that carry traffic beside the best one."""
 
 
@@ -65,7 +69,7 @@ class Decision(NamedTuple):
 
 
 def decide(paths: Iterable[Path], options: Options) -> Decision:
-    """Choose among paths to one prefix, from different peers each. Ineligible paths take no part."""
+    """Choose among paths to one prefix, which differ in peer or path identifier. Ineligible paths take no part."""
     left = [p for p in paths if p.eligible]
     lost: dict[Path, Step] = {}
     decided: Step | None = None
@@ -88,14 +92,39 @@ def decide(paths: Iterable[Path], options: Options) -> Decision:
     return Decision(best, shared, lost, decided)
 
 
+def rank(paths: Iterable[Path], options: Options) -> tuple[Path, ...]:
+    """Return the eligible paths, best first: each is what ``decide`` would choose without those before it."""
+    ranked: list[Path] = []
+    by_first = sorted((p for p in paths if p.eligible), key=_first_keys)
+    for _, equal in groupby(by_first, key=_first_keys):
+        # MED orders the paths of one neighbouring AS only: the next one is the best of those that are first in theirs.
+        groups: dict[int, list[Path]] = {}
+        for path in sorted(equal, key=lambda p: (p.attributes.med or 0, _last_keys(p)), reverse=True):
+            groups.setdefault(_med_group(path, options), []).append(path)
+        heads = [(_last_keys(group[-1]), number) for number, group in groups.items()]
+        heapify(heads)
+        while heads:
+            group = groups[heads[0][1]]
+            ranked.append(group.pop())
+            if group:
+                heapreplace(heads, (_last_keys(group[-1]), heads[0][1]))
+            else:
+                heappop(heads)
+    return tuple(ranked)
+
+
 def _multipath(best: Path, equal: list[Path], options: Options) -> tuple[Path, ...]:
+    """Return the best path and those beside it, of which none leads where another one does already."""
     others = [p for p in equal if p is not best]
     if best.peer is None or not others:
         return (best,)
     if not options.multipath_relax:
         as_path = best.attributes.value(AS_PATH)
         others = [p for p in others if p.attributes.value(AS_PATH) == as_path]
-    return (best, *sorted(others, key=_tie_break)[: options.max_paths - 1])
+    found = {best.next_hops: best}
+    for path in sorted(others, key=_last_keys):
+        found.setdefault(path.next_hops, path)
+    return tuple(found.values())[: options.max_paths]
 
 
 def _lowest(key: Callable[[Path], Any]) -> Callable[[list[Path], Options], list[Path]]:
@@ -107,17 +136,16 @@ def _lowest(key: Callable[[Path], Any]) -> Callable[[list[Path], Options], list[
     return remove
 
 
+def _med_group(path: Path, options: Options) -> int:
+    return 0 if options.always_compare_med else path.attributes.neighbor_as
+
+
 def _lowest_med(paths: list[Path], options: Options) -> list[Path]:
     lowest: dict[int, int] = {}
     for path in paths:
-        group = 0 if options.always_compare_med else path.attributes.neighbor_as
-        med = path.attributes.med or 0
+        group, med = _med_group(path, options), path.attributes.med or 0
         lowest[group] = min(lowest.get(group, med), med)
-    return [
-        p
-        for p in paths
-        if (p.attributes.med or 0) == lowest[0 if options.always_compare_med else p.attributes.neighbor_as]
-    ]
+    return [p for p in paths if (p.attributes.med or 0) == lowest[_med_group(p, options)]]
 
 
 def _cost(path: Path) -> int:
@@ -139,20 +167,38 @@ def _address(path: Path) -> tuple[int, bytes, str]:
     return (len(peer.address), peer.address, peer.name) if peer is not None else (0, b"", "")
 
 
-def _tie_break(path: Path) -> tuple[Any, ...]:
-    return _identifier(path), _clusters(path), _address(path)
+def _path_id(path: Path) -> int:
+    return -1 if path.path_id is None else path.path_id
 
+
+_BEFORE_MED: tuple[tuple[Step, Callable[[Path], Any]], ...] = (
+    (Step.ORIGINATED, lambda p: p.peer is not None),
+    (Step.WEIGHT, lambda p: -p.attributes.weight),
+    (Step.LOCAL_PREF, lambda p: -p.local_pref),
+    (Step.AS_PATH_LENGTH, lambda p: p.attributes.path_length),
+    (Step.ORIGIN, lambda p: p.attributes.origin),
+)
+
+_AFTER_MED: tuple[tuple[Step, Callable[[Path], Any]], ...] = (
+    (Step.EXTERNAL, lambda p: p.peer is not None and p.peer.ibgp),
+    (Step.INTERIOR_COST, _cost),
+    (Step.IDENTIFIER, _identifier),
+    (Step.CLUSTER_LIST, _clusters),
+    (Step.PEER_ADDRESS, _address),
+    (Step.PATH_ID, _path_id),
+)
 
 _STEPS: tuple[tuple[Step, Callable[[list[Path], Options], list[Path]]], ...] = (
-    (Step.ORIGINATED, _lowest(lambda p: p.peer is not None)),
-    (Step.WEIGHT, _lowest(lambda p: -p.attributes.weight)),
-    (Step.LOCAL_PREF, _lowest(lambda p: -p.local_pref)),
-    (Step.AS_PATH_LENGTH, _lowest(lambda p: p.attributes.path_length)),
-    (Step.ORIGIN, _lowest(lambda p: p.attributes.origin)),
+    *((step, _lowest(key)) for step, key in _BEFORE_MED),
     (Step.MED, _lowest_med),
-    (Step.EXTERNAL, _lowest(lambda p: p.peer is not None and p.peer.ibgp)),
-    (Step.INTERIOR_COST, _lowest(_cost)),
-    (Step.IDENTIFIER, _lowest(_identifier)),
-    (Step.CLUSTER_LIST, _lowest(_clusters)),
-    (Step.PEER_ADDRESS, _lowest(_address)),
+    *((step, _lowest(key)) for step, key in _AFTER_MED),
 )
+
+
+def _first_keys(path: Path) -> tuple[Any, ...]:
+    return tuple(key(path) for _, key in _BEFORE_MED)
+
+
+def _last_keys(path: Path) -> tuple[Any, ...]:
+    """Return what no two paths have in common."""
+    return tuple(key(path) for _, key in _AFTER_MED)

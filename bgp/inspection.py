@@ -1,22 +1,32 @@
 """The RIBs for people and programs to read: plain data, made on demand, one route at a time.
 
-Every iterator works on a snapshot of the prefixes and reads each one when it is asked for, so that a caller may let
-other work happen in between; prefixes that are gone by then are left out.
+Tables come in slices of some milliseconds of work, empty ones while prefixes are sorted, so that a caller may let other
+work happen in between. Each prefix is read when its slice is asked for; those that are gone by then are left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from bgp import as_path
+from bgp.add_path_out import AddPathGroup
+from bgp.adj_rib_out import ExportGroup
 from bgp.attributes import AS_PATH, COMMUNITIES, LARGE_COMMUNITIES, LOCAL_PREF, MED, ORIGIN, Attributes
 from bgp.decision import Decision, decide
 from bgp.loc_rib import LocRib
+from bgp.ordering import in_order
 from bgp.own_prefixes import OwnPrefixes
-from bgp.paths import Path
+from bgp.paths import Path, Peer
 from bgp.peer_rib import PeerRib
+from bgp.telling import Exported
 from config.prefix import Family, address_text, text
+
+_SLICE = 128
+"""Prefixes in a slice; some milliseconds of work."""
+
+T = TypeVar("T")
 
 _ORIGINS = ("IGP", "EGP", "incomplete")
 
@@ -38,6 +48,8 @@ class Route:
     prefix: str
     peer: str
     """Name of the peer, empty for a route of our own."""
+    path_id: int | None
+    """The identifier that the peer gave this path (RFC 7911); None without."""
     source: str
     """``learned``, or where a route of our own comes from."""
     owners: tuple[str, ...]
@@ -73,6 +85,8 @@ class Advertised:
 
     family: Family
     prefix: str
+    path_id: int | None
+    """The identifier that we gave this path (RFC 7911); None without."""
     next_hop: str
     as_path: str
     origin: str
@@ -84,12 +98,16 @@ class Advertised:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What one peer is told about a prefix, and why."""
+    """What one peer is told about a prefix, or about one path to it, and why."""
 
     peer: str
     advertised: bool
     reason: str
     """The rule of the export policy that decided, or what stands above it."""
+    origin: str = ""
+    """Whose path it is, where the peer takes several (RFC 7911): the peer's name; empty for a route of our own."""
+    path_id: int | None = None
+    """The identifier that we gave the path, where the peer takes several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +125,7 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Prefixes of one peer and family."""
+    """Prefixes of one peer and family; paths where they have identifiers (RFC 7911)."""
 
     received: int = 0
     accepted: int = 0
@@ -131,55 +149,50 @@ class Inspection:
         rib = self._peers[name]
         return {
             family: Counts(
-                received=len(table),
+                received=rib.adj_in.count(family),
                 accepted=rib.accepted[family],
                 advertised=rib.groups[family].advertised(name) if family in rib.groups else 0,
                 refused=len(rib.refused[family]),
             )
-            for family, table in rib.adj_in.tables.items()
-            if table or rib.accepted[family] or family in rib.groups
+            for family in rib.adj_in.tables
+            if rib.adj_in.count(family) or rib.accepted[family] or family in rib.groups
         }
 
-    def loc_rib(self, family: Family) -> Iterator[Route]:
-        """Iterate over all accepted paths of all prefixes, sorted by prefix."""
+    def loc_rib(self, family: Family) -> Iterator[list[Route]]:
+        """Iterate over all accepted paths of all prefixes, sorted by prefix; those of one prefix are in one slice."""
         loc = self._loc[family]
-        for prefix in sorted(loc.table, key=_sort_key):
+
+        def routes(prefix: bytes) -> Iterator[Route]:
             paths = loc.paths(prefix)
             decision = decide(paths, loc.options)
-            for path in paths:
-                yield self._route(family, prefix, path, decision)
+            return (self._route(family, prefix, path, decision) for path in paths)
 
-    def received(self, name: str, family: Family) -> Iterator[Route]:
+        return _sliced(in_order(loc.table.shards), routes)
+
+    def received(self, name: str, family: Family) -> Iterator[list[Route]]:
         """Iterate over what a peer announces, as received, sorted by prefix."""
-        table = self._peers[name].adj_in.tables[family]
-        for prefix in sorted(table, key=_sort_key):
-            path = table.get(prefix)
-            if path is not None:
-                yield self._received(family, prefix, self._peers[name], path)
+        rib = self._peers[name]
 
-    def advertised(self, name: str, family: Family) -> Iterator[Advertised]:
+        def routes(prefix: bytes) -> Iterator[Route]:
+            return (self._received(family, prefix, rib, path) for path in rib.adj_in.paths(family, prefix))
+
+        return _sliced(in_order(rib.adj_in.shards(family)), routes)
+
+    def advertised(self, name: str, family: Family) -> Iterator[list[Advertised]]:
         """Iterate over what a peer is, or is about to be, told, sorted by prefix."""
         group = self._peers[name].groups.get(family)
         if group is None:
-            return
+            return iter(())
         member = group.members[name]
         width = 4 if group.key.kind.four_octet_as else 2
-        for prefix in sorted(group.table, key=_sort_key):
-            route = group.table.get(prefix)
-            if route is None or route.peer is member.peer:
-                continue
-            attributes = Attributes(route.before + route.after)
-            yield Advertised(
-                family=family,
-                prefix=text(family, prefix),
-                next_hop=address_text((route.next_hop or member.next_hop)[:16]),
-                as_path=as_path.text(attributes.value(AS_PATH) or b"", width),
-                origin=_ORIGINS[(attributes.value(ORIGIN) or b"\2")[0]],
-                local_pref=_number(attributes, LOCAL_PREF),
-                med=_number(attributes, MED),
-                communities=communities_text(attributes),
-                large_communities=large_communities_text(attributes),
+
+        def told(prefix: bytes) -> Iterator[Advertised]:
+            return (
+                _advertised(family, prefix, path_id, route, route.next_hop or member.next_hop, width)
+                for path_id, route in group.routes_to(member.peer, prefix)
             )
+
+        return _sliced(in_order(group.prefixes), told)
 
     def explain(self, family: Family, prefix: bytes) -> Explanation:
         """Return every path to a prefix, what became of each, and what peers are told."""
@@ -187,23 +200,24 @@ class Inspection:
         paths = loc.paths(prefix)
         decision = decide(paths, loc.options)
         routes = [self._route(family, prefix, path, decision) for path in paths]
-        accepted = {path.peer.name for path in paths if path.peer is not None}
+        accepted = {(path.peer, path.path_id) for path in paths}
+        exports: list[Export] = []
         for name, rib in self._peers.items():
-            path = rib.adj_in.tables[family].get(prefix)
-            if path is not None and name not in accepted:
-                routes.append(self._received(family, prefix, rib, path))
-        exports = [
-            _export(name, rib, family, prefix, decision.best)
-            for name, rib in self._peers.items()
-            if family in rib.groups
-        ]
+            for path in rib.adj_in.paths(family, prefix):
+                if (path.peer, path.path_id) not in accepted:
+                    routes.append(self._received(family, prefix, rib, path))
+            group = rib.groups.get(family)
+            if isinstance(group, AddPathGroup):
+                exports += _exports(name, rib.adj_in.peer, group, prefix, loc.ranked(prefix))
+            elif group is not None:
+                exports.append(_export(name, rib.adj_in.peer, group, prefix, decision.best))
         decided = _step(decision.decided.name) if decision.decided is not None else ""
         return Explanation(family, text(family, prefix), tuple(routes), decided, tuple(exports))
 
     def _route(self, family: Family, prefix: bytes, path: Path, decision: Decision) -> Route:
         multipath = path in decision.multipath
         step = decision.lost.get(path)
-        rule = "" if path.peer is None else self._rule(family, prefix, path.peer.name)
+        rule = "" if path.peer is None else self._rule(family, prefix, path.peer.name, path.path_id)
         return self._view(
             family,
             prefix,
@@ -233,16 +247,17 @@ class Inspection:
             accepted=verdict.accepted and violated is None,
             rule=verdict.rule,
             ineligible=ineligible,
-            best=bool(chosen) and chosen[0].peer is path.peer,
-            multipath=any(p.peer is path.peer for p in chosen),
+            best=any((p.peer, p.path_id) == (path.peer, path.path_id) for p in chosen[:1]),
+            multipath=any((p.peer, p.path_id) == (path.peer, path.path_id) for p in chosen),
             lost="",
         )
 
-    def _rule(self, family: Family, prefix: bytes, name: str) -> str:
+    def _rule(self, family: Family, prefix: bytes, name: str, path_id: int | None) -> str:
         rib = self._peers.get(name)
         if rib is None:
             return ""
-        return rib.policy.evaluate(family, prefix, rib.adj_in.tables[family].get(prefix)).rule
+        found = next((p for p in rib.adj_in.paths(family, prefix) if p.path_id == path_id), None)
+        return rib.policy.evaluate(family, prefix, found).rule
 
     def _view(
         self,
@@ -265,6 +280,7 @@ class Inspection:
             family=family,
             prefix=text(family, prefix),
             peer=path.peer.name if path.peer is not None else "",
+            path_id=path.path_id,
             source=own.source(prefix) if is_own else "learned",
             owners=tuple(sorted(own.owners(prefix))) if is_own else (),
             next_hop=address_text(hop.address) if hop is not None else "",
@@ -285,6 +301,31 @@ class Inspection:
         )
 
 
+def _sliced(parts: Iterable[list[bytes]], read: Callable[[bytes], Iterable[T]]) -> Iterator[list[T]]:
+    """Read prefixes when the slice that they are in is asked for."""
+    for part in parts:
+        for start in range(0, len(part) or 1, _SLICE):
+            yield [found for prefix in part[start : start + _SLICE] for found in read(prefix)]
+
+
+def _advertised(
+    family: Family, prefix: bytes, path_id: int | None, route: Exported, next_hop: bytes, width: int
+) -> Advertised:
+    attributes = Attributes(route.before + route.after)
+    return Advertised(
+        family=family,
+        prefix=text(family, prefix),
+        path_id=path_id,
+        next_hop=address_text(next_hop[:16]),
+        as_path=as_path.text(attributes.value(AS_PATH) or b"", width),
+        origin=_ORIGINS[(attributes.value(ORIGIN) or b"\2")[0]],
+        local_pref=_number(attributes, LOCAL_PREF),
+        med=_number(attributes, MED),
+        communities=communities_text(attributes),
+        large_communities=large_communities_text(attributes),
+    )
+
+
 def communities_text(attributes: Attributes) -> tuple[str, ...]:
     """Return the communities as ``65001:100`` or their registered names (RFC 1997)."""
     value = attributes.value(COMMUNITIES) or b""
@@ -301,17 +342,33 @@ def large_communities_text(attributes: Attributes) -> tuple[str, ...]:
     )
 
 
-def _export(name: str, rib: PeerRib, family: Family, prefix: bytes, best: Path | None) -> Export:
-    group = rib.groups[family]
+def _exports(
+    name: str, receiver: Peer, group: AddPathGroup, prefix: bytes, ranked: tuple[Path, ...]
+) -> Iterator[Export]:
+    """Iterate over the paths to a prefix that a peer might be told, best first."""
+    if not ranked:
+        yield Export(name, False, "no path is eligible")
+    for path in ranked:
+        told = group.route(prefix, path)
+        origin = path.peer.name if path.peer is not None else ""
+        if told is not None and told[1].goes_to(receiver):
+            yield Export(name, True, group.verdict(prefix, path).rule, origin, told[0])
+        else:
+            found = _export(name, receiver, group, prefix, path)
+            reason = found.reason if not found.advertised else f"not among the {group.key.paths} best that it takes"
+            yield Export(name, False, reason, origin)
+
+
+def _export(name: str, receiver: Peer, group: ExportGroup, prefix: bytes, best: Path | None) -> Export:
     if best is None:
         return Export(name, False, "no path is eligible")
-    if best.peer is rib.adj_in.peer:
+    if best.peer is receiver:
         return Export(name, False, "learned from this peer")
     withheld = group.withheld(best)
     if withheld:
         return Export(name, False, withheld)
     verdict = group.verdict(prefix, best)
-    if verdict.accepted and prefix not in group.table:
+    if verdict.accepted and not group.announces(prefix):
         return Export(name, False, "not yet, or its attributes do not fit into a message")
     return Export(name, verdict.accepted, verdict.rule)
 
@@ -323,7 +380,3 @@ def _number(attributes: Attributes, code: int) -> int | None:
 
 def _step(name: str) -> str:
     return name.lower().replace("_", " ")
-
-
-def _sort_key(prefix: bytes) -> tuple[bytes, int]:
-    return prefix[1:], prefix[0]

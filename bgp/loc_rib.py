@@ -6,25 +6,27 @@ have the same paths, so that the decision runs once per distinct set of paths an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
-from bgp.decision import Options, decide
+from bgp.decision import Options, decide, rank
 from bgp.interning import Interned
 from bgp.paths import Path, Peer
 from bgp.table import PLACE, TOP, Table
 from config.nexthop import NextHops
-from config.prefix import Family
+from config.prefix import LEAD, Family, Run
 
 
 class Selection:
-    """Two or more paths, ordered by their peers' names, and the outcome of the decision among them."""
+    """Two or more paths, ordered by peer and path identifier, and the outcome of the decision among them."""
 
-    __slots__ = ("best", "next_hops", "paths")
+    __slots__ = ("best", "next_hops", "paths", "ranked")
 
     def __init__(self, paths: tuple[Path, ...], best: Path | None, next_hops: NextHops | None) -> None:
         self.paths = paths
         self.best = best
         self.next_hops = next_hops
+        self.ranked: tuple[Path, ...] | None = None
+        """The eligible paths, best first; None: nobody has asked yet."""
 
 
 Entry = Path | Selection
@@ -33,13 +35,15 @@ Entry = Path | Selection
 class Changes:
     """What a stretch of decisions changed in one family."""
 
-    __slots__ = ("best", "fib")
+    __slots__ = ("best", "fib", "others")
 
     def __init__(self) -> None:
         self.best: dict[bytes, Path | None] = {}
         """Prefixes whose best path changed, for Adj-RIB-Out."""
-        self.fib: list[tuple[bytes, NextHops | None]] = []
-        """Prefixes whose next hops changed, in order; None: no route."""
+        self.others: dict[bytes, None] = {}
+        """Prefixes of which another path than the best changed, where peers are told more than the best."""
+        self.fib: list[tuple[Sequence[bytes], NextHops | None]] = []
+        """Prefixes whose next hops changed, in order, those that follow each other together; None: no route."""
 
 
 class LocRib:
@@ -48,10 +52,12 @@ class LocRib:
     def __init__(self, family: Family, options: Options, intern: Callable[[NextHops], NextHops]) -> None:
         self.family = family
         self.options = options
-        self.table: Table[Entry] = Table()
+        self.table: Table[Entry] = Table(LEAD[family])
         self.unsettled = 0
         """How many walks are under way over prefixes whose next hops resolve differently now. Until they are done, what
         was reported of a prefix cannot be told from its entry, and every change of one is reported."""
+        self.all_paths = False
+        """Some peer is told more than the best path (RFC 7911)."""
         self._intern = intern
         self._selections: Interned[tuple[Path, ...], Selection] = Interned()
 
@@ -60,7 +66,7 @@ class LocRib:
 
         Returns by how much the number of accepted paths from the peer changes: -1, 0 or 1.
         """
-        shard = self.table.shards[PLACE[hash(prefix) >> TOP]]
+        shard = self.table.shards[PLACE[hash(prefix[: self.table.lead]) >> TOP]]
         old = shard.get(prefix)
         new: Entry | None
         if old is None:
@@ -90,35 +96,83 @@ class LocRib:
         self._note(prefix, old, new, changes)
         return gain
 
+    def replace_all(self, prefix: bytes, peer: Peer, paths: tuple[Path, ...], changes: Changes) -> int:
+        """Do ``replace`` for a peer that may announce several paths to a prefix (RFC 7911)."""
+        old = self.table.get(prefix)
+        before = self.paths(prefix)
+        others = tuple(p for p in before if p.peer is not peer)
+        gain = len(others) + len(paths) - len(before)
+        wanted = others + paths
+        new = self._select(wanted) if len(wanted) > 1 else wanted[0] if wanted else None
+        if new is not old:
+            if new is None:
+                del self.table[prefix]
+            else:
+                self.table[prefix] = new
+            self._note(prefix, old, new, changes)
+        return gain
+
     def take(
-        self, prefixes: Iterable[bytes], peer: Peer, table: Table[Path], changes: Changes, *, exported: bool
+        self, prefixes: Sequence[bytes], peer: Peer, table: Table[Path], changes: Changes, *, exported: bool
     ) -> int:
         """Do ``replace`` for many prefixes with what the ``table`` of a peer says of each.
 
         ``exported``: somebody wants to know the best path also where it is a learned one. Returns by how much the
         number of accepted paths from the peer changes.
         """
-        incoming, shards = table.shards, self.table.shards
-        best, fib, replace = changes.best, changes.fib.append, self.replace
+        if isinstance(prefixes, Run) and (gain := self._take_run(prefixes, peer, table, changes, exported)):
+            return gain
+        incoming, shards, lead = table.shards, self.table.shards, self.table.lead
+        best, replace = changes.best, self.replace
         gained = 0
         last: Path | None = None
         hops: NextHops | None = None
+        alike: list[bytes] = []
         for prefix in prefixes:
-            at = PLACE[hash(prefix) >> TOP]
+            at = PLACE[hash(prefix[:lead]) >> TOP]
             path = incoming[at].get(prefix)
             old = shards[at].get(prefix)
             if old is None and path is not None:  # the bulk of a table's first arrival
                 shards[at][prefix] = path
                 gained += 1
                 if path is not last:
-                    last, hops = path, next_hops(path)
+                    last, hops, alike = path, next_hops(path), []
+                    if hops is not None:
+                        changes.fib.append((alike, hops))
                 if hops is not None:
-                    fib((prefix, hops))
+                    alike.append(prefix)
                     if exported:
                         best[prefix] = path
             elif old is not path:
                 gained += replace(prefix, peer, path, changes)
         return gained
+
+    def _take_run(self, run: Run, peer: Peer, table: Table[Path], changes: Changes, exported: bool) -> int:
+        """Do what ``take`` does where all of a run is new here, or goes; 0: it is neither."""
+        at = PLACE[hash(run[0][: table.lead]) >> TOP]
+        shard = self.table.shards[at]
+        paths = list(map(table.shards[at].get, run))
+        path, gain, old = paths[0], len(run), None
+        if paths.count(path) < gain or self.unsettled:
+            return 0
+        if path is not None:
+            if not shard.keys().isdisjoint(run):
+                return 0
+            shard.update(dict.fromkeys(run, path))
+        else:
+            olds = list(map(shard.get, run))
+            old = olds[0]
+            if not isinstance(old, Path) or old.peer is not peer or olds.count(old) < gain:
+                return 0
+            for prefix in run:
+                del shard[prefix]
+            gain = -gain
+        hops = next_hops(path or old)
+        if hops is not None:
+            changes.fib.append((run, hops if path is not None else None))
+            if exported:
+                changes.best.update(dict.fromkeys(run, path))
+        return gain
 
     def forget_decisions(self) -> list[dict[tuple[Path, ...], Selection]]:
         """Have ``redecide`` run the decision anew for every set of paths: what it depends on has changed.
@@ -133,19 +187,30 @@ class LocRib:
         if isinstance(entry, Selection):
             entry = self.table[prefix] = self._select(entry.paths)
         changes.best[prefix] = best(entry)
-        changes.fib.append((prefix, next_hops(entry)))
+        changes.fib.append(((prefix,), next_hops(entry)))
 
     def paths(self, prefix: bytes) -> tuple[Path, ...]:
         """Return all accepted paths of a prefix, ineligible ones too."""
         entry = self.table.get(prefix)
         return () if entry is None else (entry,) if isinstance(entry, Path) else entry.paths
 
+    def ranked(self, prefix: bytes) -> tuple[Path, ...]:
+        """Return the eligible paths of a prefix, best first."""
+        entry = self.table.get(prefix)
+        if not isinstance(entry, Selection):
+            return (entry,) if entry is not None and entry.eligible else ()
+        if entry.ranked is None:
+            entry.ranked = rank(entry.paths, self.options)
+        return entry.ranked
+
     def _note(self, prefix: bytes, old: Entry | None, new: Entry | None, changes: Changes) -> None:
         after, wanted = best(new), next_hops(new)
         if best(old) is not after or self.unsettled:
             changes.best[prefix] = after
+        elif self.all_paths:
+            changes.others[prefix] = None
         if next_hops(old) != wanted or self.unsettled:
-            changes.fib.append((prefix, wanted))
+            changes.fib.append(((prefix,), wanted))
 
     def _select(self, paths: tuple[Path, ...]) -> Selection:
         paths = tuple(sorted(paths, key=_order))
@@ -172,5 +237,5 @@ def next_hops(entry: Entry | None) -> NextHops | None:
     return None if entry is None else entry.next_hops
 
 
-def _order(path: Path) -> tuple[bool, str]:
-    return (False, "") if path.peer is None else (True, path.peer.name)
+def _order(path: Path) -> tuple[str, int]:
+    return ("", 0) if path.peer is None else (path.peer.name, path.path_id or 0)

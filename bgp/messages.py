@@ -37,6 +37,12 @@ class BgpError(Exception):
         self.reason = reason
 
 
+ADD_PATH_RECEIVE, ADD_PATH_SEND = 1, 2
+"""What the sender of the ADD-PATH capability is able and willing to do; 3 is both (RFC 7911 section 4)."""
+
+ADD_PATH_TEXT = ("", "receive", "send", "receive and send")
+
+
 @dataclass(frozen=True, slots=True)
 class GracefulRestart:
     """RFC 4724 section 3, with the N bit of RFC 8538."""
@@ -69,7 +75,7 @@ class Open:
     """RFC 8950: pairs (family of the prefix, family of the next hop)."""
     graceful_restart: GracefulRestart | None = None
     add_path: Mapping[Family, int] = field(default_factory=dict)
-    """RFC 7911: 1 receive, 2 send, 3 both."""
+    """By family, ``ADD_PATH_RECEIVE``, ``ADD_PATH_SEND`` or both together (RFC 7911 section 4)."""
     hostname: str = ""
     software: str = ""
     other: tuple[int, ...] = ()
@@ -97,6 +103,20 @@ class Negotiated:
     def extended(self, family: Family) -> bool:
         """Tell whether prefixes of a family may have IPv6 next hops (RFC 8950 section 4)."""
         return family == 4 and (4, 6) in self.local.extended_next_hop & self.peer.extended_next_hop
+
+    def add_path(self, family: Family) -> int:
+        """Return what we do of RFC 7911 in a family: ``ADD_PATH_RECEIVE``, ``ADD_PATH_SEND``, both, or 0."""
+        ours, theirs = self.local.add_path.get(family, 0), self.peer.add_path.get(family, 0)
+        receives = ours & ADD_PATH_RECEIVE if theirs & ADD_PATH_SEND else 0
+        return receives | (ours & ADD_PATH_SEND if theirs & ADD_PATH_RECEIVE else 0)
+
+    def receives_paths(self, family: Family) -> bool:
+        """Tell whether NLRI of a family from the peer carry path identifiers (RFC 7911 section 4)."""
+        return bool(self.add_path(family) & ADD_PATH_RECEIVE)
+
+    def sends_paths(self, family: Family) -> bool:
+        """Tell whether NLRI of a family to the peer carry path identifiers (RFC 7911 section 4)."""
+        return bool(self.add_path(family) & ADD_PATH_SEND)
 
     @property
     def enhanced_refresh(self) -> bool:

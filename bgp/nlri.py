@@ -1,7 +1,7 @@
 """NLRI in bulk: between the octets of an UPDATE and prefixes as wire bytes (RFC 4271 section 4.3, RFC 4760 section 5).
 
-This is the hottest code of the speaker, so a prefix never becomes an object here. NLRI with path identifiers
-(RFC 7911) have another shape and would get a function of their own beside ``decode``.
+This is the hottest code of the speaker, so a prefix never becomes an object here. Where path identifiers were
+negotiated (RFC 7911) a route is four octets of identifier with the prefix behind them: ``decode_numbered``.
 """
 
 from __future__ import annotations
@@ -9,6 +9,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from struct import iter_unpack
+
+from config.prefix import LEAD, Run
+
+PATH_ID = 4
+"""Octets of a path identifier (RFC 7911 section 3)."""
+_LEAD = {32: LEAD[4], 128: LEAD[6]}
+_RUN = 16
+"""Fewer prefixes are as fast one by one."""
+
+
+class Neighbours(list[bytes]):
+    """Distinct prefixes, and the same ones as a few runs."""
+
+    def __init__(self, prefixes: list[bytes], runs: list[Run]) -> None:
+        super().__init__(prefixes)
+        self.runs = runs
+
+
+def longest(numbered: bool) -> int:
+    """Return how many octets the NLRI of one route takes at most."""
+    return 17 + PATH_ID if numbered else 17
 
 
 def decode(data: bytes, bits: int) -> list[bytes]:
@@ -25,7 +46,11 @@ def decode(data: bytes, bits: int) -> list[bytes]:
         return [data]
     # Where every step-th octet is the same length octet, the whole field is prefixes of that length, by induction.
     if not length & 7 and length <= bits and size % step == 0 and data[::step].count(length) * step == size:
-        return list(chain.from_iterable(iter_unpack(f"{step}s", data)))
+        alike = list(chain.from_iterable(iter_unpack(f"{step}s", data)))
+        if len(alike) < _RUN or step <= _LEAD[bits]:
+            return alike
+        runs = _runs(data, step, _LEAD[bits], alike)
+        return Neighbours(alike, runs) if runs else alike
     found: list[bytes] = []
     append = found.append
     at = 0
@@ -45,10 +70,52 @@ def decode(data: bytes, bits: int) -> list[bytes]:
     return found
 
 
-def chunks(prefixes: Iterable[bytes], room: int) -> Iterator[bytes]:
-    """Join prefixes into NLRI fields of at most ``room`` octets each, in order.
+def _runs(data: bytes, step: int, lead: int, prefixes: list[bytes]) -> list[Run]:
+    """Cut prefixes of one length, ``step`` octets each, where their leading octets change; nothing if that is often."""
+    runs: list[Run] = []
+    columns = [data[at::step] for at in range(1, lead)]
+    start, left = 0, len(prefixes)
+    while left:
+        length = left - max(len(column.lstrip(column[:1])) for column in columns)
+        runs.append(Run(prefixes[start : start + length]))
+        if len(runs) * _RUN > len(prefixes):
+            return []
+        columns = [column[length:] for column in columns]
+        start, left = start + length, left - length
+    return runs if len(set(prefixes)) == len(prefixes) else []
 
-    A prefix takes up to 17 octets; ``room`` must hold one.
+
+def decode_numbered(data: bytes, bits: int) -> list[bytes]:
+    """Return the routes of an NLRI field with path identifiers, host bits masked, in the order received.
+
+    Each is its identifier (``PATH_ID`` octets) and its prefix (RFC 7911 section 3). Raises ValueError like ``decode``.
+    """
+    size = len(data)
+    found: list[bytes] = []
+    append = found.append
+    at = 0
+    while at < size:
+        if at + PATH_ID >= size:
+            raise ValueError("path identifier without a prefix")
+        length = data[at + PATH_ID]
+        end = at + PATH_ID + 1 + (length + 7 >> 3)
+        if length > bits:
+            raise ValueError(f"prefix length {length} exceeds {bits}")
+        if end > size:
+            raise ValueError(f"prefix of length {length} is cut short")
+        host = 0xFF >> (length & 7) if length & 7 else 0
+        if host and data[end - 1] & host:
+            append(data[at : end - 1] + bytes((data[end - 1] & ~host,)))
+        else:
+            append(data[at:end])
+        at = end
+    return found
+
+
+def chunks(prefixes: Iterable[bytes], room: int) -> Iterator[bytes]:
+    """Join prefixes, with path identifiers or without, into NLRI fields of at most ``room`` octets each, in order.
+
+    A prefix takes up to ``longest`` octets; ``room`` must hold one.
     """
     pending: list[bytes] = []
     size = 0

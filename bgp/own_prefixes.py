@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from bgp.nlri import Neighbours
 from bgp.policy import Source
-from config.prefix import Family, contains
+from config.prefix import Family, Run, contains
 
 _GUARDED: tuple[Source, ...] = ("block", "exception")
 """Sources of prefixes that are ours alone. What configuration adds may be announced by several nodes (anycast)."""
 
-_PRECEDENCE: tuple[Source, ...] = ("block", "exception", "configured", "static")
+_PRECEDENCE: tuple[Source, ...] = ("block", "exception", "aggregate", "configured", "static")
 
 
 class OwnPrefixes:
@@ -20,6 +21,7 @@ class OwnPrefixes:
         self.family = family
         self._owners: dict[bytes, dict[str, Source]] = {}
         self._guarded: dict[bytes, None] = {}
+        self._lent: frozenset[bytes] = frozenset()
         self.guard_changes = 0
         """Counts how often what the guard keeps out has changed."""
         self._leads: frozenset[bytes] = frozenset()
@@ -64,13 +66,26 @@ class OwnPrefixes:
         if not self._guarded:
             return []
         leads = self._leads
-        return list(prefixes) if self._any_lead else [prefix for prefix in prefixes if prefix[1:2] in leads]
+        if self._any_lead or (isinstance(prefixes, Run) and prefixes[0][1:2] in leads):
+            return list(prefixes)
+        if isinstance(prefixes, Run):
+            return []
+        if isinstance(prefixes, Neighbours):
+            return [prefix for run in prefixes.runs for prefix in self.touched(run)]
+        return [prefix for prefix in prefixes if prefix[1:2] in leads]
 
     def violated(self, prefix: bytes) -> bytes | None:
         """Return the guarded prefix that ``prefix`` is, or is a more specific of; None where there is none."""
-        if prefix[1:2] not in self._leads and not self._any_lead:
+        if (prefix[1:2] not in self._leads and not self._any_lead) or prefix in self._lent:
             return None
         return next((own for own in self._guarded if contains(own, prefix)), None)
+
+    def lend(self, prefixes: Iterable[bytes]) -> None:
+        """Let peers announce these, and no others, although they are more specifics of our own."""
+        lent = frozenset(prefixes)
+        if lent != self._lent:
+            self._lent = lent
+            self.guard_changes += 1
 
     def _arm(self, prefix: bytes) -> None:
         """Follow a change of the owners of a prefix."""

@@ -40,10 +40,16 @@ class Hop:
 class Path:
     """Attributes as one peer announced them, with their next hop: the value that a peer's prefixes share."""
 
-    __slots__ = ("__weakref__", "attributes", "fault", "hop", "next_hops", "peer")
+    __slots__ = ("__weakref__", "attributes", "fault", "hop", "next_hops", "path_id", "peer")
 
     def __init__(
-        self, peer: Peer | None, attributes: Attributes, hop: Hop | None, next_hops: NextHops | None, fault: str = ""
+        self,
+        peer: Peer | None,
+        attributes: Attributes,
+        hop: Hop | None,
+        next_hops: NextHops | None,
+        fault: str = "",
+        path_id: int | None = None,
     ) -> None:
         self.peer = peer
         """None: the route starts here."""
@@ -54,6 +60,8 @@ class Path:
         """What the FIB gets where this path is chosen alone."""
         self.fault = fault
         """Why the path may never be chosen, whatever its next hop; empty where it may."""
+        self.path_id = path_id
+        """The identifier that the peer gave it, which tells its paths to one prefix apart (RFC 7911); None without."""
 
     @property
     def eligible(self) -> bool:

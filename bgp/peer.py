@@ -215,6 +215,7 @@ class Peer:
             graceful_restart=self._local.restart.capability(
                 self.settings.families, established_before=self._history.established_count > 0
             ),
+            add_path=dict.fromkeys(self.settings.families, mode) if (mode := self.settings.add_path.mode) else {},
             hostname=self._local.hostname,
         )
 
@@ -226,13 +227,12 @@ class Peer:
 
     def negotiate(self, session: Session, peer: Open) -> Negotiated:
         self._history.offer = peer
-        made = self.settings.listen_range
-        if made is not None and self._established is None and peer.asn != self.settings.asn:
+        made, expected = self.settings.listen_range, self.settings.asn
+        if made is not None:
             if not made.remote_as.admits(peer.asn, self._local.asn):
                 raise BgpError(2, 2, reason=f"expected AS {made.remote_as}, received AS {peer.asn}")
-            self.settings = replace(self.settings, asn=peer.asn)
-            self._local.rib.set_asn(self.name, peer.asn)
-        return codec.negotiate(self.local_open(), peer, self.settings.asn)
+            expected = peer.asn
+        return codec.negotiate(self.local_open(), peer, expected)
 
     def survives(self, session: Session, peer: Open) -> bool:
         established = self._established
@@ -292,6 +292,9 @@ class Peer:
     def up(self, session: Session, negotiated: Negotiated) -> None:
         connection = session.connection
         assert connection is not None
+        if negotiated.peer.asn != self.settings.asn:  # of a dynamic neighbour it is known only now
+            self.settings = replace(self.settings, asn=negotiated.peer.asn)
+            self._local.rib.set_asn(self.name, negotiated.peer.asn)
         self._established = session
         self._history.up()
         for other in [s for s in self.sessions if s is not session]:

@@ -29,8 +29,8 @@ class PeerRib:
     @property
     def busy(self) -> bool:
         """The decision process has prefixes of this peer to look at."""
-        return any(queue.waiting for queue in self.adj_in.dirty.values())
+        return self.waiting(self.adj_in.dirty) > 0
 
     def waiting(self, families: Iterable[Family]) -> int:
         """How many prefixes of these families the decision process has yet to look at."""
-        return sum(self.adj_in.dirty[family].waiting for family in families)
+        return sum(self.adj_in.dirty[family].waiting + self.adj_in.leaving(family) for family in families)

@@ -46,6 +46,7 @@ def report(
             accepted=count.accepted,
             advertised=count.advertised,
             refused=count.refused,
+            add_path=negotiated.add_path(family) if negotiated and family in end_of_rib else 0,
             stale=local.rib.stale(settings.name, family),
         )
 

@@ -7,12 +7,13 @@ the caller chooses, so that nothing holds an event loop for long.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from weakref import WeakValueDictionary
 
+from bgp.add_path_out import AddPathGroup
 from bgp.adj_rib_in import AdjRibIn, Received, RibPeer, SessionFacts
-from bgp.adj_rib_out import ExportGroup, GroupKey, Told
+from bgp.adj_rib_out import ExportGroup, GroupKey
 from bgp.attribute_encoding import ExportKind, imported, own_attributes
 from bgp.decision import Options
 from bgp.inspection import Counts, Explanation, Inspection
@@ -22,11 +23,12 @@ from bgp.own_prefixes import OwnPrefixes
 from bgp.paths import Hop, Path, Peer
 from bgp.peer_rib import PeerRib
 from bgp.policy import NO_CHANGES, ImportPolicy, Policy, Source
-from bgp.table import Queue
+from bgp.table import SHARDS, Queue
+from bgp.telling import Told
 from config.nexthop import NextHopResolver, NextHops
 from config.prefix import FAMILIES, Family, text
 
-OnFib = Callable[[Family, list[tuple[bytes, NextHops | None]]], None]
+OnFib = Callable[[Family, list[tuple[Sequence[bytes], NextHops | None]]], None]
 """Takes prefixes and their next hops, None: no route; learned routes only."""
 
 _INTERNED_LIMIT = 65536
@@ -166,8 +168,8 @@ class Rib:
                 refused.clear()
 
     def received(self, name: str, family: Family) -> int:
-        """Return how many prefixes a peer announces."""
-        return len(self.peers[name].adj_in.tables[family])
+        """Return how many paths a peer announces: one to a prefix, but for path identifiers."""
+        return self.peers[name].adj_in.count(family)
 
     def stale(self, name: str, family: Family) -> int:
         """Return how many paths of a peer are stale (RFC 4724 section 4.2)."""
@@ -205,7 +207,8 @@ class Rib:
         rib.settings = replace(old, import_policy=import_policy, export_policy=export_policy)
         if import_policy != old.import_policy:
             rib.policy = ImportPolicy(import_policy)
-            rib.adj_in.reconsider_all()
+            for family in FAMILIES:
+                self._walks[family].append(_reconsider(rib, family))
         negotiated = rib.adj_in.negotiated
         if export_policy != old.export_policy and negotiated is not None:
             for family, group in list(rib.groups.items()):
@@ -254,7 +257,7 @@ class Rib:
     def announces(self, name: str, family: Family, prefix: bytes) -> bool:
         """A prefix is in the Adj-RIB-Out of a peer, be it sent already or due."""
         group = self.peers[name].groups.get(family)
-        return group is not None and prefix in group.table
+        return group is not None and group.announces(prefix)
 
     def counts(self, name: str) -> dict[Family, Counts]:
         """Return a peer's counts for every family that has any, or that its session announces."""
@@ -286,6 +289,14 @@ class Rib:
             changes.best[prefix] = best(self.loc[family].table[prefix])  # its source may be another now
         else:
             self.loc[family].replace(prefix, None, None, self._changes[family])
+        if own.guard_changes != guard_changes:
+            self._reconsider_guarded(family)
+
+    def lend(self, family: Family, prefixes: Iterable[bytes]) -> None:
+        """Let peers announce these more specifics of our own prefixes, and no others."""
+        own = self.own[family]
+        guard_changes = own.guard_changes
+        own.lend(prefixes)
         if own.guard_changes != guard_changes:
             self._reconsider_guarded(family)
 
@@ -327,8 +338,8 @@ class Rib:
             self._changes[family] = Changes()
             for group in self._groups.values():
                 if group.key.family == family:
-                    if changes.best:
-                        group.update(changes.best)
+                    if changes.best or changes.others:
+                        group.update(changes.best, changes.others)
                     left -= group.work(max(left, 0))
             if changes.fib:
                 self._on_fib(family, changes.fib)
@@ -354,7 +365,7 @@ class Rib:
         return (
             any(self._walks.values())
             or bool(self._discarded)
-            or any(c.best or c.fib for c in self._changes.values())
+            or any(c.best or c.others or c.fib for c in self._changes.values())
             or bool(self._catching_up)
             or self.waiting > 0
             or not all(group.complete for group in self._groups.values())
@@ -389,16 +400,21 @@ class Rib:
             return
         peer = rib.adj_in.peer
         kind = ExportKind(self.local_as, peer.ibgp, negotiated.four_octet_as, peer.client, self.cluster_id)
-        key = GroupKey(family, rib.settings.export_policy, kind, negotiated.send_limit, len(next_hop))
+        paths = rib.settings.send_paths if negotiated.sends_paths(family) else 0
+        key = GroupKey(family, rib.settings.export_policy, kind, negotiated.send_limit, len(next_hop), paths)
         group = self._groups.get(key)
         if group is None:
-            group = self._groups[key] = ExportGroup(key, self.own[family].source)
+            group = self._groups[key] = self._new_group(key)
             group.deferred = self._withholds(group)
             group.fill(self._best_paths(family, list(self.own[family]) if group.own_only else self.loc[family].table))
-        if told is not None:
-            group.work(None)  # else what is still to come would be withdrawn first
         group.join(rib.adj_in.peer, next_hop, told)
         rib.groups[family] = group
+
+    def _new_group(self, key: GroupKey) -> ExportGroup:
+        if not key.paths:
+            return ExportGroup(key, self.own[key.family].source)
+        self.loc[key.family].all_paths = True
+        return AddPathGroup(key, self.own[key.family].source, self.loc[key.family].ranked)
 
     def _withholds(self, group: ExportGroup) -> bool:
         """Tell whether End-of-RIB has to wait, as more is to come of what we learn again after our restart."""
@@ -411,14 +427,16 @@ class Rib:
             group.leave(rib.settings.name)
             if not group.members:
                 del self._groups[group.key]
+                self.loc[family].all_paths = any(key.paths and key.family == family for key in self._groups)
                 self._discarded += group.table.shards
 
     def _run_peer(self, rib: PeerRib, family: Family, budget: int) -> int:
-        """Work off dirty prefixes of one peer; return how many it were."""
-        prefixes = rib.adj_in.dirty[family].take(budget)
-        if prefixes:
+        """Work off stale paths and dirty prefixes of one peer; return how many it were."""
+        done = rib.adj_in.withdraw_stale(family, budget) // _LIGHT
+        while done < budget and (prefixes := rib.adj_in.dirty[family].take(budget - done)):
             rib.accepted[family] += self._decide(rib, family, prefixes)
-        return len(prefixes)
+            done += len(prefixes)
+        return done
 
     def _decide(self, rib: PeerRib, family: Family, prefixes: list[bytes]) -> int:
         loc, changes, table = self.loc[family], self._changes[family], rib.adj_in.tables[family]
@@ -426,6 +444,10 @@ class Rib:
         constant = rib.policy.constant(family)
         unchanged = constant is not None and constant.accepted and constant.changes == NO_CHANGES
         gained = 0
+        if family in rib.adj_in.numbered:
+            for prefix in dict.fromkeys(prefixes):
+                gained += loc.replace_all(prefix, peer, self._import_all(rib, family, prefix), changes)
+            return gained
         singly = prefixes
         if unchanged:
             refused = rib.refused[family]
@@ -443,6 +465,10 @@ class Rib:
             gained += loc.replace(prefix, peer, path, changes)
         return gained
 
+    def _import_all(self, rib: PeerRib, family: Family, prefix: bytes) -> tuple[Path, ...]:
+        paths = rib.adj_in.paths(family, prefix) or (None,)
+        return tuple(p for path in paths if (p := self._import(rib, family, prefix, path)) is not None)
+
     def _import(self, rib: PeerRib, family: Family, prefix: bytes, path: Path | None) -> Path | None:
         violated = self.own[family].violated(prefix)
         if path is not None and violated is not None:
@@ -459,7 +485,7 @@ class Rib:
         known = rib.imported.setdefault(path, {})
         if changes not in known:
             attributes = imported(path.attributes, changes, rib.settings.asn)
-            known[changes] = Path(path.peer, attributes, path.hop, path.next_hops, path.fault)
+            known[changes] = Path(path.peer, attributes, path.hop, path.next_hops, path.fault, path.path_id)
         return known[changes]
 
     def _run_walks(self, family: Family, budget: int) -> int:
@@ -477,9 +503,8 @@ class Rib:
         """Decide again over every prefix with a path by one of these next hops."""
         loc = self.loc[family]
         for rib in list(self.peers.values()):
-            for shard in list(rib.adj_in.tables[family].shards):
-                prefixes = [prefix for prefix, path in shard.items() if path.hop in affected]
-                yield 1 + len(shard) // _LIGHT
+            for size, prefixes in rib.adj_in.by_hops(family, affected):
+                yield 1 + size // _LIGHT
                 for start in range(0, len(prefixes), _STRETCH):
                     changes = self._changes[family]
                     for prefix in prefixes[start : start + _STRETCH]:
@@ -507,7 +532,7 @@ class Rib:
         own = self.own[family]
         for rib in list(self.peers.values()):
             rib.adj_in.reconsider(family, list(rib.refused[family]))
-            for shard in list(rib.adj_in.tables[family].shards):
+            for shard in list(rib.adj_in.shards(family)):
                 if own.guards:
                     rib.adj_in.reconsider(family, [prefix for prefix in shard if own.violated(prefix) is not None])
                 yield 1 + len(shard) // _LIGHT
@@ -528,6 +553,12 @@ class Rib:
         if len(self._interned) >= _INTERNED_LIMIT:
             self._interned.clear()
         return self._interned.setdefault(next_hops, next_hops)
+
+
+def _reconsider(rib: PeerRib, family: Family) -> Iterator[int]:
+    """Have the decision process look again at everything that a peer announces."""
+    for part in range(SHARDS):
+        yield 1 + rib.adj_in.reconsider_part(family, part) // _LIGHT
 
 
 def _own_addresses(local_address: bytes, next_hops: Mapping[Family, bytes]) -> frozenset[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
+from bgp.messages import ADD_PATH_RECEIVE, ADD_PATH_SEND
 from bgp.policy import Policy
 from bgp.sockets import MAXIMUM_TTL, Endpoint, TcpOptions
 from config.prefix import BITS, FAMILIES, Family, contains, text
@@ -28,6 +29,24 @@ class PrefixLimit:
     """Seconds after which the peer may come back; None: when an operator starts it."""
 
 
+EVERY_PATH = 0xFFFF
+"""More paths to one prefix than there ever are."""
+
+
+@dataclass(frozen=True, slots=True)
+class AddPath:
+    """Several paths to a prefix on one session (RFC 7911), in all its families."""
+
+    receive: bool = False
+    send: int = 0
+    """How many paths to a prefix the peer is told; 0: the best one, without identifier."""
+
+    @property
+    def mode(self) -> int:
+        """What we are able and willing to do, as the capability says it; 0: nothing (RFC 7911 section 4)."""
+        return (ADD_PATH_RECEIVE if self.receive else 0) | (ADD_PATH_SEND if self.send else 0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionSettings:
     """What holds for the sessions with one peer, or with all peers of a listen range; times in seconds."""
@@ -44,6 +63,7 @@ class SessionSettings:
     prefix_limit: PrefixLimit | None = None
     route_reflector_client: bool = False
     """We reflect routes of other internal peers to this one, and its routes to them (RFC 4456)."""
+    add_path: AddPath = AddPath()
     allow_own_as: int = 0
     """How often our own AS may be in an AS_PATH from the peer."""
     enforce_first_as: bool = True

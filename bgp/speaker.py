@@ -38,7 +38,7 @@ log = logging.getLogger("podroute.bgp")
 DECONFIGURED = Notification(6, 3)
 """Cease/Peer De-configured (RFC 4486 section 4)."""
 
-_SLICE = 0.008
+_SLICE = 0.005
 """Seconds of reading, of deciding and of writing in one turn of the event loop."""
 _LEAST, _MOST = 16, 8192
 """Bounds of the number of prefixes decided in one slice."""
@@ -71,7 +71,7 @@ class Speaker:
         asn: int,
         router_id: bytes,
         resolver: NextHopResolver,
-        on_fib: Callable[[Family, list[tuple[bytes, NextHops | None]]], None],
+        on_fib: Callable[[Family, list[tuple[Sequence[bytes], NextHops | None]]], None],
         on_session: Callable[[SessionChange], None],
         listen: Sequence[tuple[str, int]] = (("0.0.0.0", 179), ("::", 179)),
         listen_limit: int = 1000,
@@ -207,6 +207,7 @@ class Speaker:
                 allow_own_as=settings.allow_own_as,
                 enforce_first_as=settings.enforce_first_as,
                 reflector_client=settings.route_reflector_client,
+                send_paths=settings.add_path.send,
             )
         )
         if self._task is not None:
@@ -345,6 +346,11 @@ class Speaker:
 
     def retract(self, family: Family, prefix: bytes, owner: str) -> None:
         self.rib.retract(family, prefix, owner)
+        self._wake()
+
+    def lend(self, family: Family, prefixes: Iterable[bytes]) -> None:
+        """Let peers announce these more specifics of our own prefixes, and no others."""
+        self.rib.lend(family, prefixes)
         self._wake()
 
     def next_hops_changed(self, changed: Iterable[tuple[bytes, str]]) -> None:

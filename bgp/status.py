@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from bgp.messages import Open
+from bgp.messages import ADD_PATH_TEXT, Open
 from config.prefix import NAMES, Family
 
 
@@ -50,7 +50,7 @@ class FamilyStatus:
     end_of_rib: str
     """``received``, ``waiting``, ``timed out``, or ``-`` where the family is not negotiated."""
     received: int = 0
-    """Prefixes in Adj-RIB-In."""
+    """Prefixes in Adj-RIB-In; paths where they have identifiers (RFC 7911)."""
     accepted: int = 0
     """Of those, the ones that import policy lets into the decision."""
     advertised: int = 0
@@ -59,6 +59,8 @@ class FamilyStatus:
     """Received prefixes that are our own, or more specifics of them."""
     stale: int = 0
     """Received prefixes of an earlier session that the peer has not announced again (RFC 4724 section 4.2)."""
+    add_path: int = 0
+    """What was agreed on of RFC 7911: see ``bgp.messages.Negotiated.add_path``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,5 +143,5 @@ def capability_names(peer: Open) -> tuple[str, ...]:
     if peer.graceful_restart is not None:
         kept = ", ".join(NAMES[family] for family in sorted(peer.graceful_restart.forwarding)) or "helper only"
         names.append(f"graceful restart {peer.graceful_restart.restart_time} s ({kept})")
-    names += [f"add-path {NAMES[family]}" for family in sorted(peer.add_path)]
+    names += [f"add-path {NAMES[family]} ({ADD_PATH_TEXT[mode]})" for family, mode in sorted(peer.add_path.items())]
     return (*names, *(f"code {code}" for code in peer.other))

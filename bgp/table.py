@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterator
 from itertools import islice
 from typing import Generic, TypeVar, overload
 
+from config.prefix import Run
+
 SHARDS = 64
 TOP = 52
 """A shard is chosen by the 12 highest bits of a hash. A dict chooses its slots by the lowest, and prefixes that had
@@ -31,8 +33,9 @@ def _places() -> bytes:
 
 
 PLACE = _places()
-"""``shards[PLACE[hash(prefix) >> TOP]]`` is where a prefix belongs; a negative index counts from the end.
-Loops over many prefixes say it themselves."""
+"""``shards[PLACE[hash(prefix[:lead]) >> TOP]]`` is where a prefix belongs; a negative index counts from the end.
+Loops over many prefixes say it themselves, without ``[:lead]`` where the whole prefix counts."""
+WHOLE = 17
 
 V = TypeVar("V")
 D = TypeVar("D")
@@ -41,17 +44,19 @@ D = TypeVar("D")
 class Table(Generic[V]):
     """A mapping from prefix to value. Iterating goes shard by shard, over each as it was when its turn came."""
 
-    __slots__ = ("_shared", "shards")
+    __slots__ = ("_shared", "lead", "shards")
 
-    def __init__(self) -> None:
+    def __init__(self, lead: int = WHOLE) -> None:
+        self.lead = lead
+        """Octets of a prefix that choose its shard: those that have them in common are together."""
         self.shards: list[dict[bytes, V]] = [{} for _ in range(SHARDS)]
         self._shared: set[int] = set()
 
     def __len__(self) -> int:
         return sum(map(len, self.shards))
 
-    def __contains__(self, prefix: object) -> bool:
-        return prefix in self.shards[PLACE[hash(prefix) >> TOP]]
+    def __contains__(self, prefix: bytes) -> bool:
+        return prefix in self.shards[PLACE[hash(prefix[: self.lead]) >> TOP]]
 
     def __iter__(self) -> Iterator[bytes]:
         for shard in self.shards:
@@ -66,29 +71,50 @@ class Table(Generic[V]):
             yield from list(shard.values())
 
     def __getitem__(self, prefix: bytes) -> V:
-        return self.shards[PLACE[hash(prefix) >> TOP]][prefix]
+        return self.shards[PLACE[hash(prefix[: self.lead]) >> TOP]][prefix]
 
     @overload
     def get(self, prefix: bytes) -> V | None: ...
     @overload
     def get(self, prefix: bytes, default: D) -> V | D: ...
     def get(self, prefix: bytes, default: D | None = None) -> V | D | None:
-        return self.shards[PLACE[hash(prefix) >> TOP]].get(prefix, default)
+        return self.shards[PLACE[hash(prefix[: self.lead]) >> TOP]].get(prefix, default)
 
     def __setitem__(self, prefix: bytes, value: V) -> None:
-        self.writable(PLACE[hash(prefix) >> TOP])[prefix] = value
+        self.writable(PLACE[hash(prefix[: self.lead]) >> TOP])[prefix] = value
 
     def __delitem__(self, prefix: bytes) -> None:
-        del self.writable(PLACE[hash(prefix) >> TOP])[prefix]
+        del self.writable(PLACE[hash(prefix[: self.lead]) >> TOP])[prefix]
 
     def pop(self, prefix: bytes) -> V | None:
         """Remove a prefix; return what it had, None where it is not in the table."""
-        return self.writable(PLACE[hash(prefix) >> TOP]).pop(prefix, None)
+        return self.writable(PLACE[hash(prefix[: self.lead]) >> TOP]).pop(prefix, None)
 
     def snapshot(self) -> list[dict[bytes, V]]:
         """Return the shards as they are now. Nobody may change them: the table copies one before it writes to it."""
         self._shared = set(range(SHARDS))
         return list(self.shards)
+
+    def copy(self) -> Table[V]:
+        """Return a table of the same content. A shard becomes two when one of the tables writes to it."""
+        twin: Table[V] = Table(self.lead)
+        twin.shards = self.snapshot()
+        twin._shared = set(range(SHARDS))
+        return twin
+
+    @property
+    def shared(self) -> bool:
+        """Some shards are not this table's alone, and only to be written to by way of ``writable``."""
+        return bool(self._shared)
+
+    def take(self, limit: int) -> list[tuple[bytes, V]]:
+        """Remove and return up to ``limit`` items."""
+        taken: list[tuple[bytes, V]] = []
+        for index, shard in enumerate(self.shards):
+            if shard and len(taken) < limit:
+                own = self.writable(index)
+                taken += [own.popitem() for _ in range(min(limit - len(taken), len(own)))]
+        return taken
 
     def writable(self, index: int) -> dict[bytes, V]:
         """Return a shard to write to. Who never takes a snapshot may write to ``shards`` at once."""
@@ -124,9 +150,19 @@ class Queue:
             self._stretches.append(prefixes)
 
     def take(self, limit: int) -> list[bytes]:
-        """Remove and return up to ``limit`` prefixes."""
+        """Remove and return up to ``limit`` prefixes; those of a Run apart, as a Run."""
         taken = list(islice(self._current, limit))
         while len(taken) < limit and self._stretches:
+            first = self._stretches[0]
+            if isinstance(first, Run):
+                if taken:
+                    break
+                self._stretches.popleft()
+                if len(first) > limit:
+                    self._stretches.appendleft(Run(first[limit:]))
+                    first = Run(first[:limit])
+                self.taken += len(first)
+                return first
             self._current = iter(self._stretches.popleft())
             taken += islice(self._current, limit - len(taken))
         self.taken += len(taken)

@@ -19,8 +19,6 @@ _EMPTY = bytes(4)
 _LENGTHS = 4
 """Octets of Withdrawn Routes Length and Total Path Attribute Length."""
 
-_LONGEST_PREFIX = 17
-
 _MP_HEADER = 4
 """Octets of flags, code and two-octet length."""
 
@@ -32,6 +30,7 @@ class MpReach(NamedTuple):
     next_hop: bytes
     """Network address of next hop: 4, 16, or 32 octets with a link-local address behind the global one (RFC 2545)."""
     prefixes: list[bytes]
+    """With a path identifier before each where those were negotiated (RFC 7911)."""
 
 
 def split(body: bytes) -> tuple[bytes, bytes, bytes]:
@@ -60,11 +59,22 @@ def decode_nlri(family: Family, data: bytes) -> list[bytes]:
         raise BgpError(3, 10, reason=str(error)) from error
 
 
-def decode_mp_reach(value: bytes, families: Collection[Family], ipv4_over_ipv6: bool) -> MpReach | None:
+def decode_numbered_nlri(family: Family, data: bytes) -> list[bytes]:
+    """Do ``decode_nlri`` for a family with path identifiers (RFC 7911 section 3): each prefix has its own before it."""
+    try:
+        return nlri.decode_numbered(data, BITS[family])
+    except ValueError as error:
+        raise BgpError(3, 10, reason=str(error)) from error
+
+
+def decode_mp_reach(
+    value: bytes, families: Collection[Family], ipv4_over_ipv6: bool, numbered: Collection[Family] = ()
+) -> MpReach | None:
     """Return what an MP_REACH_NLRI announces, None for a family that is not among the negotiated ``families``.
 
-    ``ipv4_over_ipv6``: IPv4 prefixes may have an IPv6 next hop (RFC 8950). Raises BgpError 3/9: where the length of
-    the next hop is wrong the NLRI cannot be found (RFC 7606 section 7.11, RFC 4760 section 7).
+    ``ipv4_over_ipv6``: IPv4 prefixes may have an IPv6 next hop (RFC 8950). ``numbered``: families with path identifiers
+    (RFC 7911). Raises BgpError 3/9: where the length of the next hop is wrong the NLRI cannot be found
+    (RFC 7606 section 7.11, RFC 4760 section 7).
     """
     if len(value) < 5:
         raise _mp_error(MP_REACH, value, f"length {len(value)}, expected at least 5")
@@ -75,20 +85,22 @@ def decode_mp_reach(value: bytes, families: Collection[Family], ipv4_over_ipv6: 
     valid = (16, 32) if family == 6 else (4, 16, 32) if ipv4_over_ipv6 else (4,)
     if size not in valid or 5 + size > len(value):
         raise _mp_error(MP_REACH, value, f"next hop of {size} octets, expected {' or '.join(map(str, valid))}")
-    return MpReach(family, value[4 : 4 + size], _mp_nlri(MP_REACH, value, family, 5 + size))
+    return MpReach(family, value[4 : 4 + size], _mp_nlri(MP_REACH, value, family, 5 + size, numbered))
 
 
-def decode_mp_unreach(value: bytes, families: Collection[Family]) -> tuple[Family, list[bytes]] | None:
+def decode_mp_unreach(
+    value: bytes, families: Collection[Family], numbered: Collection[Family] = ()
+) -> tuple[Family, list[bytes]] | None:
     """Return the family and prefixes of an MP_UNREACH_NLRI, None for a family that is not among ``families``.
 
-    Raises BgpError 3/9 (RFC 4760 section 7).
+    ``numbered``: families with path identifiers (RFC 7911). Raises BgpError 3/9 (RFC 4760 section 7).
     """
     if len(value) < 3:
         raise _mp_error(MP_UNREACH, value, f"length {len(value)}, expected at least 3")
     family = _family(value)
     if family is None or family not in families:
         return None
-    return family, _mp_nlri(MP_UNREACH, value, family, 3)
+    return family, _mp_nlri(MP_UNREACH, value, family, 3, numbered)
 
 
 def end_of_rib(body: bytes) -> Family | None:
@@ -149,16 +161,16 @@ class Announcement(NamedTuple):
 
 
 def room(family: Family, next_hop_size: int, attributes_size: int, limit: int) -> int:
-    """Return how many octets of NLRI fit beside attributes of a size; under 17, not every prefix does."""
+    """Return how many octets of NLRI fit beside attributes of a size."""
     overhead = HEADER_SIZE + _LENGTHS + attributes_size
     if family == 4 and next_hop_size == 4:
         return limit - overhead - 3 - next_hop_size
     return limit - overhead - _MP_HEADER - 5 - next_hop_size
 
 
-def fits(family: Family, next_hop_size: int, attributes_size: int, limit: int) -> bool:
-    """Tell whether one prefix of any length fits into a message beside attributes of a size."""
-    return room(family, next_hop_size, attributes_size, limit) >= _LONGEST_PREFIX
+def fits(family: Family, next_hop_size: int, attributes_size: int, limit: int, *, numbered: bool = False) -> bool:
+    """Tell whether one prefix of any length, ``numbered``: with a path identifier, fits beside attributes of a size."""
+    return room(family, next_hop_size, attributes_size, limit) >= nlri.longest(numbered)
 
 
 def announcements(family: Family, announcement: Announcement, next_hop: bytes) -> list[bytes]:
@@ -187,9 +199,10 @@ def _family(value: bytes) -> Family | None:
     return FAMILY_OF_AFI.get(int.from_bytes(value[:2], "big")) if value[2] == UNICAST else None
 
 
-def _mp_nlri(code: int, value: bytes, family: Family, start: int) -> list[bytes]:
+def _mp_nlri(code: int, value: bytes, family: Family, start: int, numbered: Collection[Family]) -> list[bytes]:
+    decode = nlri.decode_numbered if family in numbered else nlri.decode
     try:
-        return nlri.decode(value[start:], BITS[family])
+        return decode(value[start:], BITS[family])
     except ValueError as error:
         raise _mp_error(code, value, str(error)) from error
 

@@ -11,9 +11,10 @@ import re
 from typing import TypeVar
 
 from bgp.as_path import SEQUENCE, unpack_sequence
-from bgp.attributes import GRACEFUL_SHUTDOWN, Attributes, scope_of
+from bgp.attributes import AS_PATH, GRACEFUL_SHUTDOWN, WELL_KNOWN, Attributes, pack_attribute, scope_of
 
 _KNOWN_LIMIT = 4096
+_ORIGIN_SIZE = 4
 
 V = TypeVar("V")
 
@@ -38,13 +39,13 @@ _SECTION = re.compile(
     rb"(?:\x40\x03\x04(.{4}))?"  # NEXT_HOP
     rb"(?:\x80\x04\x04(.{4}))?"  # MULTI_EXIT_DISC
     rb"(?:\x40\x05\x04(.{4}))?"  # LOCAL_PREF
-    rb"(?:\x40\x06\0)?"  # ATOMIC_AGGREGATE
+    rb"(?P<after>(?:\x40\x06\0)?"  # ATOMIC_AGGREGATE
     rb"(?:[\xc0\xe0]\x07\x08(?!\0\0\0\0).{8})?"  # AGGREGATOR, not of AS 0
-    rb"(?:[\xc0\xe0]\x08(" + _counted(4) + rb"))?"  # COMMUNITIES
+    rb"(?:[\xc0\xe0]\x08(" + _counted(4) + rb"))?)"  # COMMUNITIES
     rb"(?:\x80\x09\x04(.{4}))?"  # ORIGINATOR_ID
     rb"(?:\x80\x0a(" + _counted(4) + rb"))?"  # CLUSTER_LIST
-    rb"(?:[\xc0\xe0]\x10(?:" + _counted(8) + rb"))?"  # EXTENDED COMMUNITIES
-    rb"(?:[\xc0\xe0]\x20(?:" + _counted(12) + rb"))?"  # LARGE_COMMUNITIES
+    rb"(?P<extended>[\xc0\xe0]\x10(?:" + _counted(8) + rb"))?"  # EXTENDED COMMUNITIES
+    rb"(?P<large>[\xc0\xe0]\x20(?:" + _counted(12) + rb"))?"  # LARGE_COMMUNITIES
 ).fullmatch
 
 
@@ -64,7 +65,7 @@ class UsualSections:
         match = _SECTION(raw)
         if match is None:
             return None
-        origin, path, next_hop, med, local_pref, communities, originator, clusters = match.groups()
+        origin, path, next_hop, med, local_pref, _, communities, originator, clusters, _, _ = match.groups()
         attributes = Attributes(raw)
         attributes.origin = origin[0]
         if len(path) > 1:
@@ -94,6 +95,20 @@ class UsualSections:
         elif local_pref or originator or clusters or (communities and GRACEFUL_SHUTDOWN in communities):
             return None
         return attributes, next_hop
+
+
+def passed_on(raw: bytes, local_as: int) -> tuple[bytes, bytes] | None:
+    """Return a received section as an external peer is told it, the parts before and after NEXT_HOP.
+
+    None where that takes more than to put our AS before the AS_PATH and to leave out what is not for external peers.
+    """
+    match = _SECTION(raw)
+    if match is None or match["extended"] is not None:
+        return None
+    path = match[2]
+    count = path[2] + 1 if len(path) > 1 else 1
+    value = bytes((SEQUENCE, count)) + local_as.to_bytes(4, "big") + path[3:]
+    return raw[:_ORIGIN_SIZE] + pack_attribute(WELL_KNOWN, AS_PATH, value), match["after"] + (match["large"] or b"")
 
 
 def _shared(known: dict[V, V], value: V) -> V:

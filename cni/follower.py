@@ -15,11 +15,12 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final, NamedTuple
+from functools import partial
+from typing import Any, Final
 
 from cni import netlink
 from cni.errors import CniError
-from cni.hooks import Addresses, Handle
+from cni.hooks import Addresses, Attachment, host_ifname_of
 from cni.namespaces import check_pod, entered
 from cni.podnet import PodLinks
 from cni.workers import Worker
@@ -40,16 +41,11 @@ _FILTER: Final = (
     (_RETURN, 0, 0, 0xFFFF),
     (_RETURN, 0, 0, 0),
 )
+_READING: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _EVENTS = 64
 """Read before the event loop gets its turn again."""
 _GATHER = 0.02
 """Seconds in which events come together: an ADD makes several, and none of them is of interest."""
-
-
-class _Pod(NamedTuple):
-    handle: Handle
-    mac: bytes
-    """That its neighbour entries have."""
 
 
 class Follower:
@@ -57,8 +53,8 @@ class Follower:
         self._addresses = addresses
         self._links = links
         self._worker = worker
-        self._pods: dict[int, _Pod] = {}
-        """By the index of the host end."""
+        self._pods: dict[int, bytes] = {}
+        """The MAC addresses that pods' neighbour entries have, by the index of the host end."""
         self._socket: socket.socket | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._jobs: set[asyncio.Task[None]] = set()
@@ -78,27 +74,26 @@ class Follower:
         if self._jobs:
             await asyncio.wait(self._jobs)
 
-    def know(self, index: int, handle: Handle, mac: bytes) -> None:
-        """Follow a pod, whose MAC address is the one that its neighbour entries have."""
-        self._pods[index] = _Pod(handle, mac)
+    def know(self, index: int, mac: bytes) -> None:
+        """Follow the pod behind a host end, whose MAC address is the one that its neighbour entries have."""
+        self._pods[index] = mac
 
     def forget(self, index: int) -> None:
         self._pods.pop(index, None)
 
-    async def restore(self, pods: Sequence[tuple[int, Handle, bytes]]) -> None:
-        """Follow pods of an earlier run, given the MAC addresses that they had then."""
-        macs = await self._worker(lambda: [self._links.mac(index) for index, _, _ in pods])
-        for (index, handle, mac), now in zip(pods, macs, strict=True):
-            self.know(index, handle, mac)
+    async def restore(self, pods: Sequence[tuple[int, bytes]]) -> None:
+        """Follow pods of an earlier run: the indexes of their host ends, the MAC addresses that they had then."""
+        macs = await self._worker(lambda: [self._links.mac(index) for index, _ in pods])
+        for (index, mac), now in zip(pods, macs, strict=True):
+            self.know(index, mac)
             if now not in (mac, b""):
                 await self._look(index)
 
-    async def check(self, index: int, netns: int) -> None:
+    async def check(self, index: int, attachment: Attachment, netns: int) -> None:
         """Make sure of one pod, whose namespace is at hand; the kernel's word may still be on its way."""
         now = await self._worker(lambda: self._links.mac(index))
-        pod = self._pods.get(index)
-        if pod and now not in (pod.mac, b""):
-            await self._follow(index, pod, lambda: os.dup(netns))
+        if now not in (self._pods.get(index, now), b""):
+            await self._follow(index, attachment, lambda: os.dup(netns))
 
     def _gather(self) -> None:
         assert self._socket
@@ -118,13 +113,11 @@ class Follower:
                 if error.errno != errno.ENOBUFS:
                     raise
                 log.warning("events of pods' interfaces were lost: all are looked up")
-                everything = [(index, pod.handle, pod.mac) for index, pod in self._pods.items()]
-                self._begin(self.restore(everything))
+                self._begin(self.restore(list(self._pods.items())))
                 return
             if ancillary:  # the id of the namespace; without one it is the host's own
                 link = netlink.decode_link(data[_HEADER.size :])
-                pod = self._pods.get(link.peer)
-                if pod and pod.mac != link.mac:
+                if self._pods.get(link.peer, link.mac) != link.mac:
                     self._begin(self._look(link.peer))
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
@@ -134,33 +127,33 @@ class Follower:
 
     async def _look(self, index: int) -> None:
         """Follow a pod by the path of its namespace, which the agent sees unless it lives in a container without."""
-        pod = self._pods.get(index)
-        found = await self._addresses.lookup(pod.handle) if pod else None
-        if pod and found:
-            path = str(found.attributes.get("netns", ""))
-            await self._follow(index, pod, lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+        name = await self._worker(lambda: self._links.name(index))
+        for attachment in await self._addresses.attachments():
+            if name and host_ifname_of(attachment) == name:
+                path = str(attachment.attributes.get("netns", ""))
+                await self._follow(index, attachment, partial(os.open, path, _READING))
 
-    async def _follow(self, index: int, pod: _Pod, open_pod: Callable[[], int]) -> None:
-        found = await self._addresses.lookup(pod.handle)
-        families = sorted({assignment.family for assignment in found.assignments}) if found else []
+    async def _follow(self, index: int, attachment: Attachment, open_pod: Callable[[], int]) -> None:
+        handle = attachment.handle
+        families = sorted({assignment.family for assignment in attachment.assignments})
 
         def follow() -> bytes:
             namespace = open_pod()
             try:
                 check_pod(namespace, self._links.host, "")
-                return self._links.follow(index, namespace, pod.handle, families)
+                return self._links.follow(index, namespace, handle, families)
             finally:
                 os.close(namespace)
 
-        fields = {"pod": str(pod.handle)}
+        fields = {"pod": str(handle)}
         try:
             mac = await self._worker(follow)
         except (OSError, CniError) as error:
             fields["error"] = str(error)
             log.warning("a pod has a new MAC address and cannot be entered", extra={"fields": fields})
             return
-        if mac and index in self._pods and self._pods[index].mac != mac:
-            self._pods[index] = _Pod(pod.handle, mac)
+        if mac and self._pods.get(index, mac) != mac:
+            self._pods[index] = mac
             log.info("pod's MAC address followed", extra={"fields": {**fields, "mac": mac.hex(":")}})
 
 

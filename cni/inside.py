@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from cni import netlink
-from cni.links import set_link
+from cni.links import await_carrier, await_local, set_link
 from cni.namespaces import set_sysctl
 from cni.netlink import Message, Netlink
 from config.prefix import Family
@@ -31,7 +31,7 @@ _TABLES = 1 << 24
 def configure(
     inside: Netlink, index: int, name: str, addresses: Sequence[tuple[Family, bytes]], *, forwarding: bool
 ) -> frozenset[Family]:
-    """Set up the pod's end; ``inside`` is strict, and the calling thread in its namespace.
+    """Set up the pod's end, behind a host's end that is up; ``inside`` is strict, the calling thread in its namespace.
 
     Returns the families whose default route leads through this interface; of the others another one has it.
     """
@@ -43,8 +43,9 @@ def configure(
     if 6 in families or os.path.isdir("/proc/sys/net/ipv6"):
         set_sysctl("ipv6/conf/all/forwarding", int(forwarding))
     main = frozenset(family for family in families if not _has_default(inside, family))
-    messages = [set_link(index, b"", f"bring {name} up", up=True)]
-    messages += [netlink.add_address(family, address, index) for family, address in addresses]
+    inside.transact([set_link(index, b"", f"bring {name} up", up=True)])
+    await_carrier(inside, index)
+    messages = [netlink.add_address(family, address, index) for family, address in addresses]
     for family in families:
         messages.append(netlink.set_neighbour(family, GATEWAYS[family], HOST_MAC, index))
         messages += _routes(family, index, netlink.TABLE_MAIN if family in main else _TABLES + index)
@@ -52,6 +53,9 @@ def configure(
         if family not in main:
             messages.append(netlink.change_rule(family, address, _TABLES + index, add=True))
     inside.transact(messages)
+    for family, address in addresses:
+        if family == 6:
+            await_local(inside, address)
     return main
 
 

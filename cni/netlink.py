@@ -29,15 +29,16 @@ REPLACE, EXCL, CREATE = 0x100, 0x200, 0x400
 DUMP = 0x300
 
 IFF_UP = 0x1
+IF_OPER_UP = 6
 NUD_PERMANENT = 0x80
 IFA_F_NODAD = 0x02
 SCOPE_UNIVERSE, SCOPE_LINK = 0, 253
 TABLE_MAIN = 254
 PROTO_BOOT = 3
 RTM_F_FIB_MATCH = 0x2000
-RTN_UNICAST = 1
+RTN_UNICAST, RTN_LOCAL = 1, 2
 
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_LINKINFO = 1, 3, 4, 5, 18
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_OPERSTATE, IFLA_LINKINFO = 1, 3, 4, 5, 16, 18
 IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 20, 26, 27, 28, 29
 IFLA_LINK_NETNSID, IFLA_TARGET_NETNSID = 37, 46
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
@@ -213,6 +214,9 @@ class Link:
     namespace: int
     """Id of the namespace where the other end is; -1 where it is here."""
 
+    operational: bool
+    """It carries packets (RFC 2863, ifOperStatus up)."""
+
     @property
     def up(self) -> bool:
         return bool(self.flags & IFF_UP)
@@ -232,6 +236,7 @@ def decode_link(body: bytes) -> Link:
         group=to_number(found.get(IFLA_GROUP)),
         alias=to_name(found.get(IFLA_IFALIAS)),
         namespace=to_number(found[IFLA_LINK_NETNSID]) if IFLA_LINK_NETNSID in found else -1,
+        operational=found.get(IFLA_OPERSTATE) == bytes([IF_OPER_UP]),
     )
 
 
@@ -256,13 +261,16 @@ class KernelRoute(NamedTuple):
     device: int
     gateway: bytes
     protocol: int
+    local: bool
+    """To this namespace itself."""
 
 
 def decode_route(body: bytes) -> KernelRoute:
-    _, length, _, _, _, protocol, _, _, _ = _ROUTE.unpack_from(body)
+    _, length, _, _, _, protocol, _, kind, _ = _ROUTE.unpack_from(body)
     found = attributes(body[_ROUTE.size :])
     destination = found.get(RTA_DST, b"")
-    return KernelRoute(destination, length, to_number(found.get(RTA_OIF)), found.get(RTA_GATEWAY, b""), protocol)
+    device, gateway = to_number(found.get(RTA_OIF)), found.get(RTA_GATEWAY, b"")
+    return KernelRoute(destination, length, device, gateway, protocol, kind == RTN_LOCAL)
 
 
 def link_header(index: int = 0, *, up: bool = False, down: bool = False) -> bytes:

@@ -19,13 +19,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Final
+from typing import Final, NamedTuple
 
 from cni import inside, netlink
 from cni.errors import CniError, Code
 from cni.hooks import Assignment, Handle
 from cni.inside import HOST_MAC
-from cni.links import index_of, set_link
+from cni.links import await_carrier, set_link
 from cni.namespaces import entered, set_sysctl
 from cni.netlink import Message, Netlink, NetlinkError, attribute, number
 from config.kernel import POD_METRIC, ROUTE_PROTOCOL
@@ -73,14 +73,11 @@ class Plan:
         return sorted({family for family, _ in self.addresses})
 
 
-@dataclass(frozen=True, slots=True)
-class Wired:
-    """A pod's link, ready."""
+class Pair(NamedTuple):
+    """The indexes of a link's ends, each in its namespace."""
 
-    index: int
-    """Of the host end."""
-    default: frozenset[Family]
-    """Families whose default route in the pod leads through it."""
+    outer: int
+    inner: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,27 +120,28 @@ class PodLinks:
         self.host = host
         self.settings = settings
 
-    def make(self, pod: int, plan: Plan) -> int:
-        """Make a pod's link, both ends down, and return the host end's index. Raises CniError and OSError.
+    def make(self, pod: int, plan: Plan) -> Pair:
+        """Make a pod's link, both ends down. Raises CniError and OSError.
 
         The namespace must have been checked (``namespaces.check_pod``).
         """
         with self._host() as host:
             return self._make_pair(host, pod, plan)
 
-    def configure(self, pod: int, plan: Plan, outer: int) -> Wired:
-        """Give a link that ``make`` made its addresses and routes. Raises CniError and OSError; unwire it then."""
+    def configure(self, pod: int, plan: Plan, pair: Pair) -> frozenset[Family]:
+        """Give a link that ``make`` made its addresses and routes; when this returns, both ends carry packets.
+
+        Returns the families whose default route in the pod leads through it. Raises CniError and OSError; unwire it
+        then. The host's end is opened first: so the pod's has a carrier, and takes addresses, as soon as it opens.
+        """
         with self._host() as host:
+            self._open_host_end(host, pair.outer, plan)
             with entered(pod, self.host), Netlink(strict=True) as pods:
-                inner = index_of(pods, plan.handle.ifname)
-                if inner == outer:
-                    outer = self._make_again(host, pod, plan, inner)
-                    inner = index_of(pods, plan.handle.ifname)
                 main = inside.configure(
-                    pods, inner, plan.handle.ifname, plan.addresses, forwarding=self.settings.forwarding
+                    pods, pair.inner, plan.handle.ifname, plan.addresses, forwarding=self.settings.forwarding
                 )
-            self._configure_host(host, outer, plan)
-        return Wired(outer, main)
+            self._lead_to_pod(host, pair.outer, plan)
+        return main
 
     def forget(self, pod: int, link: HostLink, addresses: Sequence[tuple[Family, bytes]]) -> None:
         """Take away what a link that is cut off leaves in its pod, if the pod lives. Raises CniError and OSError."""
@@ -201,6 +199,12 @@ class PodLinks:
             found = [_uplink_mtu(host, uplink) for uplink in uplinks]
         return min((mtu for mtu in found if 0 < mtu <= _MOST_MTU), default=DEFAULT_MTU)
 
+    def name(self, index: int) -> str:
+        """Return the name of a link, empty where there is none."""
+        with self._host() as host:
+            body = host.one(netlink.get_link_by_index(index))
+        return netlink.decode_link(body).name if body else ""
+
     def mac(self, index: int) -> bytes:
         """Return the MAC address that a pod has now, by its host end; empty where there is none."""
         with self._host() as host:
@@ -240,8 +244,8 @@ class PodLinks:
         with entered(self.host, self.host), Netlink() as host:
             yield host
 
-    def _make_pair(self, host: Netlink, pod: int, plan: Plan) -> int:
-        """Make both ends where they belong, in one message; return the host end's index."""
+    def _make_pair(self, host: Netlink, pod: int, plan: Plan) -> Pair:
+        """Make both ends where they belong, in one message."""
         make = _new_pair(plan, pod, self.settings.protocol)
         try:
             try:
@@ -256,15 +260,15 @@ class PodLinks:
                 text = f"the namespace has an interface {plan.handle.ifname} already"
                 raise CniError(Code.ALREADY_ADDED, text) from None
             raise CniError(Code.IO_FAILURE, "the pod's interface cannot be made", str(error)) from error
-        return index_of(host, plan.host_ifname)
+        pair = _pair(host, plan)
+        if pair.inner in (pair.outer, 0):
+            # With like indexes the kernel delays the carrier by up to a second; a small host's first pod has them.
+            _remove(host, plan.host_ifname)
+            host.transact([_new_pair(plan, pod, self.settings.protocol, index=_SPARE_INDEX + pair.outer)])
+            pair = _pair(host, plan)
+        return pair
 
-    def _make_again(self, host: Netlink, pod: int, plan: Plan, inner: int) -> int:
-        """Make the pair again with unlike indexes: with like ones the kernel delays the carrier by up to a second."""
-        _remove(host, plan.host_ifname)
-        host.transact([_new_pair(plan, pod, self.settings.protocol, index=_SPARE_INDEX + inner)])
-        return index_of(host, plan.host_ifname)
-
-    def _configure_host(self, host: Netlink, index: int, plan: Plan) -> None:
+    def _open_host_end(self, host: Netlink, index: int, plan: Plan) -> None:
         name = plan.host_ifname
         ipv6 = os.path.isdir("/proc/sys/net/ipv6")
         if ipv6:
@@ -279,10 +283,14 @@ class PodLinks:
                 *(netlink.set_neighbour(family, address, plan.mac, index) for family, address in plan.addresses),
             ]
         )
+
+    def _lead_to_pod(self, host: Netlink, index: int, plan: Plan) -> None:
+        await_carrier(host, index)
         for family, address in plan.addresses:
             self._add_host_route(host, family, address, index)
         alias = f"podroute {plan.handle}".encode(errors="surrogateescape")[:255]
-        host.transact([set_link(index, attribute(netlink.IFLA_IFALIAS, alias), f"mark {name} as complete")])
+        step = f"mark {plan.host_ifname} as complete"
+        host.transact([set_link(index, attribute(netlink.IFLA_IFALIAS, alias), step)])
 
     def _add_host_route(self, host: Netlink, family: Family, address: bytes, index: int) -> None:
         """Add the route to a pod. One of ours that is in the way is stale: the ledger gave the address to this pod."""
@@ -307,6 +315,14 @@ class PodLinks:
                     f"protocol {found.protocol}, interface {found.device}; `ip route show {netlink.show(address)}`",
                 ) from None
             host.transact([route(replace=True)])
+
+
+def _pair(host: Netlink, plan: Plan) -> Pair:
+    body = host.one(netlink.get_link(plan.host_ifname))
+    if body is None:
+        raise CniError(Code.IO_FAILURE, f"interface {plan.host_ifname} went away while it was being set up")
+    link = netlink.decode_link(body)
+    return Pair(link.index, link.peer)
 
 
 def _new_pair(plan: Plan, pod: int, group: int, *, index: int = 0) -> Message:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_interface
@@ -107,7 +108,7 @@ def parse(message: Message) -> Request:
         verb=verb,
         version=version,
         network=network,
-        handle=Handle(network, container, ifname),
+        handle=Handle(sys.intern(network), container, sys.intern(ifname)),  # a node's pods share these
         netns=environment.get("CNI_NETNS", ""),
         arguments=arguments,
         mtu=_mtu(config.get("mtu", "auto")),

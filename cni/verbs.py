@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -28,14 +28,14 @@ from cni.locks import KeyedLocks
 from cni.namespaces import check_pod
 from cni.netlink import show
 from cni.notes import read_notes
-from cni.podnet import HostLink, Plan, PodLinks, Wired, host_ifname, packed, pod_mac
+from cni.podnet import HostLink, Pair, Plan, PodLinks, host_ifname, packed, pod_mac
 from cni.recovery import reconcile
 from cni.removal import Remover
 from cni.request import Request, parse, version_of
 from cni.result import Interface, Ip, Result, Route, encode_error, encode_result, encode_versions
 from cni.wire import Answer, Message
 from cni.workers import Worker
-from config.prefix import BITS
+from config.prefix import BITS, Family
 
 log = logging.getLogger("podroute.cni")
 T = TypeVar("T")
@@ -111,7 +111,7 @@ class Verbs:
             log.info("addresses of a vanished pod released", extra={"fields": _fields(attachment)})
         indexes = {link.name: link.index for link in links}
         wired = [a for a in recovery.keep if a.attributes["hostInterface"] == host_ifname(a.handle)]
-        await self._follower.restore([(indexes[host_ifname(a.handle)], a.handle, _mac(a)) for a in wired])
+        await self._follower.restore([(indexes[host_ifname(a.handle)], _mac(a)) for a in wired])
         for attachment in recovery.keep:
             await self._hooks.pod_added(
                 attachment.handle, attachment.assignments, attachment.attributes["hostInterface"], restored=True
@@ -244,7 +244,7 @@ class Verbs:
         uplinks = self._hooks.uplinks()
         steps = Steps()
 
-        def make() -> tuple[Plan, int]:
+        def make() -> tuple[Plan, Pair]:
             plan = Plan(handle, mac, request.mtu or self._links.mtu(uplinks))
             return plan, self._links.make(netns, plan)
 
@@ -258,19 +258,19 @@ class Verbs:
                 raise outcome
         assert not isinstance(linked, BaseException)
         assert not isinstance(allocated, BaseException)
-        (plan, index), assignments = linked, allocated
+        (plan, pair), assignments = linked, allocated
         plan = replace(plan, addresses=packed(assignments))
-        wired = await steps.timed("addresses and routes", self._worker(lambda: self._configure(netns, plan, index)))
-        self._follower.know(wired.index, handle, mac)
+        default = await steps.timed("addresses and routes", self._worker(lambda: self._configure(netns, plan, pair)))
+        self._follower.know(pair.outer, mac)
         await steps.timed("agent", self._hooks.pod_added(handle, assignments, plan.host_ifname, restored=False))
         await steps.timed("advertised", self._hooks.advertised(assignments))
         log.info("pod added", extra={"fields": _fields(Attachment(handle, assignments, {}))})
         log.debug("ADD took", extra={"fields": steps.fields})
-        return _result(request, plan, assignments, wired)
+        return _result(request, plan, assignments, default)
 
-    def _configure(self, netns: int, plan: Plan, index: int) -> Wired:
+    def _configure(self, netns: int, plan: Plan, pair: Pair) -> frozenset[Family]:
         try:
-            return self._links.configure(netns, plan, index)
+            return self._links.configure(netns, plan, pair)
         except OSError as error:
             raise CniError(Code.IO_FAILURE, "the pod's network cannot be set up", str(error)) from error
 
@@ -314,7 +314,7 @@ class Verbs:
         addresses = packed(attachment.assignments)
 
         if link := await self._worker(lambda: self._links.find(handle)):
-            await self._follower.check(link.index, netns)
+            await self._follower.check(link.index, attachment, netns)
         found = missing_addresses(request.previous, attachment.assignments)
         found += await self._worker(lambda: verify.faults(self._links, netns, handle, addresses))
         if found:
@@ -371,14 +371,14 @@ class Steps:
             self.fields[f"{name}_ms"] = round((time.perf_counter() - start) * 1e3, 3)
 
 
-def _result(request: Request, plan: Plan, assignments: Sequence[Assignment], wired: Wired) -> Result:
+def _result(request: Request, plan: Plan, assignments: Sequence[Assignment], default: Collection[Family]) -> Result:
     return Result(
         interfaces=(
             Interface(plan.host_ifname, HOST_MAC.hex(":"), plan.mtu),
             Interface(plan.handle.ifname, plan.mac.hex(":"), plan.mtu, request.netns),
         ),
         ips=[Ip(a.family, f"{a.address}/{BITS[a.family]}", show(GATEWAYS[a.family]), 1) for a in assignments],
-        routes=[Route(_DEFAULT[family], show(GATEWAYS[family])) for family in sorted(wired.default)],
+        routes=[Route(_DEFAULT[family], show(GATEWAYS[family])) for family in sorted(default)],
         dns=request.dns,
     )
 

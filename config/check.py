@@ -9,7 +9,7 @@ from itertools import combinations
 
 from config import prefix
 from config.check_peers import check_peers, check_policy
-from config.model import BLOCK_SIZES, Config, Pool
+from config.model import BLOCK_SIZES, Config, Mesh, Peer, Pool
 from config.password import read_password
 from config.prefix import NAMES, Family
 from config.problems import Location, Problem
@@ -28,6 +28,9 @@ _RESERVED = {
     "ff00::/8": "multicast",
 }
 
+RECLAIM_MARGIN = 3
+"""Seconds, and a tenth of the time itself, for clocks that run apart and for withdrawals on their way."""
+
 
 def check(config: Config) -> Iterator[Problem]:
     """Yield what keeps a configuration from being used; reads the password files of this node's peers."""
@@ -37,6 +40,7 @@ def check(config: Config) -> Iterator[Problem]:
     yield from _paths(config)
     yield from _store(config.store)
     yield from _mesh(config)
+    yield from _reclaim(config)
 
 
 def warnings(config: Config) -> Iterator[Problem]:
@@ -92,6 +96,7 @@ def overlaps_with_subnets(config: Config, subnets: Iterable[str]) -> list[Proble
 def _pools(config: Config) -> Iterator[Problem]:
     for name, pool in config.pools.items():
         yield from _block_size(("pools", name, "blockSize"), pool)
+        yield from _split(("pools", name, "splitBy"), pool)
         for index, reservation in enumerate(pool.reservations):
             if not _within(reservation, pool.cidr):
                 text = f"is {reservation}, must be a part of the pool, {pool.cidr}"
@@ -100,6 +105,10 @@ def _pools(config: Config) -> Iterator[Problem]:
             if _overlap(ip_network(pool.cidr), ip_network(reserved)):
                 text = f"{pool.cidr} overlaps {reserved} ({use}), must be addresses that containers may use"
                 yield Problem(("pools", name, "cidr"), text)
+    for name, pool in config.pools_here().items():
+        if pool.split_by is not None and pool.split_by.label not in config.node.labels:
+            text = f"is {pool.split_by.label}, which is no label of this node: must be one, or add it to node.labels"
+            yield Problem(("pools", name, "splitBy", "label"), text)
     for (one, first), (other, second) in combinations(config.pools.items(), 2):
         if _overlap(ip_network(first.cidr), ip_network(second.cidr)):
             text = f"{second.cidr} overlaps pool {one} ({first.cidr}), must be addresses of this pool alone"
@@ -115,6 +124,17 @@ def _block_size(location: Location, pool: Pool) -> Iterator[Problem]:
     elif pool.block_size not in range(low, high + 1):
         why = f"not shorter than the pool's own /{length}" if low == length else f"{NAMES[pool.family]} blocks"
         yield Problem(location, f"is {pool.block_size}, must be {low} to {high} ({why})")
+
+
+def _split(location: Location, pool: Pool) -> Iterator[Problem]:
+    if pool.split_by is None:
+        return
+    low, high = pool.prefix[0], pool.block_size - 1
+    if pool.split_by.size not in range(low, high + 1):
+        right = (
+            f"must be {low} (the pool) to {high} (two blocks)" if low <= high else "must be left out: it is one block"
+        )
+        yield Problem((*location, "size"), f"is {pool.split_by.size}, {right}")
 
 
 def _advertise(config: Config) -> Iterator[Problem]:
@@ -151,6 +171,41 @@ def _mesh(config: Config) -> Iterator[Problem]:
         for direction, policy in (("import", mesh.import_policy), ("export", mesh.export_policy)):
             if policy:
                 yield from check_policy(("mesh", name, direction), policy)
+
+
+def _reclaim(config: Config) -> Iterator[Problem]:
+    """Yield what makes automatic reclaim unsafe: a block must be seen nowhere before it can be another node's.
+
+    A node that is cut off notices after ``fenceAfter``; one that hangs or dies a moment before that is found out after
+    the hold time, and its peers keep its routes for as long as a restart may take (RFC 4724).
+    """
+    ipam, at = config.ipam, ("ipam",)
+    fence = ipam.fence_seconds
+    if fence is None or ipam.reclaim_after == "never":
+        if ipam.fence_after is not None:
+            yield Problem((*at, "fenceAfter"), "is given without ipam.reclaimAfter, must be left out, or both given")
+        return
+    if fence < ipam.lease:
+        text = f"is {fence}, must be {ipam.lease} (ipam.lease) or more: a node that is merely late would be fenced"
+        yield Problem((*at, "fenceAfter"), text)
+    sessions: list[tuple[str, str, Peer | Mesh]] = [("peers", name, peer) for name, peer in config.peers_here().items()]
+    sessions += [("mesh", name, mesh) for name, mesh in config.mesh_here().items()]
+    for kind, name, session in sessions:
+        if session.hold_time == 0:
+            text = "is 0, so that a dead node goes unnoticed, must be 3 or more with ipam.reclaimAfter"
+            yield Problem((kind, name, "holdTime"), text)
+    hold = max((session.hold_time for _, _, session in sessions), default=0)
+    restart = config.bgp.graceful_restart
+    kept = restart.restart_time + restart.deferral_time if restart.enabled and sessions else 0
+    seen = fence + hold + kept
+    least = seen + RECLAIM_MARGIN + seen // 10
+    if ipam.reclaim_after < least:
+        yield Problem(
+            (*at, "reclaimAfter"),
+            f"is {ipam.reclaim_after}, must be {least} or more: this node's blocks may be seen for {seen} s "
+            f"(fenceAfter {fence}, longest holdTime {hold}, gracefulRestart restartTime and deferralTime {kept}), and "
+            f"a margin of {least - seen} s is kept",
+        )
 
 
 def _store(store: Store) -> Iterator[Problem]:

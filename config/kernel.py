@@ -7,6 +7,9 @@ from config.prefix import Family
 ROUTE_PROTOCOL = 201
 """rtnetlink protocol of every route and next-hop object of ours (rtm_protocol, nh_protocol)."""
 
+RULE_PRIORITY = 201
+"""Priority of our policy rules: behind the local table, before all others."""
+
 MAIN_TABLE = 254
 DEFAULT_METRIC = 20
 """Metric of learned IPv4 routes; those to connected subnets have 0."""

@@ -23,11 +23,13 @@ from config.values import (
     FamilyName,
     HoldTime,
     HostAddress,
+    LabelKey,
     Labels,
     Listen,
     Mtu,
     Name,
     NodeName,
+    PathCount,
     Patience,
     PeerAddress,
     Prefix,
@@ -66,6 +68,16 @@ class Node(Section):
         return IPv4Address(self.router_id).packed
 
 
+class SplitBy(Section):
+    """The parts of a pool that belong to one value of a node label each."""
+
+    label: LabelKey = Field(description="the name of a node label such as rack")
+    size: int = Field(ge=1, le=127, description="the prefix length of a part, not less than the pool's own")
+    aggregate: Literal["none", "beside", "only"] = Field(
+        default="none", description="none (only blocks are advertised), beside (parts too) or only (parts alone)"
+    )
+
+
 class Pool(Section):
     """Addresses for containers, cut into blocks of which every node claims whole ones."""
 
@@ -78,6 +90,7 @@ class Pool(Section):
     manual: bool = Field(default=False, description="true (used only by requests that name it) or false")
     not_advertised: bool = Field(default=False, description="true (its blocks are not announced) or false")
     reservations: list[Prefix] = Field(default=[], description='a list of prefixes such as ["10.64.0.0/28"]')
+    split_by: SplitBy | None = Field(default=None, description="a mapping such as {label: rack, size: 20}")
 
     @property
     def family(self) -> Family:
@@ -104,6 +117,13 @@ class MaxPrefixes(Section):
     restart_after: int | None = Field(default=None, ge=1, le=86400, description="1 to 86400 seconds")
 
 
+class AddPath(Section):
+    """Several paths to a prefix on one session (RFC 7911)."""
+
+    receive: bool = Field(default=False, description="true or false")
+    send: PathCount = Field(default=0, description="all, 0 or 1 to 64 paths to a prefix")
+
+
 class Peer(Section):
     """One neighbour by its ``address``, or dynamic ones: whoever connects from inside ``listen_range``."""
 
@@ -123,6 +143,7 @@ class Peer(Section):
     hold_time: HoldTime = Field(default=HOLD_TIME, description=_HOLD)
     connect_retry: int = Field(default=CONNECT_RETRY, ge=1, le=3600, description=_RETRY)
     route_reflector_client: bool = Field(default=False, description="true (an internal peer only) or false")
+    add_path: AddPath = Field(default=AddPath(), description="a mapping such as {receive: true, send: all}")
     multihop: int | None = Field(default=None, ge=2, le=255, description="2 to 255, the TTL of what is sent")
     ttl_security: int | None = Field(default=None, ge=1, le=254, description="1 (on the link) to 254 hops")
     allow_own_as: int = Field(default=0, ge=0, le=10, description="how often our own AS may be in an AS path, 0 to 10")
@@ -166,7 +187,11 @@ class Mesh(Section):
     port: int = Field(default=179, ge=1, le=65535, description="a TCP port, 1 to 65535")
     password_file: AbsolutePath | None = Field(default=None, description="the absolute path of a file")
     hold_time: HoldTime = Field(default=HOLD_TIME, description=_HOLD)
-    connect_retry: int = Field(default=1, ge=1, le=3600, description=_RETRY)
+    connect_retry: float = Field(default=0.5, ge=0.1, le=3600, description="0.1 to 3600 seconds")
+    reflectors: bool = Field(
+        default=False,
+        description="true (nodes with bgp.clusterId reflect for the others) or false (full mesh)",
+    )
     import_policy: PolicyOrAction | None = Field(default=None, alias="import", description="accept, reject or a policy")
     export_policy: PolicyOrAction | None = Field(default=None, alias="export", description="accept, reject or a policy")
 
@@ -206,6 +231,21 @@ class Ipam(Section):
     grace_time: int = Field(
         default=60, ge=1, description="seconds until the address of a vanished container is free, 1 or more"
     )
+    borrowing: bool = Field(default=False, description="true (nodes with full pools borrow addresses) or false")
+    quarantine: int = Field(
+        default=300, ge=1, le=86400, description="1 to 86400 seconds that the blocks of a dead node rest"
+    )
+    reclaim_after: Patience = Field(
+        default="never", description="never, or 0 to 86400 seconds until a dead node's blocks are given back"
+    )
+    fence_after: int | None = Field(
+        default=None, ge=1, le=86400, description="1 to 86400 seconds without the store, or left out"
+    )
+
+    @property
+    def fence_seconds(self) -> int | None:
+        """Seconds without the store after which the node is fenced; None where automatic reclaim is off."""
+        return None if self.reclaim_after == "never" else self.fence_after or 2 * self.lease
 
 
 class Routes(Section):
@@ -270,7 +310,7 @@ class Config(Section):
         description="the URL of a store, or a mapping of url, tls, ca, certificate, key, user and passwordFile",
     )
     pools: dict[Name, Pool] = Field(default={}, description="a mapping of pools by name")
-    ipam: Ipam = Field(default=Ipam(), description="a mapping of blocksPerNode, lease, idleAfter and graceTime")
+    ipam: Ipam = Field(default=Ipam(), description="a mapping of lease, idleAfter, graceTime and so on")
     advertise: list[Prefix] = Field(default=[], description='a list of prefixes such as ["192.0.2.1/32"]')
     bgp: Bgp = Field(default=Bgp(), description="a mapping such as {listen: [], holdTime: 90}")
     peers: dict[Name, Peer] = Field(default={}, description="a mapping of peers by name")

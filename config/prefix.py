@@ -16,6 +16,15 @@ FAMILIES: tuple[Family, Family] = (4, 6)
 BITS: dict[Family, int] = {4: 32, 6: 128}
 NAMES: dict[Family, str] = {4: "ipv4", 6: "ipv6"}
 BY_NAME: dict[str, Family] = {"ipv4": 4, "ipv6": 6}
+LEAD: dict[Family, int] = {4: 3, 6: 8}
+"""Leading octets of wire bytes that neighbours have in common: one length, and one /16 or /56."""
+
+
+class Run(list[bytes]):
+    """Distinct prefixes that share their leading octets (LEAD), as most do that arrive in one UPDATE.
+
+    Tables keep neighbours together, so that a run is looked up and stored by a few calls and not one by one.
+    """
 
 
 def parse(text: str) -> tuple[Family, bytes]:
@@ -64,7 +73,7 @@ def contains(outer: bytes, inner: bytes) -> bool:
 
 def address_text(packed: bytes) -> str:
     """Return the text form of a packed address of 4 or 16 octets."""
-    return str(ip_address(packed))
+    return ".".join(map(str, packed)) if len(packed) == 4 else str(ip_address(packed))
 
 
 def _wire(net: IPv4Network | IPv6Network) -> bytes:

@@ -257,13 +257,20 @@ def _socket(value: Any) -> str:
 def _patience(value: Any) -> Any:
     if value == "never" or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 86400):
         return value
-    raise wrong(value, "never, or 0 to 86400 seconds without advertisement after which STATUS says 51")
+    raise wrong(value, "never, or 0 to 86400 seconds")
 
 
 def _mtu(value: Any) -> Any:
     number = isinstance(value, int) and not isinstance(value, bool) and 576 <= value <= 65535
     if value != "auto" and not number:
         raise wrong(value, "auto (the uplink's) or 576 to 65535 octets")
+    return value
+
+
+def _path_count(value: Any) -> Any:
+    number = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 64
+    if value != "all" and not number:
+        raise wrong(value, "all, 1 to 64 paths to a prefix, or 0 (the best one alone, as without add-path)")
     return value
 
 
@@ -300,5 +307,6 @@ Community = Annotated[str, BeforeValidator(_community)]
 AbsolutePath = Annotated[str, BeforeValidator(_path)]
 SocketPath = Annotated[str, BeforeValidator(_socket)]
 Mtu = Annotated[int | Literal["auto"], BeforeValidator(_mtu)]
+PathCount = Annotated[int | Literal["all"], BeforeValidator(_path_count)]
 Patience = Annotated[int | Literal["never"], BeforeValidator(_patience)]
 RemoteAsNumbers = Annotated[RemoteAs, PlainValidator(_remote_as), PlainSerializer(lambda value: value.written)]

@@ -25,33 +25,27 @@ class FreeAddresses:
         """``released`` holds ordinals and the times they were released, oldest first. ``reserved`` ones are given to
         nobody but who asks for them."""
         self.size = size
-        self._used = set(used)
-        self._reserved = frozenset(reserved)
+        self._used = _mask(used)
+        self._reserved = _mask(reserved)
         self._released = OrderedDict(
-            (ordinal, since)
-            for ordinal, since in released
-            if ordinal not in self._used and ordinal not in self._reserved
+            (ordinal, since) for ordinal, since in released if not (self._used | self._reserved) >> ordinal & 1
         )
         self._fresh = 0
 
     @property
     def used(self) -> int:
-        return len(self._used)
+        return self._used.bit_count()
 
     @property
     def free(self) -> int:
         """How many can be taken without being asked for."""
-        return self.size - len(self._used) - len(self._reserved - self._used)
-
-    @property
-    def reserved(self) -> frozenset[int]:
-        return self._reserved
+        return self.size - (self._used | self._reserved).bit_count()
 
     def state(self, ordinal: int) -> str:
         """Return ``used``, ``reserved``, ``resting`` (free, and in use before) or ``free``."""
-        if ordinal in self._used:
+        if self._used >> ordinal & 1:
             return "used"
-        if ordinal in self._reserved:
+        if self._reserved >> ordinal & 1:
             return "reserved"
         return "resting" if ordinal in self._released else "free"
 
@@ -62,8 +56,8 @@ class FreeAddresses:
         while self._fresh < self.size:
             ordinal = self._fresh
             self._fresh += 1
-            if ordinal not in self._used and ordinal not in self._released and ordinal not in self._reserved:
-                self._used.add(ordinal)
+            if not (self._used | self._reserved) >> ordinal & 1 and ordinal not in self._released:
+                self._used |= 1 << ordinal
                 return ordinal
         since = self.oldest()
         return self.take_oldest() if since is not None and now - since >= cool_down else None
@@ -73,7 +67,7 @@ class FreeAddresses:
         if not self._released:
             return None
         ordinal, _ = self._released.popitem(last=False)
-        self._used.add(ordinal)
+        self._used |= 1 << ordinal
         return ordinal
 
     def oldest(self) -> float | None:
@@ -82,24 +76,29 @@ class FreeAddresses:
 
     def take_exactly(self, ordinal: int) -> bool:
         """Take one ordinal; False where it is in use."""
-        if ordinal in self._used:
+        if self._used >> ordinal & 1:
             return False
         self._released.pop(ordinal, None)
-        self._used.add(ordinal)
+        self._used |= 1 << ordinal
         return True
 
     def give_back(self, ordinal: int, now: float) -> None:
         """Return an ordinal that was in use: it comes last."""
-        self._used.discard(ordinal)
-        if ordinal in self._reserved:
+        self._used &= ~(1 << ordinal)
+        if self._reserved >> ordinal & 1:
             return
         self._released[ordinal] = now
         self._released.move_to_end(ordinal)
 
     def undo(self, ordinal: int) -> None:
         """Return an ordinal that was taken and handed to nobody: it comes next."""
-        self._used.discard(ordinal)
-        if ordinal in self._reserved:
+        self._used &= ~(1 << ordinal)
+        if self._reserved >> ordinal & 1:
             return
         self._released[ordinal] = _NEVER
         self._released.move_to_end(ordinal, last=False)
+
+
+def _mask(ordinals: Iterable[int]) -> int:
+    """Return a set of small numbers as the bits of one."""
+    return sum(1 << ordinal for ordinal in set(ordinals))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from config.prefix import NAMES, Family
-from ipam.errors import NoPoolError, PoolExhaustedError
+from ipam.errors import NoLabelError, NoPoolError, PoolExhaustedError
 from ipam.pool import Pool
 from ipam.records import Block
 
@@ -31,6 +31,18 @@ def serving(pools: Sequence[Pool], family: Family, names: Sequence[str], *, exac
     ]
 
 
+def labelled(pools: Sequence[Pool], labels: Mapping[str, str]) -> list[Pool]:
+    """Leave out pools that are split by a label which this node lacks."""
+    return [pool for pool in pools if pool.split is None or pool.split.label in labels]
+
+
+def no_label(pools: Sequence[Pool], node: str) -> NoLabelError:
+    """Return the error for a request that only such pools would serve."""
+    which = ", ".join(f"{pool.name} by {pool.split.label}" for pool in pools if pool.split)
+    labels = " or ".join(dict.fromkeys(pool.split.label for pool in pools if pool.split))
+    return NoLabelError(f"split pools need a label that node {node} lacks ({which}): set {labels} under node.labels")
+
+
 def none_serves(pools: Sequence[Pool], family: Family, names: Sequence[str], node: str) -> NoPoolError:
     """Return the error for a request that no pool serves."""
     disabled = [pool.name for pool in pools if pool.family == family and pool.disabled]
@@ -47,7 +59,11 @@ def exhausted(pools: Sequence[Pool], usage: Sequence[Usage], node: str) -> PoolE
     names = {pool.name for pool in pools}
     sizes = [one.size for one in usage if one.block.pool in names]
     which = " and ".join(f"{p.name} ({p.cidr}, {p.count} blocks of /{p.block_size})" for p in pools)
+    rooms = [
+        f"pool {pool.name} has no super-block left for this node's {pool.split.label}" for pool in pools if pool.split
+    ]
+    why = ", ".join(rooms) or "every block is claimed"
     return PoolExhaustedError(
-        f"pool {which} is exhausted: every block is claimed, and all {sum(sizes)} addresses of the "
-        f"{len(sizes)} that node {node} owns are in use; delete containers, or add a pool"
+        f"pool {which} is exhausted: {why}, and all {sum(sizes)} addresses of the {len(sizes)} that node {node} owns "
+        "are in use; delete containers, or add a pool"
     )

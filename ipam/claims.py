@@ -9,20 +9,25 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2s
+from itertools import cycle
 
 from config import prefix
 from ipam import records
 from ipam.errors import AddressInUseError, NameTakenError, PoolChangedError, PoolConflictError
 from ipam.identity import Identity
 from ipam.pool import Pool, overlap, span
-from ipam.records import Block, NodeRecord
+from ipam.records import Block, NodeRecord, SuperBlock
 from ipam.store import Condition, Delete, Entry, Put, Quiet, Range, Store, Unchanged, Write
+from ipam.superblocks import Around, ChangedError, SuperBlocks
 
 log = logging.getLogger("podroute.ipam")
 
 _PAGE = 256
 """Block records read at a time in search of a gap."""
 _BULK = 1000
+_SPREAD = 64
+"""Free blocks behind one that is taken among which nodes choose the next to try."""
 
 
 class Claims:
@@ -34,10 +39,13 @@ class Claims:
         self._node_revision = 0
         self._pools: dict[str, Pool] = {}
         self._pool_revisions: dict[str, int] = {}
+        self.pools_as_of = 0
+        """The store's revision as of which the pools are known."""
         self._mine: set[str] = set()
         """Keys of the blocks that we know to be ours."""
-        self._next: dict[str, int] = {}
-        """Where to look in a pool next: behind the block of ours that was granted last."""
+        self._next: dict[tuple[str, bytes], int] = {}
+        """Where to look next in a pool or a super-block of it: behind the block of ours that was granted last."""
+        self.supers = SuperBlocks(store, self, identity.name)
 
     async def register(self, record: NodeRecord, lease: int) -> None:
         """Write this node's record, and that it lives as long as a lease.
@@ -45,6 +53,7 @@ class Claims:
         Raises NameTakenError where another node has the name.
         """
         key = records.node_key(self._me.name)
+        self.supers.labels = record.labels
         while True:
             entry = await self._store.get(key)
             if entry is not None:
@@ -70,6 +79,7 @@ class Claims:
             for pool in missing:
                 self._refuse_overlap(pool, named)
             revisions = {pool.name: entry.modified for entry, pool, _ in known}
+            self.pools_as_of = listing.revision
             if missing:
                 quiet = Quiet(records.POOLS.start, records.POOLS.end, listing.revision)
                 puts = [Put(records.pool_key(pool.name), records.encode_pool(pool, self._me.name)) for pool in missing]
@@ -77,6 +87,7 @@ class Claims:
                 if not outcome.committed:
                     continue
                 revisions.update((pool.name, outcome.revision) for pool in missing)
+                self.pools_as_of = outcome.revision
             self._pool_revisions = revisions
             # In our order, as the store has them
             stored = {pool.name: pool for _, pool, _ in known}
@@ -87,55 +98,91 @@ class Claims:
             return list(self._pools.values())
 
     async def owned(self) -> list[Block]:
-        """Return the blocks that the store says are this node's."""
+        """Return the blocks that the store says are this node's, and the addresses on loan to it."""
         mine: list[Block] = []
         wanted = records.BLOCKS._replace(limit=_BULK)
         while True:
             entries = (await self._store.list(wanted)).entries
             # Others' records are not even read: a newer agent may have written them
-            found = (records.decode_block(entry) for entry in entries if self._me.uuid.encode() in entry.value)
-            mine += [block for block in found if block.uuid == self._me.uuid]
+            for entry in entries:
+                if self._me.uuid.encode() in entry.value:
+                    found = records.decode_block(entry)
+                    mine += [found] if found.uuid == self._me.uuid else found.on_loan(self._me.uuid)
             if len(entries) < _BULK:
                 for block in mine:
-                    self._note(block)
+                    if not block.lender:
+                        self._note(block)
                 return mine
             wanted = wanted._replace(start=Range.key(entries[-1].key).end)
 
     async def claim(self, wants: Sequence[Sequence[Pool]]) -> list[Block | None]:
         """Claim one block for each want, out of the first of its pools that has one; None: they are all exhausted.
 
+        Raises NameTakenError and PoolConflictError where the store has changed meanwhile.
+        """
+        if not any(pool.split for pools in wants for pool in pools):
+            return await self.claim_from(wants)
+        return [await self._claim_one(pools) for pools in wants]
+
+    async def _claim_one(self, pools: Sequence[Pool]) -> Block | None:
+        for pool in pools:
+            found = await self.supers.claim(pool) if pool.split else (await self.claim_from([[pool]]))[0]
+            if found is not None:
+                return found
+        return None
+
+    async def claim_from(self, wants: Sequence[Sequence[Pool]], guard: SuperBlock | None = None) -> list[Block | None]:
+        """Do what ``claim`` says for pools that are not split, or for the super-block ``guard`` of one that is.
+
         All are claimed in one transaction. Where the first choice is taken, the refusal brings the records around it
-        along, so two round trips are the rule. Raises NameTakenError and PoolConflictError where the store has
-        changed meanwhile.
+        along, so two round trips are the rule. Raises ChangedError where the super-block has changed.
         """
         searches = [_Search(pools, self._next, self._me.name) for pools in wants]
+        guards = [(records.super_key(guard.family, guard.prefix), guard.revision)] if guard else []
+        conditions = [Unchanged(*one) for one in guards]
         while live := [search for search in searches if search.found is None and search.candidate is not None]:
-            blocks = [self._block(*search.place) for search in live]
-            pools = list(dict.fromkeys(block.pool for block in blocks))
-            outcome = await self._store.transact(
-                self._conditions(blocks),
-                self._puts(blocks),
-                [
-                    Range.key(records.node_key(self._me.name)),
-                    *(Range.key(records.pool_key(name)) for name in pools),
-                    *(search.window() for search in live),
-                ],
-            )
-            if outcome.committed:
-                for search, block in zip(live, self._granted(blocks, outcome.revision), strict=True):
+            reads = [*(Range.key(key) for key, _ in guards), *(search.window() for search in live)]
+            granted, read = await self.attempt([search.place for search in live], conditions, reads=reads)
+            if granted:
+                for search, block in zip(live, granted, strict=True):
                     search.found = block
                 continue
-            self._check_node(outcome.read[0])
-            self._check_pools(pools, outcome.read[1 : 1 + len(pools)])
+            for (_, revision), entries in zip(guards, read, strict=False):
+                if [entry.modified for entry in entries] != [revision]:
+                    raise ChangedError
             moved = [
-                await self._move(search, entries)
-                for search, entries in zip(live, outcome.read[1 + len(pools) :], strict=True)
+                await self._move(search, entries) for search, entries in zip(live, read[len(guards) :], strict=True)
             ]
             if not any(moved):
                 # Refused by what no window shows: a greater block around one of them, or one that is gone again
                 for search in live:
                     search.step()
         return [search.found for search in searches]
+
+    async def attempt(
+        self,
+        places: Sequence[tuple[Pool, int]],
+        conditions: Sequence[Condition],
+        writes: Sequence[Write] = (),
+        reads: Sequence[Range] = (),
+    ) -> tuple[list[Block], Sequence[Sequence[Entry]]]:
+        """Claim these blocks in one transaction; return them, or none and what was read in the same moment."""
+        blocks = [self._block(*place) for place in places]
+        pools = list(dict.fromkeys(block.pool for block in blocks))
+        outcome = await self._store.transact(
+            [*self._conditions(blocks), *conditions],
+            [*self._puts(blocks), *writes],
+            [
+                Range.key(records.node_key(self._me.name)),
+                *(Range.key(records.pool_key(name)) for name in pools),
+                *reads,
+            ],
+        )
+        if outcome.committed:
+            return self._granted(blocks, outcome.revision), ()
+        self._check_node(outcome.read[0])
+        self._check_pools(pools, outcome.read[1 : 1 + len(pools)])
+        return [], outcome.read[1 + len(pools) :]
 
     async def _move(self, search: _Search, entries: Sequence[Entry]) -> bool:
         """Let a search see what is around its candidate; return whether it has another one now."""
@@ -159,22 +206,28 @@ class Claims:
         if entry is not None and records.decode_block(entry).uuid == self._me.uuid:
             await self._store.transact([Unchanged(key, entry.modified)], [Delete(key)])
         self._mine.discard(key)
+        pool = self._pools.get(block.pool)
+        if pool is not None and pool.split:
+            await self.supers.give_back(pool, block)
 
     async def claim_exactly(self, pool: Pool, index: int) -> Block:
         """Claim one certain block. Raises AddressInUseError where another node has it or a part of it."""
         block = self._block(pool, index)
         key = records.block_key(block.family, block.prefix)
-        reads = [Range.key(records.node_key(self._me.name)), Range.key(records.pool_key(pool.name))]
-        reads += [Range(quiet.start, quiet.end, 1) for quiet in records.nothing_overlaps(block.family, block.prefix)]
+        overlaps = [Range(quiet.start, quiet.end, 1) for quiet in records.nothing_overlaps(block.family, block.prefix)]
+        refused = False
         while True:
-            outcome = await self._store.transact(self._conditions([block]), self._puts([block]), reads)
-            if outcome.committed:
-                return self._granted([block], outcome.revision)[0]
-            self._check_node(outcome.read[0])
-            self._check_pools([pool.name], outcome.read[1:2])
-            there = next((entry for entries in outcome.read[2:] for entry in entries), None)
+            around = await self.supers.around(pool, block, fresh=refused) if pool.split else Around()
+            reads = [*overlaps, *around.reads]
+            granted, read = await self.attempt([(pool, index)], around.conditions, around.writes, reads)
+            if granted:
+                if around.writes:
+                    await self.supers.read(pool)
+                return granted[0]
+            there = next((entry for entries in read for entry in entries), None)
             if there is None:
-                continue  # our own record had been written anew
+                refused = True  # our own record had been written anew, or the super-block's
+                continue
             found = records.decode_block(there)
             if there.key == key and found.uuid == self._me.uuid:
                 self._note(found)
@@ -207,9 +260,11 @@ class Claims:
         """Remember a block as ours, and to go on behind it."""
         self._mine.add(records.block_key(block.family, block.prefix))
         pool = self._pools.get(block.pool)
+        if pool and pool.split:
+            pool = pool.part(block.prefix)
         index = pool.index(span(block.family, block.prefix)[0]) if pool else None
         if pool and index is not None:
-            self._next[pool.name] = (index + 1) % pool.count
+            self._next[pool.name, pool.prefix] = (index + 1) % pool.count
 
     def _check_node(self, entries: Sequence[Entry]) -> None:
         if not entries:
@@ -269,11 +324,12 @@ class _Place:
 class _Search:
     """Goes through the blocks of some pools, each from a start of the node's own and once around."""
 
-    def __init__(self, pools: Sequence[Pool], starts: Mapping[str, int], node: str) -> None:
+    def __init__(self, pools: Sequence[Pool], starts: Mapping[tuple[str, bytes], int], node: str) -> None:
         """``starts``: where to begin in a pool, instead of where the node's name says."""
         self._rest = list(pools)
         self._starts = starts
         self._node = node
+        self._skips = cycle(byte % _SPREAD for byte in blake2s(node.encode()).digest())
         self.found: Block | None = None
         self._start = 0
         self._wrapped = False
@@ -299,10 +355,19 @@ class _Search:
         spans = [records.block_span(entry.key) for entry in entries]
         high = self._high(pool)
         free = pool.first_free(index, high, spans)
-        self.candidate = _Place(pool, free)
         if free == high:
+            self.candidate = _Place(pool, free)
             return self._run_out(pool)
-        return len(entries) < _PAGE or span(pool.family, pool.block(free)) < spans[-1]
+        # What these records tell of: up to the last of them where there may be more
+        told = high if len(entries) < _PAGE else pool.index(spans[-1][0]) or high
+        # Others that met here at once look at the same records: not all must try the same block next
+        for _ in range(next(self._skips)):
+            further = pool.first_free(free + 1, told, spans)
+            if further >= told:
+                break
+            free = further
+        self.candidate = _Place(pool, free)
+        return free < told or len(entries) < _PAGE
 
     def step(self) -> None:
         """Move on by one block."""
@@ -329,7 +394,7 @@ class _Search:
             self.candidate = None
             return
         pool = self._rest.pop(0)
-        self._start = self._starts.get(pool.name, pool.start(self._node))
+        self._start = self._starts.get((pool.name, pool.prefix), pool.start(self._node))
         first = pool.first_free(self._start, pool.count, ())
         if first == pool.count:  # nothing but reserved ones behind the start
             self._start = pool.count
@@ -342,4 +407,5 @@ class _Search:
 
 def _definition(pool: Pool) -> str:
     nodes = ", ".join(f"{label}={value}" for label, value in pool.nodes.items())
-    return f"{prefix.text(pool.family, pool.prefix)} in blocks of /{pool.block_size} for {nodes or 'all nodes'}"
+    split = f", split by {pool.split.label} into /{pool.split.size}," if pool.split else ""
+    return f"{prefix.text(pool.family, pool.prefix)} in blocks of /{pool.block_size}{split} for {nodes or 'all nodes'}"

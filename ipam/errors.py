@@ -26,6 +26,12 @@ class NoPoolError(IpamError):
     code = "no-pool"
 
 
+class NoLabelError(NoPoolError):
+    """The pools are split by a node label that this node lacks."""
+
+    code = "no-label"
+
+
 class PoolExhaustedError(IpamError):
     """Every block is claimed, and every address of this node's own blocks is in use."""
 
@@ -82,6 +88,13 @@ class AddressHeldError(IpamError):
     """An address that was to be released belongs to a container that runs."""
 
     code = "address-held"
+
+
+class FencedError(IpamError):
+    """The store has not been heard of for so long that this node's blocks may soon be another's."""
+
+    code = "fenced"
+    retry = True
 
 
 class BlockLimitError(IpamError):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from config import prefix
 from config.prefix import BITS, Family
 from ipam.block import FreeAddresses
-from ipam.ledger import Assignment
+from ipam.given import Assignment
 from ipam.pool import Pool, span
 from ipam.records import Block
 
@@ -79,7 +79,25 @@ class Holdings:
     def serves(self, pools: Sequence[Pool]) -> bool:
         """Tell whether a block of one of these pools is here, full or not."""
         names = {pool.name for pool in pools}
-        return any(held.block.pool in names for held in self.blocks.values())
+        return any(held.block.pool in names and not held.block.lender for held in self.blocks.values())
+
+    def count(self, family: Family) -> int:
+        """Return how many blocks of a family are here, without addresses on loan to us."""
+        return sum(of == family and not held.block.lender for (of, _), held in self.blocks.items())
+
+    def unused_loans(self, family: Family) -> list[Block]:
+        """Return the addresses on loan to us that nobody has."""
+        return [
+            held.block
+            for (of, _), held in self.blocks.items()
+            if of == family and held.block.lender and not held.free.used
+        ]
+
+    def resting(self, pools: Sequence[Pool]) -> bool:
+        """Tell whether some address of these pools was released, be it this moment."""
+        return any(
+            held.free.oldest() is not None for pool in pools for held in self._with_space.get(pool.name, {}).values()
+        )
 
     def take(self, pools: Sequence[Pool], now: float, cool_down: float) -> Taken | None:
         """Take an address that was never used or has rested, out of the first pool that has one."""
@@ -156,7 +174,7 @@ class IdleBlocks:
 
     def due(self, holdings: Holdings, family: Family, now: float, after: float) -> list[Block]:
         """Return the blocks of a family that have been empty for ``after`` seconds; one of the family always stays."""
-        blocks = {key: held for key, held in holdings.blocks.items() if key[0] == family}
+        blocks = {key: held for key, held in holdings.blocks.items() if key[0] == family and not held.block.lender}
         empty = [key for key, held in blocks.items() if not held.free.used]
         known = {key: since for key, since in self._since.items() if key[0] != family}
         self._since = known | {key: self._since.get(key, now) for key in empty}

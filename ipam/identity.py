@@ -78,19 +78,24 @@ class StateDirectory:
     def _create(self, path: str, name: str) -> Identity:
         made = Identity(name, str(uuid.uuid4()))
         try:
-            with open(path + ".new", "wb") as file:
-                file.write(json.dumps({"name": made.name, "uuid": made.uuid}).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.rename(path + ".new", path)
-            directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            write_durably(path, json.dumps({"name": made.name, "uuid": made.uuid}).encode() + b"\n")
         except OSError as error:
             raise _unusable(path, error) from error
         return made
+
+
+def write_durably(path: str, data: bytes) -> None:
+    """Replace a file: after a crash at any moment it has the old content or the new. Raises OSError."""
+    with open(path + ".new", "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(path + ".new", path)
+    directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def _unusable(path: str, error: OSError) -> IdentityError:

@@ -1,26 +1,25 @@
 """The node's own record of its addresses: local, durable, and whole after a crash at any moment.
 
-A change has happened when its call returns, not before: it is then on disk. One thread writes; changes that arrive
-while it waits for the disk share the next commit.
+A change has happened when its call returns, not before: it is then on disk. Memory knows which addresses a handle has;
+all else about it is read from the file when it is asked for.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import queue
 import sqlite3
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from config import prefix
 from config.prefix import BITS, Family
 from ipam import sqlite
-from ipam.errors import IpamError, LedgerCorruptError, LedgerError
+from ipam.errors import LedgerCorruptError, LedgerError
+from ipam.given import Assignment, Given, Handle
+from ipam.group_commit import GroupCommit, Statement
 from ipam.pool import span
 
 KIND = sqlite.Kind(
@@ -35,11 +34,27 @@ KIND = sqlite.Kind(
             " block BLOB NOT NULL, attachment INTEGER NOT NULL REFERENCES attachment, PRIMARY KEY (family, address))"
             " WITHOUT ROWID",
             "CREATE INDEX assignment_attachment ON assignment (attachment)",
-            # Addresses that were in use before; the order of id is the order of release
             "CREATE TABLE released (id INTEGER PRIMARY KEY AUTOINCREMENT, family INTEGER NOT NULL,"
             " address BLOB NOT NULL, at REAL NOT NULL, UNIQUE (family, address))",
             "CREATE TABLE block (family INTEGER NOT NULL, prefix BLOB NOT NULL, pool TEXT NOT NULL,"
             " generation INTEGER NOT NULL, PRIMARY KEY (family, prefix)) WITHOUT ROWID",
+        ),
+        (
+            # One row an address that is in use, with its handle and its place among the handle's addresses, or was
+            # before, with the time of its release
+            "CREATE TABLE address (family INTEGER NOT NULL, address BLOB NOT NULL, pool TEXT NOT NULL,"
+            " block BLOB NOT NULL, container TEXT, ifname TEXT, network TEXT, place INTEGER, released REAL,"
+            " PRIMARY KEY (family, address)) WITHOUT ROWID",
+            "INSERT INTO address SELECT family, address, pool, block, container, ifname, network, family, NULL"
+            " FROM assignment JOIN attachment ON id = attachment",
+            "INSERT OR IGNORE INTO address SELECT family, address, '', x'', NULL, NULL, NULL, NULL, at + id * 1e-6"
+            " FROM released",
+            "CREATE TABLE handle (container TEXT NOT NULL, ifname TEXT NOT NULL, network TEXT NOT NULL,"
+            " created REAL NOT NULL, attributes TEXT NOT NULL, PRIMARY KEY (container, ifname, network)) WITHOUT ROWID",
+            "INSERT INTO handle SELECT container, ifname, network, created, attributes FROM attachment",
+            "DROP TABLE assignment",
+            "DROP TABLE released",
+            "DROP TABLE attachment",
         ),
     ),
     error=LedgerError,
@@ -50,39 +65,21 @@ KIND = sqlite.Kind(
     busy_seconds=5.0,
 )
 
-_BATCH = 512
+_TICK = 1e-6
+"""Seconds between releases at least."""
 
-_IS_HANDLE = "network = ? AND container = ? AND ifname = ?"
-
-Statement = tuple[str, tuple[Any, ...]]
-
-
-class Handle(NamedTuple):
-    """Whom addresses belong to: one interface of one container in one network."""
-
-    network: str
-    container_id: str
-    ifname: str
-
-    def __str__(self) -> str:
-        return f"{self.network}/{self.container_id}/{self.ifname}"
-
-
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """One address in use."""
-
-    family: Family
-    address: str
-    prefix: bytes
-    """The address as a host prefix, wire bytes (config.prefix)."""
-    pool: str
-    block: bytes
-    """The block it lies in, wire bytes."""
-
-    @property
-    def packed(self) -> bytes:
-        return self.prefix[1:]
+_IS_HANDLE = "container = ? AND ifname = ? AND network = ?"
+_ADD = "INSERT INTO handle VALUES (?, ?, ?, ?, ?)"
+_TAKE = (
+    "INSERT INTO address VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL) ON CONFLICT DO UPDATE SET pool = excluded.pool,"
+    " block = excluded.block, container = excluded.container, ifname = excluded.ifname, network = excluded.network,"
+    " place = excluded.place, released = NULL WHERE released IS NOT NULL"
+)
+_TAKEN = "an address of it is in use by another container"
+_RELEASE = (
+    "UPDATE address SET container = NULL, ifname = NULL, network = NULL, place = NULL, released = ?"
+    " WHERE family = ? AND address = ?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,231 +107,231 @@ class Released(NamedTuple):
     family: Family
     packed: bytes
     at: float
-    """Seconds since 1970."""
-
-
-class _Change(NamedTuple):
-    statements: list[Statement]
-    apply: Callable[[], object]
-    """Brings memory up to date, once the statements are on disk."""
-    done: asyncio.Future[None]
+    """Seconds since 1970; never less than that of one released before."""
 
 
 class Ledger:
-    """Holds the ledger's state in memory, as it is on disk, and writes every change of it through.
-
-    Calls may be cancelled: the change then still happens. Changes of one handle must not overlap.
-    """
+    """Calls may be cancelled: the change then still happens. Changes of one handle must not overlap."""
 
     def __init__(self, path: str, *, clock: Callable[[], float] = time.time) -> None:
         self.path = path
         self.blank = False
         """Whether open found no trace of an address: the node has never had any, or somebody lost the file."""
-        self.by_address: dict[bytes, Attachment] = {}
-        """By packed address; 4 and 16 octets tell the families apart."""
-        self.by_handle: dict[Handle, Attachment] = {}
+        self.given = Given()
         self.blocks: dict[tuple[Family, bytes], OwnedBlock] = {}
-        self.released: list[Released] = []
-        """As found by open, oldest first."""
+        self._file = _File(path)
+        self.by_handle: Mapping[Handle, Attachment] = _ByHandle(self._file, self.given)
+        self.by_address: Mapping[bytes, Attachment] = _ByAddress(self._file, self.by_handle)
+        """By packed address; 4 and 16 octets tell the families apart."""
         self._clock = clock
-        self._changes: queue.SimpleQueue[_Change | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._last_release = 0.0
+        self._writer = GroupCommit(KIND, path)
 
     async def open(self) -> None:
         """Read the file, or make a new one. Raises LedgerError and NewerStateError."""
-        self._loop = asyncio.get_running_loop()
-        ready: asyncio.Future[None] = self._loop.create_future()
-        thread = threading.Thread(target=self._run, args=(ready,), name="podroute-ledger", daemon=True)
-        thread.start()
+        await self._writer.open()
         try:
-            await ready
-        except IpamError:
-            await asyncio.to_thread(thread.join)
+            await asyncio.to_thread(self._load)
+        except BaseException:
+            await self.close()
             raise
-        self._thread = thread
+
+    def _load(self) -> None:
+        self._file.open()
+        if self._file.rows("SELECT 1 FROM handle WHERE NOT json_valid(attributes) LIMIT 1"):
+            raise sqlite.corrupt(KIND, self.path, "attributes that are no JSON")
+        for row in self._file.rows("SELECT family, prefix, pool, generation FROM block"):
+            self.blocks[row[0], row[1]] = OwnedBlock(*row)
+        # The first column is handle_text
+        query = (
+            "SELECT CAST(network || char(0) || container || char(0) || ifname AS BLOB), address, block, pool, place"
+            " FROM address WHERE released IS NULL"
+        )
+        self.given.load(self._file.stream(query))
+        ((self._last_release,),) = self._file.rows("SELECT coalesce(max(released), 0) FROM address")
+        self.blank = not (self.blocks or self.given or self._last_release)
 
     async def close(self) -> None:
         """Write what is waiting and close the file. Does nothing the second time."""
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            self._changes.put(None)
-            await asyncio.to_thread(thread.join)
+        self._file.close()
+        await self._writer.close()
+
+    @property
+    def released(self) -> list[Released]:
+        """Return addresses that were in use before, the longest released first."""
+        query = "SELECT family, address, released FROM address WHERE released IS NOT NULL ORDER BY released"
+        return [Released(*row) for row in self._file.rows(query)]
+
+    def in_use(self) -> Iterator[tuple[Family, bytes, bytes]]:
+        """Yield (family, block, packed address) of all addresses in use, those of a block one after the other."""
+        return self._file.stream("SELECT family, block, address FROM address WHERE released IS NULL")
 
     async def add(self, handle: Handle, assignments: Sequence[Assignment], attributes: Mapping[str, Any]) -> Attachment:
         """Record the addresses of a handle that has none, all or none of them."""
         attachment = Attachment(handle, tuple(assignments), dict(attributes), self._clock())
-        row = (*handle, attachment.created, _encode(attributes))
-        statements: list[Statement] = [
-            ("INSERT INTO attachment (network, container, ifname, created, attributes) VALUES (?, ?, ?, ?, ?)", row)
-        ]
-        insert = f"INSERT INTO assignment SELECT ?, ?, ?, ?, id FROM attachment WHERE {_IS_HANDLE}"
-        for a in assignments:
-            statements.append(("DELETE FROM released WHERE family = ? AND address = ?", (a.family, a.packed)))
-            statements.append((insert, (a.family, a.packed, a.pool, a.block, *handle)))
-        await self._write(statements, lambda: self._remember(attachment))
+        key = _key(handle)
+        statements = [Statement(_ADD, (*key, attachment.created, _encode(attributes)))]
+        for place, one in enumerate(assignments):
+            statements.append(Statement(_TAKE, (one.family, one.packed, one.pool, one.block, *key, place), _TAKEN))
+        await self._write(statements, lambda: self.given.put(handle, assignments))
         return attachment
 
-    async def remove(self, handle: Handle) -> Attachment | None:
+    async def remove(self, handle: Handle) -> tuple[Assignment, ...]:
         """Forget a handle and return what it had."""
-        gone = self.by_handle.get(handle)
+        gone = self.given.get(handle)
         if gone is None:
-            return None
-        now = self._clock()
-        delete = f"DELETE FROM assignment WHERE attachment = (SELECT id FROM attachment WHERE {_IS_HANDLE})"
-        statements: list[Statement] = [
-            (delete, tuple(handle)),
-            (f"DELETE FROM attachment WHERE {_IS_HANDLE}", tuple(handle)),
-        ]
-        for a in gone.assignments:
-            row = (a.family, a.packed, now)
-            statements.append(("INSERT OR REPLACE INTO released (family, address, at) VALUES (?, ?, ?)", row))
-        await self._write(statements, lambda: self._forget(gone))
+            return ()
+        # Releases are told apart by their times, which are also their order
+        self._last_release = max(self._clock(), self._last_release + _TICK)
+        statements = [Statement(f"DELETE FROM handle WHERE {_IS_HANDLE}", _key(handle))]
+        statements += (Statement(_RELEASE, (self._last_release, one.family, one.packed)) for one in gone)
+        await self._write(statements, lambda: self.given.drop(handle))
         return gone
 
-    async def annotate(self, handle: Handle, attributes: Mapping[str, Any]) -> Attachment | None:
-        """Replace the attributes of a handle and return what it has; None where it is not known."""
-        had = self.by_handle.get(handle)
-        if had is None:
-            return None
-        have = replace(had, attributes=dict(attributes))
-        update = (f"UPDATE attachment SET attributes = ? WHERE {_IS_HANDLE}", (_encode(attributes), *handle))
-        await self._write([update], lambda: self._remember(have))
-        return have
+    async def annotate(self, handle: Handle, attributes: Mapping[str, Any]) -> bool:
+        """Replace the attributes of a handle; return whether it is known."""
+        if self.given.get(handle) is None:
+            return False
+        update = Statement(f"UPDATE handle SET attributes = ? WHERE {_IS_HANDLE}", (_encode(attributes), *_key(handle)))
+        await self._write([update], _nothing)
+        return True
 
     async def own(self, blocks: Sequence[OwnedBlock]) -> None:
         """Remember blocks as this node's own."""
         await self._write(
-            [("INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?)", tuple(block)) for block in blocks],
+            [Statement("INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?)", tuple(block)) for block in blocks],
             lambda: self.blocks.update(((block.family, block.prefix), block) for block in blocks),
         )
 
     async def disown(self, family: Family, wire: bytes) -> None:
         """Forget a block, and which of its addresses were in use before."""
         edges = [address.to_bytes(BITS[family] // 8, "big") for address in span(family, wire)]
+        delete = "DELETE FROM address WHERE released IS NOT NULL AND family = ? AND address BETWEEN ? AND ?"
         await self._write(
             [
-                ("DELETE FROM block WHERE family = ? AND prefix = ?", (family, wire)),
-                ("DELETE FROM released WHERE family = ? AND address BETWEEN ? AND ?", (family, *edges)),
+                Statement("DELETE FROM block WHERE family = ? AND prefix = ?", (family, wire)),
+                Statement(delete, (family, *edges)),
             ],
             lambda: self.blocks.pop((family, wire), None),
         )
 
-    def _remember(self, attachment: Attachment) -> None:
-        self.by_handle[attachment.handle] = attachment
-        self.by_address.update((assignment.packed, attachment) for assignment in attachment.assignments)
-
-    def _forget(self, attachment: Attachment) -> None:
-        del self.by_handle[attachment.handle]
-        for assignment in attachment.assignments:
-            del self.by_address[assignment.packed]
-
     async def _write(self, statements: list[Statement], apply: Callable[[], object]) -> None:
-        if self._thread is None or self._loop is None:
-            raise LedgerError(f"ledger {self.path} is not open")
-        done: asyncio.Future[None] = self._loop.create_future()
-        self._changes.put(_Change(statements, apply, done))
-        await done
+        await self._writer.write(statements, apply)
 
-    # The thread
 
-    def _run(self, ready: asyncio.Future[None]) -> None:
+class _File:
+    """The file as a reader sees it: committed changes, and nothing else."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._connection: sqlite3.Connection | None = None
+
+    def open(self) -> None:
+        with self._translated():
+            self._connection = sqlite3.connect(
+                self._path, timeout=KIND.busy_seconds, isolation_level=None, check_same_thread=False
+            )
+            self._connection.execute("PRAGMA query_only=1")
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def rows(self, query: str, values: Sequence[object] = ()) -> list[Any]:
+        """Return the rows of a query. Raises LedgerError."""
+        if self._connection is None:
+            raise LedgerError(f"ledger {self._path} is not open")
+        with self._translated():
+            return self._connection.execute(query, values).fetchall()
+
+    def stream(self, query: str) -> Iterator[Any]:
+        """Yield the rows of a query, which may be many."""
+        if self._connection is None:
+            raise LedgerError(f"ledger {self._path} is not open")
+        with self._translated():
+            yield from self._connection.execute(query)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
         try:
-            connection = sqlite.connect(KIND, self.path)
-        except IpamError as error:
-            self._settle([_Change([], _nothing, ready)], error)
-            return
-        try:
-            self._load(connection)
-        except (sqlite3.Error, ValueError) as error:
-            connection.close()
-            cause = error if isinstance(error, sqlite3.Error) else sqlite3.DatabaseError(str(error))
-            self._settle([_Change([], _nothing, ready)], sqlite.translate(KIND, self.path, cause))
-            return
-        self._settle([_Change([], _nothing, ready)], None)
-        try:
-            while batch := self._next():
-                self._commit(connection, batch)
-        finally:
-            connection.close()
-
-    def _load(self, connection: sqlite3.Connection) -> None:
-        held: dict[int, list[Assignment]] = {}
-        query = "SELECT family, address, pool, block, attachment FROM assignment"
-        for family, packed, pool, block, number in connection.execute(query):
-            wire = bytes((len(packed) * 8,)) + packed
-            assignment = Assignment(family, prefix.address_text(packed), wire, pool, block)
-            held.setdefault(number, []).append(assignment)
-        query = "SELECT id, network, container, ifname, created, attributes FROM attachment"
-        for number, network, container, ifname, created, attributes in connection.execute(query):
-            handle, assignments = Handle(network, container, ifname), tuple(held.get(number, ()))
-            self._remember(Attachment(handle, assignments, json.loads(attributes), created))
-        for row in connection.execute("SELECT family, prefix, pool, generation FROM block"):
-            self.blocks[row[0], row[1]] = OwnedBlock(*row)
-        query = "SELECT family, address, at FROM released ORDER BY id"
-        self.released = [Released(*row) for row in connection.execute(query)]
-        self.blank = not (self.by_handle or self.blocks or self.released)
-
-    def _next(self) -> list[_Change]:
-        """Wait for changes; return those that are there, none at the end."""
-        first = self._changes.get()
-        if first is None:
-            return []
-        batch = [first]
-        while len(batch) < _BATCH and not self._changes.empty():
-            change = self._changes.get()
-            if change is None:
-                self._changes.put(None)
-                break
-            batch.append(change)
-        return batch
-
-    def _commit(self, connection: sqlite3.Connection, batch: list[_Change]) -> None:
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            for change in batch:
-                for sql, values in change.statements:
-                    connection.execute(sql, values)
-            connection.execute("COMMIT")
-        except Exception as error:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            if len(batch) == 1:
-                self._settle(batch, self._failure(error))
-                return
-            # One of them, or the disk: each by itself tells
-            for change in batch:
-                self._commit(connection, [change])
-        else:
-            self._settle(batch, None)
-
-    def _failure(self, error: Exception) -> IpamError:
-        if isinstance(error, sqlite3.Error):
-            return sqlite.translate(KIND, self.path, error)
-        return LedgerError(f"ledger {self.path} cannot hold this: {error}")  # a lone surrogate in a name, for one
-
-    def _settle(self, changes: list[_Change], error: IpamError | None) -> None:
-        """Tell the event loop how changes ended, in one call for all."""
-
-        def settle() -> None:
-            for change in changes:
-                if error is None:
-                    change.apply()
-                if change.done.done():
-                    continue
-                if error is None:
-                    change.done.set_result(None)
-                else:
-                    change.done.set_exception(error)
-
-        assert self._loop is not None
-        with contextlib.suppress(RuntimeError):  # the loop is gone, and everybody who could wait with it
-            self._loop.call_soon_threadsafe(settle)
+            yield
+        except sqlite3.Error as error:
+            raise sqlite.translate(KIND, self._path, error) from error
 
 
-def _nothing() -> None:
-    pass
+class _ByHandle(Mapping[Handle, Attachment]):
+    """What memory and file both have: a change that is on its way is in one of them only."""
+
+    def __init__(self, file: _File, given: Given) -> None:
+        self._file = file
+        self._given = given
+
+    def __getitem__(self, handle: Handle) -> Attachment:
+        assignments = self._given.get(handle)
+        query = f"SELECT created, attributes FROM handle WHERE {_IS_HANDLE}"
+        found = self._file.rows(query, _key(handle)) if assignments is not None else ()
+        if assignments is None or not found:
+            raise KeyError(handle)
+        ((created, attributes),) = found
+        return Attachment(handle, assignments, json.loads(attributes), created)
+
+    def __iter__(self) -> Iterator[Handle]:
+        handles = (Handle(*row) for row in self._file.rows("SELECT network, container, ifname FROM handle"))
+        return (handle for handle in handles if self._given.get(handle) is not None)
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+    def values(self) -> ValuesView[Attachment]:
+        return _Attachments(self)
+
+    def all(self) -> Iterator[Attachment]:
+        for row in self._file.rows("SELECT network, container, ifname, created, attributes FROM handle"):
+            handle = Handle(*row[:3])
+            if (assignments := self._given.get(handle)) is not None:
+                yield Attachment(handle, assignments, json.loads(row[4]), row[3])
+
+
+class _Attachments(ValuesView[Attachment]):
+    """All at the price of one query."""
+
+    def __init__(self, mapping: _ByHandle) -> None:
+        super().__init__(mapping)
+        self._all = mapping.all
+
+    def __iter__(self) -> Iterator[Attachment]:
+        return self._all()
+
+
+class _ByAddress(Mapping[bytes, Attachment]):
+    def __init__(self, file: _File, by_handle: Mapping[Handle, Attachment]) -> None:
+        self._file = file
+        self._by_handle = by_handle
+
+    def __getitem__(self, packed: bytes) -> Attachment:
+        query = "SELECT network, container, ifname FROM address WHERE family = ? AND address = ? AND released IS NULL"
+        found = self._file.rows(query, (4 if len(packed) == 4 else 6, packed))
+        if not found:
+            raise KeyError(packed)
+        return self._by_handle[Handle(*found[0])]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (packed for (packed,) in self._file.rows("SELECT address FROM address WHERE released IS NULL"))
+
+    def __len__(self) -> int:
+        ((count,),) = self._file.rows("SELECT count(*) FROM address WHERE released IS NULL")
+        return int(count)
+
+
+def _key(handle: Handle) -> tuple[str, str, str]:
+    """Return a handle in the order of the file's keys: what tells most apart first."""
+    return handle.container_id, handle.ifname, handle.network
 
 
 def _encode(attributes: Mapping[str, Any]) -> str:
     return json.dumps(attributes, separators=(",", ":"))
+
+
+def _nothing() -> None:
+    pass

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
-import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import NamedTuple
 
 from ipam import records
 from ipam.claims import Claims
 from ipam.errors import IpamError, LeaseExpiredError, StoreUnavailableError
+from ipam.fence import Fence, boot_clock
 from ipam.identity import Identity
 from ipam.pool import Pool
 from ipam.records import NodeRecord
@@ -28,6 +27,8 @@ RETRY = 2.0
 """Seconds between attempts to reach a store that is away."""
 
 Joined = Callable[[Claims, list[Pool]], Awaitable[None]]
+Companion = Callable[[], Coroutine[None, None, None]]
+"""Work that follows the store for as long as the node is a member."""
 
 
 class StoreState(NamedTuple):
@@ -39,7 +40,7 @@ class StoreState(NamedTuple):
     problem: str
     """Why it is away; empty: it is not."""
     confirmed: float | None
-    """When the store last confirmed that this node is alive, on the monotonic clock."""
+    """When the store last confirmed that this node is alive, in seconds since the machine's start."""
 
 
 class Membership:
@@ -53,21 +54,29 @@ class Membership:
         pools: Sequence[Pool],
         *,
         on_joined: Joined,
-        usage: Callable[[], dict[str, int]],
+        says: Callable[[], Mapping[str, bytes]],
+        fence: Fence,
+        companions: Sequence[Companion] = (),
         opened: bool = False,
         lease: int,
+        clock: Callable[[], float] = boot_clock,
     ) -> None:
-        """``lease``: seconds after its last sign of life until the node counts as dead."""
+        """``says``: what the cluster is to know of this node while it lives, by key. ``lease``: seconds after its last
+        sign of life until the node counts as dead."""
         self._store = store
         self._identity = identity
         self._node = node
         self._pools = pools
         self._on_joined = on_joined
         self._seconds = lease
-        self._usage = usage
-        self._said: dict[str, int] | None = None
-        self._watching: asyncio.Task[None] | None = None
-        self._lease = 0
+        self._says = says
+        self._said: dict[str, bytes] = {}
+        self._fence = fence
+        self._clock = clock
+        self._companions = [*companions, self._watch_pools]
+        self._accompanying: list[asyncio.Task[None]] = []
+        self._pools_since = 0
+        self._lease = self._granted = 0
         self._open = opened
         self._task: asyncio.Task[None] | None = None
         self._problem = ""
@@ -80,21 +89,27 @@ class Membership:
     def state(self) -> StoreState:
         return StoreState(self._store.url, self.claims is not None, self._problem, self._confirmed)
 
+    @property
+    def lease(self) -> int:
+        """What this node's records are bound to now."""
+        return self._granted
+
     async def start(self) -> bool:
         """Join, and stay joined; return whether the store was there. Raises IpamError where waiting would not help."""
         try:
             await self._join()
-        except StoreUnavailableError as error:
+        except (StoreUnavailableError, LeaseExpiredError) as error:  # the latter: a start that took long
             self._away(error)
         self._task = asyncio.get_running_loop().create_task(self._stay(), name="membership")
         return self.claims is not None
 
     async def stop(self) -> None:
         """Stop, and say goodbye to nobody: a node that is started again soon was never dead."""
-        for task in (self._task, self._watching):
-            if task is not None:
-                task.cancel()
-                await asyncio.wait([task])
+        tasks = [self._task, *self._accompanying] if self._task else self._accompanying
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     def join_again(self) -> None:
         """Compare with the store once more, as something was left undecided or has been changed by others."""
@@ -104,19 +119,22 @@ class Membership:
         if not self._open:
             await self._store.open()
             self._open = True
-        started = time.monotonic()
-        lease = await self._store.grant(self._seconds)
+        started = self._clock()
+        self._fence.promise(started)
+        self._granted = lease = await self._store.grant(self._seconds)
         claims = Claims(self._store, self._identity)
         await claims.register(self._node, lease)
         pools = await claims.seed(self._pools)
         await self._on_joined(claims, pools)
-        await self._say_usage(lease)
-        if self._watching is None:
-            since = (await self._store.list(records.POOLS._replace(limit=1))).revision
-            self._watching = asyncio.get_running_loop().create_task(self._watch_pools(since), name="pools")
+        await self._say(lease)
         old, self._lease = self._lease, lease
         self.claims = claims
+        self._fence.kept(started)
         self._back(started)
+        if not self._accompanying:
+            self._pools_since = claims.pools_as_of
+            loop = asyncio.get_running_loop()
+            self._accompanying = [loop.create_task(self._accompany(work)) for work in self._companions]
         if old:
             await self._store.revoke(old)
 
@@ -131,9 +149,10 @@ class Membership:
                     self._again.clear()
                     await self._join()
                     continue
-                now = time.monotonic()
+                now = self._clock()
                 if await self._store.keep_alive(self._lease):
-                    await self._say_usage(self._lease)
+                    self._fence.confirmed(now)
+                    await self._say(self._lease)
                     self._back(now)
                 else:
                     log.warning("this node counted as dead in the store, joining again")
@@ -143,17 +162,27 @@ class Membership:
             except IpamError as error:
                 self._away(error)
 
-    async def _say_usage(self, lease: int) -> None:
-        """Write how many addresses are in use, where that has changed."""
-        usage = self._usage()
-        if (usage, lease) != (self._said, self._lease):
-            value = json.dumps(usage, separators=(",", ":")).encode()
-            await self._store.transact([], [Put(records.usage_key(self._identity.name), value, lease)])
-            self._said = usage
+    async def _say(self, lease: int) -> None:
+        """Write what has changed of what the cluster is to know."""
+        says = dict(self._says())
+        before = self._said if lease == self._lease else {}
+        if news := [Put(key, value, lease) for key, value in says.items() if before.get(key) != value]:
+            await self._store.transact([], news)
+        self._said = says
 
-    async def _watch_pools(self, since: int) -> None:
+    async def _accompany(self, work: Companion) -> None:
+        """Do work that ends only with what the store refuses, over and over."""
+        while True:
+            try:
+                await work()
+            except IpamError as error:
+                log.debug("store followed anew", extra={"fields": {"why": str(error)}})
+            await asyncio.sleep(RETRY)
+
+    async def _watch_pools(self) -> None:
         """Join again when somebody changes a pool."""
-        async for _ in self._store.watch(records.POOLS, since):
+        async for changes in self._store.watch(records.POOLS, self._pools_since):
+            self._pools_since = changes.revision
             self.join_again()
 
     def _away(self, error: IpamError) -> None:

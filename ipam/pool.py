@@ -5,14 +5,27 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from config import prefix
 from config.model import Pool as Written
 from config.prefix import BITS, Family
 
+Aggregate = Literal["none", "beside", "only"]
 Span = tuple[int, int]
 """First and last address of a range, both included, as integers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How a pool is divided among the values of a node label."""
+
+    label: str
+    size: int
+    """Prefix length of a super-block."""
+    aggregate: Aggregate = "none"
+    """Whether a node announces the super-blocks of its blocks: not, too, or instead of the blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +47,7 @@ class Pool:
     not_advertised: bool = False
     reservations: tuple[bytes, ...] = ()
     """Prefixes of which addresses are given only to those who ask for them: wire bytes, in order."""
+    split: Split | None = None
 
     @classmethod
     def parse(
@@ -47,13 +61,16 @@ class Pool:
         manual: bool = False,
         not_advertised: bool = False,
         reservations: Sequence[str] = (),
+        split: Split | None = None,
     ) -> Pool:
         """Return a pool of text; ValueError where the prefix is none or no block of that size fits."""
         family, wire = prefix.parse(cidr)
         if not wire[0] <= block_size <= BITS[family]:
             raise ValueError(f"blocks of /{block_size} do not fit {cidr}")
         reserved = tuple(sorted((prefix.parse(text)[1] for text in reservations), key=lambda one: span(family, one)))
-        return cls(name, family, wire, block_size, dict(nodes or {}), disabled, manual, not_advertised, reserved)
+        if split is not None and not wire[0] <= split.size < block_size:
+            raise ValueError(f"super-blocks of /{split.size} do not fit {cidr} in blocks of /{block_size}")
+        return cls(name, family, wire, block_size, dict(nodes or {}), disabled, manual, not_advertised, reserved, split)
 
     @classmethod
     def of(cls, name: str, written: Written) -> Pool:
@@ -67,11 +84,15 @@ class Pool:
             manual=written.manual,
             not_advertised=written.not_advertised,
             reservations=written.reservations,
+            split=Split(**written.split_by.model_dump()) if written.split_by else None,
         )
 
     def same_blocks(self, other: Pool) -> bool:
         """Tell whether two definitions cut the same addresses for the same nodes."""
-        return (self.prefix, self.block_size, self.nodes) == (other.prefix, other.block_size, other.nodes)
+        return self._cut() == other._cut()
+
+    def _cut(self) -> tuple[object, ...]:
+        return self.prefix, self.block_size, self.nodes, self.split and (self.split.label, self.split.size)
 
     @property
     def cidr(self) -> str:
@@ -97,6 +118,17 @@ class Pool:
         """Return which block an address lies in; None where it is not in the pool."""
         first, last = self.span
         return (address - first) >> (BITS[self.family] - self.block_size) if first <= address <= last else None
+
+    def part(self, wire: bytes) -> Pool:
+        """Return the super-block that a prefix lies in as a pool of its own, of the same name."""
+        assert self.split is not None
+        number = int.from_bytes(wire[1:].ljust(BITS[self.family] // 8, b"\0"), "big")
+        return replace(self, prefix=prefix.make(self.family, number, self.split.size), split=None)
+
+    def parts(self) -> Pool:
+        """Return a pool whose blocks are the super-blocks."""
+        assert self.split is not None
+        return replace(self, block_size=self.split.size, split=None)
 
     def start(self, node: str) -> int:
         """Return the block where a node begins to look for a free one.

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from config import prefix
 from config.prefix import Family
-from ipam.ledger import Assignment, Handle, Ledger
+from ipam.given import Assignment, Handle
+from ipam.ledger import Ledger
 from ipam.pool import Pool
 
 log = logging.getLogger("podroute.ipam")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from config import prefix
 from config.model import BLOCK_SIZES
 from config.prefix import BITS, Family
 from ipam.errors import NewerStateError, StoreError
-from ipam.pool import Pool, Span, span
+from ipam.pool import Pool, Span, Split, span
 from ipam.store import Entry, Quiet, Range
 
 ROOT = "/podroute/v1"
@@ -21,8 +21,20 @@ LIVE = Range.below(f"{ROOT}/live/")
 USAGE = Range.below(f"{ROOT}/usage/")
 POOLS = Range.below(f"{ROOT}/pools/")
 BLOCKS = Range.below(f"{ROOT}/blocks/")
-SCHEMA = 2
+SUPERS = Range.below(f"{ROOT}/supers/")
+OFFERS = Range.below(f"{ROOT}/offers/")
+SCHEMA = 3
 """The newest schema of a record that we understand."""
+
+
+class Loan(NamedTuple):
+    """One address of a block that another node than its owner uses."""
+
+    packed: bytes
+    """4 or 16 octets."""
+    node: str
+    """Who uses it."""
+    uuid: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +53,47 @@ class Block:
     """The store's revision that made the record: greater at every later claim of the same range."""
     claimed_at: str = ""
     """UTC, ISO 8601; for people."""
+    loans: tuple[Loan, ...] = ()
+    lender: str = ""
+    """Of a single address that is on loan to us, a block of its own here: the name of the node that owns the block."""
 
     @property
     def cidr(self) -> str:
         return prefix.text(self.family, self.prefix)
+
+    def on_loan(self, uuid: str) -> list[Block]:
+        """Return the addresses that are on loan to a node, as its blocks."""
+        return [
+            Block(
+                self.family,
+                bytes((BITS[self.family],)) + loan.packed,
+                self.pool,
+                loan.node,
+                loan.uuid,
+                self.generation,
+                self.claimed_at,
+                lender=self.owner,
+            )
+            for loan in self.loans
+            if loan.uuid == uuid
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a borrower asks of a lender, and later the lender's answer in the same record."""
+
+    borrower: str
+    uuid: str
+    lease: int
+    """Of the borrower: the record goes with it."""
+    family: Family
+    pools: tuple[str, ...]
+    """Names of the pools that would do; none: an address was returned, and nothing is asked for."""
+    lent: str = ""
+    """The address."""
+    refused: str = ""
+    """Why there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +107,27 @@ class NodeRecord:
     """Where peers reach the node."""
     seen_at: str = ""
     """When the agent last started: UTC, ISO 8601; for people."""
+    reclaim_after: int = 0
+    """Seconds after the end of the node's lease from which on nobody can see its blocks any more, so that they may be
+    given to others; 0: the node does not promise that."""
+    cluster_id: str = ""
+    """Of a route reflector (RFC 4456); empty: the node is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class SuperBlock:
+    """A part of a split pool, and the label's value whose nodes have their blocks in it."""
+
+    family: Family
+    prefix: bytes
+    pool: str
+    value: str
+    revision: int = 0
+    """The store's revision that wrote the record."""
+
+    @property
+    def cidr(self) -> str:
+        return prefix.text(self.family, self.prefix)
 
 
 def now() -> str:
@@ -78,6 +148,20 @@ def usage_key(name: str) -> str:
     return f"{ROOT}/usage/{name}"
 
 
+def offer_key(name: str) -> str:
+    """Return the key of how many addresses a node has to lend; it is bound to the node's lease."""
+    return f"{ROOT}/offers/{name}"
+
+
+def requests_to(lender: str) -> Range:
+    """Return the range of what is asked of a lender."""
+    return Range.below(f"{ROOT}/requests/{lender}/")
+
+
+def request_key(lender: str, borrower: str, number: int) -> str:
+    return f"{ROOT}/requests/{lender}/{borrower}-{number}"
+
+
 def pool_key(name: str) -> str:
     return f"{ROOT}/pools/{name}"
 
@@ -94,6 +178,24 @@ def block_key(family: Family, wire: bytes) -> str:
     """
     first, last = span(family, wire)
     return f"{address_key(family, first)}-{last:0{BITS[family] // 4}x}"
+
+
+def super_key(family: Family, wire: bytes) -> str:
+    """Return a super-block's key, which is as a block's."""
+    return block_key(family, wire).replace(BLOCKS.start, SUPERS.start, 1)
+
+
+def inside(family: Family, wire: bytes, limit: int = 0) -> Range:
+    """Return the range of the records of blocks that begin inside a prefix."""
+    first, last = span(family, wire)
+    return Range(address_key(family, first), address_key(family, last) + ".", limit)
+
+
+def supers_inside(family: Family, wire: bytes) -> Range:
+    """Return the range of the records of super-blocks that begin inside a prefix."""
+    blocks = inside(family, wire)
+    start, end = (key.replace(BLOCKS.start, SUPERS.start, 1) for key in (blocks.start, blocks.end))
+    return Range(start, end)
 
 
 def block_span(key: str) -> Span:
@@ -125,17 +227,20 @@ def nothing_overlaps(family: Family, wire: bytes) -> list[Quiet]:
 
 
 def encode_node(node: NodeRecord) -> bytes:
-    return _encode(
-        {
-            "name": node.name,
-            "uuid": node.uuid,
-            "as": node.asn,
-            "routerId": node.router_id,
-            "labels": dict(node.labels),
-            "addresses": list(node.addresses),
-            "seenAt": node.seen_at,
-        }
-    )
+    data: dict[str, Any] = {
+        "name": node.name,
+        "uuid": node.uuid,
+        "as": node.asn,
+        "routerId": node.router_id,
+        "labels": dict(node.labels),
+        "addresses": list(node.addresses),
+        "seenAt": node.seen_at,
+    }
+    if node.cluster_id:
+        data["clusterId"] = node.cluster_id
+    if node.reclaim_after:
+        data["reclaimAfter"] = node.reclaim_after
+    return _encode(data)
 
 
 def decode_node(entry: Entry) -> NodeRecord:
@@ -149,6 +254,8 @@ def decode_node(entry: Entry) -> NodeRecord:
             data["labels"],
             tuple(data["addresses"]),
             data["seenAt"],
+            data.get("reclaimAfter", 0),
+            data.get("clusterId", ""),
         )
     except (KeyError, TypeError) as error:
         raise _foreign(entry) from error
@@ -163,7 +270,10 @@ def encode_pool(pool: Pool, seeded_by: str) -> bytes:
         "reservations": [prefix.text(pool.family, one) for one in pool.reservations],
     }
     # An agent that does not know these must not use the pool
-    used = {key: value for key, value in extras.items() if value}
+    used: dict[str, Any] = {key: value for key, value in extras.items() if value}
+    if pool.split is not None:
+        split = {"label": pool.split.label, "size": pool.split.size, "aggregate": pool.split.aggregate}
+        return _encode(data | used | {"splitBy": split}, schema=3)
     return _encode(data | used, schema=2 if used else 1)
 
 
@@ -181,14 +291,38 @@ def decode_pool(entry: Entry) -> tuple[Pool, str]:
             manual=data.get("manual", False),
             not_advertised=data.get("notAdvertised", False),
             reservations=data.get("reservations", ()),
+            split=Split(**data["splitBy"]) if "splitBy" in data else None,
         )
         return pool, data["seededBy"]
     except (KeyError, TypeError, ValueError) as error:
         raise _foreign(entry) from error
 
 
+def encode_request(request: Request) -> bytes:
+    return _encode(asdict(request), schema=3)
+
+
+def decode_request(entry: Entry) -> Request:
+    data = _decode(entry)
+    del data["schema"]
+    try:
+        return Request(**{**data, "pools": tuple(data["pools"])})
+    except (KeyError, TypeError) as error:
+        raise _foreign(entry) from error
+
+
 def encode_block(block: Block) -> bytes:
-    return _encode({"pool": block.pool, "owner": block.owner, "uuid": block.uuid, "claimedAt": block.claimed_at})
+    data: dict[str, Any] = {
+        "pool": block.pool,
+        "owner": block.owner,
+        "uuid": block.uuid,
+        "claimedAt": block.claimed_at,
+    }
+    if not block.loans:
+        return _encode(data)
+    data["loans"] = {prefix.address_text(loan.packed): {"node": loan.node, "uuid": loan.uuid} for loan in block.loans}
+    # An agent that does not know of loans must not own the block: it would hand the addresses out
+    return _encode(data, schema=3)
 
 
 def decode_block(entry: Entry) -> Block:
@@ -197,7 +331,26 @@ def decode_block(entry: Entry) -> Block:
         family: Family = 4 if entry.key.startswith(f"{ROOT}/blocks/4/") else 6
         first, last = block_span(entry.key)
         wire = prefix.make(family, first, BITS[family] - (last - first).bit_length())
-        return Block(family, wire, data["pool"], data["owner"], data["uuid"], entry.created, data["claimedAt"])
+        loans = tuple(
+            Loan(prefix.of_address(address)[1][1:], loan["node"], loan["uuid"])
+            for address, loan in data.get("loans", {}).items()
+        )
+        return Block(family, wire, data["pool"], data["owner"], data["uuid"], entry.created, data["claimedAt"], loans)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _foreign(entry) from error
+
+
+def encode_super(one: SuperBlock) -> bytes:
+    return _encode({"pool": one.pool, "value": one.value}, schema=3)
+
+
+def decode_super(entry: Entry) -> SuperBlock:
+    data = _decode(entry)
+    try:
+        family: Family = 4 if entry.key.startswith(f"{ROOT}/supers/4/") else 6
+        first, last = block_span(entry.key)
+        wire = prefix.make(family, first, BITS[family] - (last - first).bit_length())
+        return SuperBlock(family, wire, data["pool"], data["value"], entry.modified)
     except (KeyError, TypeError, ValueError) as error:
         raise _foreign(entry) from error
 

@@ -13,6 +13,7 @@ from ipam.claims import Claims
 from ipam.errors import AddressInUseError
 from ipam.holdings import Key
 from ipam.ledger import Ledger, OwnedBlock
+from ipam.loans import is_loan
 from ipam.pool import Pool, span
 from ipam.records import Block
 
@@ -21,10 +22,11 @@ log = logging.getLogger("podroute.ipam")
 
 class Recovered(NamedTuple):
     owned: dict[Key, Block]
+    """With the addresses on loan to us that are in use, as blocks of their own."""
     lost: dict[Key, OwnedBlock]
     """Blocks whose addresses are in use here though the store does not say they are ours."""
-    used: dict[Key, list[int]]
-    """Addresses in use, by block."""
+    surplus: list[Block]
+    """Addresses on loan to us that nobody uses: a crash, or a lost answer, left them."""
     resting: dict[Key, list[tuple[int, float]]]
     """Addresses that were in use, by block, oldest first, and when they were released on the monotonic clock."""
 
@@ -38,25 +40,27 @@ async def recover(ledger: Ledger, claims: Claims, pools: Sequence[Pool]) -> Reco
             extra={"fields": {"ledger": ledger.path, "blocks": ", ".join(block.cidr for block in owned.values())}},
         )
     used = addresses_in_use(ledger)
+    surplus = [block for key, block in owned.items() if block.lender and key not in used]
+    for block in surplus:
+        del owned[block.family, block.prefix]
     lost: dict[Key, OwnedBlock] = {}
     for key, remembered in list(ledger.blocks.items()):
         if key in owned:
             continue
         if key not in used:
             await ledger.disown(*key)
-        elif block := await _claim_again(claims, remembered, pools):
-            owned[key] = block
+        elif (found := await _claim_again(claims, remembered, pools)) is not None:
+            owned[key] = found
         else:
             lost[key] = remembered
-    return Recovered(owned, lost, used, resting_addresses(ledger, owned))
+    return Recovered(owned, lost, surplus, resting_addresses(ledger, owned))
 
 
 def addresses_in_use(ledger: Ledger) -> dict[Key, list[int]]:
     """Return the addresses that the ledger has given, by block."""
     used: dict[Key, list[int]] = {}
-    for attachment in ledger.by_handle.values():
-        for a in attachment.assignments:
-            used.setdefault((a.family, a.block), []).append(int.from_bytes(a.packed, "big"))
+    for family, block, packed in ledger.in_use():
+        used.setdefault((family, block), []).append(int.from_bytes(packed, "big"))
     return used
 
 
@@ -64,6 +68,9 @@ async def _claim_again(claims: Claims, remembered: OwnedBlock, pools: Sequence[P
     """Claim a block that the ledger has and the store has not: the store is a new one, or somebody took it."""
     fields = {"block": prefix.text(remembered.family, remembered.prefix), "pool": remembered.pool}
     pool = next((pool for pool in pools if pool.name == remembered.pool), None)
+    if is_loan(remembered.family, remembered.prefix, pool):
+        log.error("a container uses an address that is not on loan to this node any more", extra={"fields": fields})
+        return None
     index = pool.index(span(remembered.family, remembered.prefix)[0]) if pool else None
     if pool is None or index is None or pool.block(index) != remembered.prefix:
         log.error("containers use addresses of a block that no pool here has", extra={"fields": fields})

@@ -8,54 +8,45 @@ store, an address whose commit did not happen was never handed out.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import json
 import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-from config import prefix
 from config.model import Config
-from config.prefix import BITS, FAMILIES, NAMES, Family
-from config.values import matches
+from config.prefix import Family
 from ipam import choice, records
 from ipam.choice import Usage
-from ipam.claims import Claims
 from ipam.errors import (
-    AddressInUseError,
-    AddressNotInPoolError,
-    BlockLimitError,
-    IpamError,
-    NameTakenError,
+    FencedError,
     NoPoolError,
     NotRunningError,
-    PoolChangedError,
     StoreUnavailableError,
 )
-from ipam.holdings import Holdings, IdleBlocks, Key, Taken
+from ipam.fence import Fence, boot_clock
+from ipam.given import Assignment, Handle
+from ipam.holdings import Key, Taken
 from ipam.identity import Identity, StateDirectory
-from ipam.ledger import Assignment, Attachment, Handle, Ledger, OwnedBlock
-from ipam.membership import Membership, StoreState
+from ipam.keeper import BlockKeeper, BlocksChanged, parse
+from ipam.ledger import Attachment, Ledger, OwnedBlock
+from ipam.loans import Borrower, Lender, offer
+from ipam.membership import Companion, Membership, StoreState
 from ipam.pool import Pool
 from ipam.quarantine import Running, quarantine
+from ipam.reclaimer import Reclaimer
 from ipam.records import Block, NodeRecord
-from ipam.recovery import addresses_in_use, recover, resting_addresses
 from ipam.store import Store
 from ipam.stores import store_of
+from ipam.turns import Turns
 
 log = logging.getLogger("podroute.ipam")
 
 LEDGER_FILE = "ledger.db"
-_ARRIVAL = 2.0
-"""Seconds that a stop waits for a claim or release of a block under way."""
 COOL_DOWN = 5.0
 """Seconds that a released address rests while another one can be had."""
-
-T = TypeVar("T")
-BlocksChanged = Callable[[Sequence[Block], Sequence[Block]], None]
-"""Called with blocks granted and blocks released."""
 
 
 class Ipam:
@@ -70,30 +61,33 @@ class Ipam:
         cool_down: float = COOL_DOWN,
         store: Store | None = None,
         running: Callable[[], Iterable[Running]] | None = None,
+        on_standing: Callable[[], None] | None = None,
+        seen: Callable[[Block], str] = lambda _: "",
+        clock: Callable[[], float] = boot_clock,
     ) -> None:
         """``addresses``: where peers reach this node, for its record. ``store``: an open one in place of the file's.
         ``running``: asked in a thread, where the ledger is blank, for the addresses that containers use all the same.
+        ``on_standing``: called when ``fenced``, ``lost`` or the loans of ``blocks`` have changed. ``seen``: why a dead
+        node's block may be in use all the same. ``clock``: seconds since the machine's start.
         """
         self._config = config
-        self._on_blocks = on_blocks
         self._addresses = addresses
-        self._cool_down = cool_down
         self._given_store = store
         self._running_pods = running
-        self._idle = IdleBlocks()
-        self._prefetches: dict[Family, asyncio.Task[None]] = {}
-        self._tending: asyncio.Task[None] | None = None
+        self._on_standing = on_standing or (lambda: None)
+        self._seen = seen
+        self._clock = clock
         self._store: Store | None = store
         self._state: StateDirectory | None = None
         self._identity = Identity("", "")
         self._membership: Membership | None = None
         self._started = False
         self._ledger = Ledger(os.path.join(config.state_dir, LEDGER_FILE))
-        self._pools: list[Pool] = []
-        self._holdings = Holdings()
-        self._lost: dict[Key, OwnedBlock] = {}
-        self._growing = {family: asyncio.Lock() for family in FAMILIES}
-        self._turns: dict[Handle, asyncio.Task[Any]] = {}
+        self._keeper = BlockKeeper(
+            config, self._ledger, on_blocks=on_blocks, on_standing=self._on_standing, cool_down=cool_down
+        )
+        self._turns: Turns[Handle] = Turns()
+        self._fence = Fence(config.state_dir, config.ipam.fence_seconds, self._on_standing, clock=clock)
 
     async def start(self) -> None:
         """Join the cluster, find what an earlier run left, and have one block per family that a pool here serves.
@@ -111,14 +105,11 @@ class Ipam:
     async def stop(self) -> None:
         """Finish what is under way and close ledger and store; blocks and addresses stay ours."""
         self._started = False
-        await self._arrived()
-        for task in (self._tending, *self._prefetches.values()):
-            if task is not None:
-                task.cancel()
-                await asyncio.wait([task])
-        while self._turns:
-            await asyncio.wait(self._turns.values())
+        await self._keeper.stop()
+        await self._turns.over()
+        await self._fence.close()
         membership, self._membership = self._membership, None
+        self._keeper.detach()
         if membership is not None:
             await membership.stop()
         await self._ledger.close()
@@ -129,36 +120,59 @@ class Ipam:
             self._state.close()
             self._state = None
 
-    async def _arrived(self) -> None:
-        """Let a block that is on its way to or from the store arrive, unless the store takes long over it."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_ARRIVAL):
-                for lock in self._growing.values():
-                    async with lock:
-                        pass
-
     @property
     def identity(self) -> Identity:
         return self._identity
 
     def blocks(self) -> list[Block]:
         """Return the blocks that are ours, which is what the agent advertises."""
-        return [held.block for held in self._holdings.blocks.values()]
+        return [held.block for held in self._keeper.holdings.blocks.values()]
 
     def usage(self) -> list[Usage]:
-        return [Usage(held.block, held.free.used, held.free.size) for held in self._holdings.blocks.values()]
+        return self._keeper.usage()
 
     def pools(self) -> list[Pool]:
         """Return the pools that serve this node, in the order they are used."""
-        return list(self._pools)
+        return list(self._keeper.pools)
+
+    @property
+    def fenced(self) -> bool:
+        """Whether this node may not use its blocks, as they may be another's without its knowing."""
+        return self._fence.fenced
+
+    def check_fence(self) -> None:
+        """Look at the clock now, rather than at the next tick."""
+        self._fence.check()
 
     def advertised(self, block: Block) -> bool:
-        """Tell whether a block's pool is one to be announced."""
-        return not any(pool.name == block.pool and pool.not_advertised for pool in self._pools)
+        """Tell whether a block is to be announced now."""
+        return not self.fenced and not any(
+            pool.name == block.pool and pool.not_advertised for pool in self._keeper.pools
+        )
+
+    def aggregates(self) -> list[tuple[Pool, bytes, bool]]:
+        """Return the super-blocks to be announced: pool, prefix, and whether in place of the blocks in them.
+
+        Each has a block of ours in it, and belongs to this node's value of the label: a block from before the label
+        was changed lies in others' part of the network. What the store did not say yet is taken to be so.
+        """
+        found: dict[tuple[str, bytes], tuple[Pool, bytes, bool]] = {}
+        claims = self._membership.claims if self._membership is not None else None
+        named = {pool.name: pool for pool in self._keeper.pools}
+        for block in self.blocks():
+            pool = named.get(block.pool)
+            if pool is None or pool.split is None or pool.split.aggregate == "none":
+                continue
+            if block.lender or not self.advertised(block):
+                continue
+            wire = pool.part(block.prefix).prefix
+            if claims is None or any(one.prefix == wire for one in claims.supers.mine(pool)):
+                found[pool.name, wire] = pool, wire, pool.split.aggregate == "only"
+        return list(found.values())
 
     def lost(self) -> list[OwnedBlock]:
         """Return blocks whose addresses containers here still use though the store does not say they are ours."""
-        return list(self._lost.values())
+        return list(self._keeper.lost.values())
 
     def store(self) -> StoreState:
         """Return how things stand with the store."""
@@ -189,12 +203,14 @@ class Ipam:
         the new attributes. Cancelled, it still happens: release the handle. Raises IpamError.
         """
         key = Handle(*handle)
-        return await self._in_turn(key, lambda: self._allocate(key, families, pools, addresses, attributes))
+        self._check_running()
+        return await self._turns.take(key, lambda: self._allocate(key, families, pools, addresses, attributes))
 
     async def release(self, handle: Handle) -> list[Assignment]:
         """Take a handle's addresses back and return them; none where it is not known. Raises LedgerError."""
         key = Handle(*handle)
-        return await self._in_turn(key, lambda: self._release(key))
+        self._check_running()
+        return await self._turns.take(key, lambda: self._release(key))
 
     def shared(self) -> Store:
         """Return the cluster's store, for ipam.cluster. Raises NotRunningError."""
@@ -206,29 +222,28 @@ class Ipam:
 
     def holder(self, address: str) -> Attachment | None:
         """Return who has an address. Raises AddressNotInPoolError for what is none."""
-        return self._ledger.by_address.get(_parse(address)[1][1:])
+        return self._ledger.by_address.get(parse(address)[1][1:])
 
     def owns(self, family: Family, block: bytes) -> bool:
-        return (family, block) in self._holdings.blocks
+        return (family, block) in self._keeper.holdings.blocks
 
-    def assigned(self, block: Block) -> list[tuple[Attachment, Assignment]]:
+    def assigned(self, family: Family, block: bytes) -> list[tuple[Attachment, Assignment]]:
         """Return the addresses of a block that are in use here, also where it is not ours any more."""
         return [
             (attachment, one)
             for attachment in self._ledger.by_handle.values()
             for one in attachment.assignments
-            if (one.family, one.block) == _key(block)
+            if (one.family, one.block) == (family, block)
         ]
 
     def picture(self, family: Family, wire: bytes) -> list[str]:
         """Return the state of each address of a block of ours, in order: used, reserved, resting or free."""
-        held = self._holdings.blocks.get((family, wire))
+        held = self._keeper.holdings.blocks.get((family, wire))
         return [held.free.state(ordinal) for ordinal in range(held.free.size)] if held else []
 
     def compare_again(self) -> None:
         """Bring blocks and records together once more, soon."""
-        if self._membership is not None:
-            self._membership.join_again()
+        self._keeper.compare_again()
 
     # Start
 
@@ -236,141 +251,79 @@ class Ipam:
         config, node = self._config, self._config.node
         self._state = await asyncio.to_thread(StateDirectory, config.state_dir)
         self._identity = await asyncio.to_thread(self._state.identity, node.name)
-        self._pools = [Pool.of(name, pool) for name, pool in config.pools_here().items()]
+        self._keeper.pools = [Pool.of(name, pool) for name, pool in config.pools_here().items()]
+        self._fence.open()
         await self._ledger.open()
         if self._ledger.blank and self._running_pods is not None:
             running = self._running_pods
-            await quarantine(self._ledger, self._pools, await asyncio.to_thread(lambda: list(running())))
+            await quarantine(self._ledger, self._keeper.pools, await asyncio.to_thread(lambda: list(running())))
         if self._store is None:
             self._store = store_of(config.store)
-        ours = self._pools
-        uuid, seen_at = self._identity.uuid, records.now()
-        self._membership = Membership(
+        lender = Lender(
             self._store,
             self._identity,
-            NodeRecord(node.name, uuid, node.asn, node.router_id, node.labels, self._addresses, seen_at),
-            ours,
-            on_joined=self._joined,
-            opened=self._given_store is not None,
-            usage=self._summary,
-            lease=config.ipam.lease,
+            self._ledger,
+            self._keeper.holdings,
+            lambda family, names: choice.serving(self._keeper.pools, family, names, exact=True),
+            self._on_standing,
         )
-        if not await self._membership.start():
-            await self._adopt_remembered()
-        self._tending = asyncio.get_running_loop().create_task(self._tend(), name="blocks")
+        self._membership = membership = Membership(
+            self._store,
+            self._identity,
+            self._record(),
+            self._keeper.pools,
+            on_joined=self._keeper.joined,
+            opened=self._given_store is not None,
+            says=self._says,
+            lease=config.ipam.lease,
+            fence=self._fence,
+            companions=self._companions(self._store, lender),
+            clock=self._clock,
+        )
+        self._keeper.attach(membership, lender, Borrower(self._store, self._identity, lambda: membership.lease))
+        if not await membership.start():
+            await self._keeper.adopt_remembered(self._identity)
+        self._keeper.start()
+        self._fence.started()
         self._started = True
 
-    def _summary(self) -> dict[str, int]:
-        """Return how many addresses are in use, by pool."""
+    def _record(self) -> NodeRecord:
+        node, ipam = self._config.node, self._config.ipam
+        after = ipam.reclaim_after if ipam.reclaim_after != "never" else 0
+        return NodeRecord(
+            node.name,
+            self._identity.uuid,
+            node.asn,
+            node.router_id,
+            node.labels,
+            self._addresses,
+            records.now(),
+            after,
+            self._config.bgp.cluster_id or "",
+        )
+
+    def _companions(self, store: Store, lender: Lender) -> list[Companion]:
+        """Return what follows the store while this node is a member of the cluster."""
+        found: list[Companion] = []
+        ipam = self._config.ipam
+        if ipam.reclaim_after != "never":
+            reclaimer = Reclaimer(store, self._identity.name, ipam.quarantine, self._seen, clock=self._clock)
+            found.append(reclaimer.run)
+        found.append(lender.run if ipam.borrowing else lender.settle_returns)
+        return found
+
+    def _says(self) -> dict[str, bytes]:
+        """Return what this node tells the cluster of itself, by key: addresses in use and to lend, by pool."""
         used: Counter[str] = Counter()
-        for held in self._holdings.blocks.values():
-            used[held.block.pool] += held.free.used
-        return dict(used)
-
-    async def _adopt_remembered(self) -> None:
-        """Go on with the blocks that the ledger remembers, as the store is away."""
-        me = self._identity
-        blocks = [
-            Block(b.family, b.prefix, b.pool, me.name, me.uuid, b.generation) for b in self._ledger.blocks.values()
-        ]
-        used, resting = addresses_in_use(self._ledger), resting_addresses(self._ledger, self._ledger.blocks)
-        async with self._growing[4], self._growing[6]:
-            await self._adopt(blocks, used, resting)
-
-    async def _joined(self, claims: Claims, pools: Sequence[Pool]) -> None:
-        """Bring what we have in line with what the store says, and have one block per family."""
-        async with self._growing[4], self._growing[6]:
-            labels = self._config.node.labels
-            self._pools = [pool for pool in pools if matches(pool.nodes, labels)]
-            found = await recover(self._ledger, claims, self._pools)
-            self._lost = found.lost
-            self._drop([key for key in self._holdings.blocks if key not in found.owned])
-            await self._adopt(list(found.owned.values()), found.used, found.resting)
-            by_family = {
-                family: [pool for pool in choice.automatic(self._pools) if pool.family == family] for family in FAMILIES
-            }
-            wants = {f: pools for f, pools in by_family.items() if pools and not self._holdings.serves(pools)}
-            if wants:
-                await self._claim(claims, wants)
-
-    def _drop(self, keys: Sequence[Key]) -> None:
-        """Give up blocks that the store says are not ours: others may use their addresses."""
-        gone = [self._holdings.remove(key).block for key in keys]
-        for block in gone:
-            log.error(
-                "BLOCK LOST: the store says it is not this node's any more; it is withdrawn, and containers here that "
-                "use its addresses are cut off: delete them",
-                extra={"fields": {"block": block.cidr, "pool": block.pool}},
-            )
-        if gone and self._on_blocks is not None:
-            self._on_blocks([], gone)
-
-    # Blocks
-
-    async def _claim(self, claims: Claims, wants: Mapping[Family, Sequence[Pool]]) -> bool:
-        """Claim one block per family and use it; return whether there was one for each."""
-        found = await claims.claim(list(wants.values()))
-        await self._grant([block for block in found if block is not None])
-        for family, block in zip(wants, found, strict=True):
-            if block is None:
-                names = ", ".join(pool.name for pool in wants[family])
-                log.warning("no free block", extra={"fields": {"family": NAMES[family], "pools": names}})
-        return None not in found
-
-    async def _grant(self, blocks: Sequence[Block]) -> None:
-        await self._adopt(blocks)
-        for block in blocks:
-            log.info("block granted", extra={"fields": {"block": block.cidr, "pool": block.pool}})
-
-    async def _adopt(
-        self,
-        blocks: Sequence[Block],
-        used: Mapping[Key, Iterable[int]] | None = None,
-        resting: Mapping[Key, Iterable[tuple[int, float]]] | None = None,
-    ) -> None:
-        """Use blocks that the store has for us, once the ledger remembers them."""
-        if any((block.family, block.prefix) in self._lost for block in blocks):
-            used = addresses_in_use(self._ledger)
-        news = [OwnedBlock(block.family, block.prefix, block.pool, block.generation) for block in blocks]
-        if fresh := [block for block in news if self._ledger.blocks.get((block.family, block.prefix)) != block]:
-            await self._ledger.own(fresh)
-        granted = []
-        for block in blocks:
-            key = (block.family, block.prefix)
-            self._lost.pop(key, None)
-            if key in self._holdings.blocks:
-                self._holdings.refresh(block)
-                continue
-            pool = next((pool for pool in self._pools if pool.name == block.pool), None)
-            self._holdings.add(block, (used or {}).get(key, ()), (resting or {}).get(key, ()), pool)
-            granted.append(block)
-        if granted and self._on_blocks is not None:
-            self._on_blocks(granted, [])
+        for held in self._keeper.holdings.blocks.values():
+            if not held.block.lender:  # its owner counts it
+                used[held.block.pool] += held.free.used
+        said = {records.usage_key(self._identity.name): _json(used)}
+        if self._config.ipam.borrowing:
+            said[records.offer_key(self._identity.name)] = _json(offer(self._keeper.holdings, self._keeper.pools))
+        return said
 
     # Addresses
-
-    def _in_turn(self, handle: Handle, work: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Future[T]:
-        """Run work on a handle after all that came before for the same one; it goes on if the caller is cancelled."""
-        if not self._started:
-            raise NotRunningError("the agent is starting or stopping: try again")
-        before = self._turns.get(handle)
-
-        async def turn() -> T:
-            if before is not None:
-                await asyncio.wait([before])
-            return await work()
-
-        task = asyncio.get_running_loop().create_task(turn())
-        self._turns[handle] = task
-
-        def ended(_: asyncio.Task[T]) -> None:
-            if self._turns.get(handle) is task:
-                del self._turns[handle]
-            if not task.cancelled():
-                task.exception()  # seen, should the caller be gone
-
-        task.add_done_callback(ended)
-        return asyncio.shield(task)
 
     async def _allocate(
         self,
@@ -380,198 +333,60 @@ class Ipam:
         addresses: Sequence[str],
         attributes: Mapping[str, Any] | None,
     ) -> list[Assignment]:
-        had = self._ledger.by_handle.get(handle)
+        had = self._ledger.given.get(handle)
+        if had is None and self.fenced:
+            raise FencedError(
+                f"node {self._config.node.name} is fenced: the store {self.store().url} has not been heard of for "
+                f"{self._config.ipam.fence_seconds} s (ipam.fenceAfter), so its blocks may be given to others soon; "
+                f"bring the store back ({self.store().problem or 'it has not answered yet'})"
+            )
         if had is not None:
-            if attributes is not None and dict(attributes) != had.attributes:
+            if attributes is not None and dict(attributes) != self._ledger.by_handle[handle].attributes:
                 await self._ledger.annotate(handle, attributes)
-            return list(had.assignments)
-        mine = [pool for pool in self._pools if pool.name in pools] or choice.automatic(self._pools) or self._pools
+            return list(had)
+        mine = (
+            [pool for pool in self._keeper.pools if pool.name in pools]
+            or choice.automatic(self._keeper.pools)
+            or self._keeper.pools
+        )
         wanted = sorted({pool.family for pool in mine} if families is None else set(families))
         if not wanted and not addresses:
             raise NoPoolError(f"no pool serves node {self._config.node.name}: add one to `pools`, or check its `nodes`")
         taken: list[Taken] = []
         try:
             for address in addresses:
-                taken.append(await self._take_exactly(address, pools))
+                taken.append(await self._keeper.take_exactly(address, pools))
             for family in wanted:
                 if not any(one.held.block.family == family for one in taken):
-                    taken.append(await self._take(family, pools))
+                    taken.append(await self._keeper.take(family, pools))
             assignments = [one.assignment for one in taken]
             await self._ledger.add(handle, assignments, attributes or {})
-            if lost := [one.held.block for one in taken if _key(one.held.block) not in self._holdings.blocks]:
+            if lost := [one.held.block for one in taken if _key(one.held.block) not in self._keeper.holdings.blocks]:
                 await self._ledger.remove(handle)
                 raise NotRunningError(f"block {lost[0].cidr} was lost at this moment: try again")
         except BaseException:
             for one in taken:
-                self._holdings.undo(one)
+                self._keeper.holdings.undo(one)
             raise
         return assignments
 
     async def _release(self, handle: Handle) -> list[Assignment]:
         gone = await self._ledger.remove(handle)
-        if gone is None:
-            return []
-        for assignment in gone.assignments:
-            self._holdings.give_back(assignment, time.monotonic())
-        return list(gone.assignments)
+        for assignment in gone:
+            self._keeper.holdings.give_back(assignment, time.monotonic())
+            self._keeper.gave_back(assignment.family, assignment.block)
+        if any((one.family, one.block) in self._keeper.lost for one in gone):
+            await self._keeper.forget_lost()
+        return list(gone)
 
-    async def _take(self, family: Family, names: Sequence[str]) -> Taken:
-        """Take a free address: one that has rested, else, with many free ones, the one that rested longest.
+    def _check_running(self) -> None:
+        if not self._started:
+            raise NotRunningError("the agent is starting or stopping: try again")
 
-        Where few are free another block is claimed rather than an address given again at once; a node with much coming
-        and going would otherwise collect blocks that it does not need.
-        """
-        pools = self._serving(family, names)
-        if found := self._rested(pools):
-            self._look_ahead(family, pools)
-            return found
-        async with self._growing[family]:
-            if found := self._rested(pools):  # whoever had the lock before us may have claimed
-                return found
-            refusal: IpamError
-            try:
-                self._check_limit(family)
-                if await self._claim(self._running(), {family: pools}) and (found := self._rested(pools)):
-                    return found
-                refusal = choice.exhausted(pools, self.usage(), self._config.node.name)
-            except StoreUnavailableError as error:
-                have = "is full" if self._holdings.serves(pools) else "is missing"
-                text = f"this node's {NAMES[family]} block {have} and no other one can be claimed: {error}"
-                refusal = StoreUnavailableError(text)
-            except BlockLimitError as error:
-                refusal = error
-            except (PoolChangedError, NameTakenError):
-                if self._membership is not None:
-                    self._membership.join_again()
-                raise
-            if found := self._holdings.take_oldest(pools):
-                return found
-            raise refusal
 
-    def _check_limit(self, family: Family) -> None:
-        limit = self._config.ipam.blocks_per_node
-        own = sum(of == family for of, _ in self._holdings.blocks)
-        if limit is not None and own >= limit:
-            raise BlockLimitError(
-                f"every address of this node's {own} {NAMES[family]} blocks is in use, and ipam.blocksPerNode allows "
-                f"{limit}: delete containers, or raise it in the file of node {self._config.node.name}"
-            )
-
-    def _look_ahead(self, family: Family, pools: Sequence[Pool]) -> None:
-        """Fetch another block while an eighth of one is left, so that nobody waits for it."""
-        few = min(1 << (BITS[family] - pool.block_size) for pool in pools) // 8
-        limit = self._config.ipam.blocks_per_node
-        if (
-            not few
-            or self._holdings.free(pools) > few
-            or family in self._prefetches
-            or (limit is not None and sum(of == family for of, _ in self._holdings.blocks) >= limit)
-        ):
-            return
-
-        async def fetch() -> None:
-            async with self._growing[family]:
-                if self._holdings.free(pools) <= few:
-                    with contextlib.suppress(IpamError):  # whoever needs the block finds out, and says so
-                        await self._claim(self._running(), {family: pools})
-
-        task = asyncio.get_running_loop().create_task(fetch(), name="prefetch")
-        self._prefetches[family] = task
-        task.add_done_callback(lambda _: self._prefetches.pop(family, None))
-
-    async def _tend(self) -> None:
-        """Give empty blocks back that have been so for a while; one per family stays."""
-        after = self._config.ipam.idle_after
-        while True:
-            await asyncio.sleep(min(after / 4, 60.0))
-            now = time.monotonic()
-            for family in FAMILIES:
-                async with self._growing[family]:
-                    await self._give_back_idle(family, now, after)
-
-    async def _give_back_idle(self, family: Family, now: float, after: float) -> None:
-        for block in self._idle.due(self._holdings, family, now, after):
-            await self._give_back(block)
-
-    async def _give_back(self, block: Block) -> None:
-        """Give an unused block up: first nobody uses it here, at last the store says so. A crash may undo it."""
-        try:
-            claims = self._running()
-        except IpamError:
-            return
-        self._holdings.remove(_key(block))
-        if self._on_blocks is not None:
-            self._on_blocks([], [block])
-        try:
-            await self._ledger.disown(*_key(block))
-            await claims.give_back(block)
-        except IpamError as error:
-            log.warning("block not given back", extra={"fields": {"block": block.cidr, "why": str(error)}})
-            if self._membership is not None:
-                self._membership.join_again()
-            return
-        log.info("block given back: it was empty", extra={"fields": {"block": block.cidr, "pool": block.pool}})
-
-    def _rested(self, pools: Sequence[Pool]) -> Taken | None:
-        found = self._holdings.take(pools, time.monotonic(), self._cool_down)
-        if found is None and not self._holdings.crowded(pools):
-            found = self._holdings.take_oldest(pools)
-        return found
-
-    async def _take_exactly(self, address: str, names: Sequence[str]) -> Taken:
-        family, wire = _parse(address)
-        number = int.from_bytes(wire[1:], "big")
-        pools = self._serving(family, names, exact=True)
-        pool = next((pool for pool in pools if pool.index(number) is not None), None)
-        if pool is None:
-            usable = ", ".join(f"{pool.name} ({pool.cidr})" for pool in pools)
-            raise AddressNotInPoolError(f"address {address} is in no pool that serves this node: {usable}")
-        key: Key = (family, prefix.make(family, number, pool.block_size))
-        if key not in self._holdings.blocks:
-            async with self._growing[family]:
-                if key not in self._holdings.blocks:
-                    await self._claim_for(address, pool, number)
-        taken = self._holdings.take_exactly(key, number)
-        if taken is None:
-            holder = self._ledger.by_address.get(wire[1:])
-            by = f"by {holder.handle}" if holder else "by a request that is under way"
-            raise AddressInUseError(f"address {address} is in use {by}")
-        return taken
-
-    async def _claim_for(self, address: str, pool: Pool, number: int) -> None:
-        """Claim the block of one address that was asked for."""
-        index = pool.index(number)
-        assert index is not None
-        try:
-            block = await self._running().claim_exactly(pool, index)
-        except AddressInUseError as error:
-            raise AddressInUseError(f"address {address} cannot be had here: {error}") from error
-        await self._grant([block])
-
-    def _serving(self, family: Family, names: Sequence[str], *, exact: bool = False) -> list[Pool]:
-        found = choice.serving(self._pools, family, names, exact=exact)
-        if not found:
-            if self._membership is not None and self._membership.claims is None:
-                problem = self._membership.state.problem
-                raise StoreUnavailableError(f"no {NAMES[family]} pool is known yet, as {problem}")
-            raise choice.none_serves(self._pools, family, names, self._config.node.name)
-        return found
-
-    def _running(self) -> Claims:
-        """Return the dealings with the store; NotRunningError, or StoreUnavailableError before it first answered."""
-        if self._membership is None:
-            raise NotRunningError("the agent is stopping: try again")
-        if self._membership.claims is None:
-            raise StoreUnavailableError(self._membership.state.problem)
-        return self._membership.claims
+def _json(counts: Mapping[str, int]) -> bytes:
+    return json.dumps(counts, separators=(",", ":")).encode()
 
 
 def _key(block: Block) -> Key:
     return block.family, block.prefix
-
-
-def _parse(address: str) -> tuple[Family, bytes]:
-    try:
-        return prefix.of_address(address)
-    except ValueError:
-        raise AddressNotInPoolError(f'"{address}" is no IPv4 or IPv6 address') from None

@@ -95,7 +95,7 @@ def _prepare(kind: Kind, path: str, connection: sqlite3.Connection) -> None:
         raise
     damage = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if damage != "ok":
-        raise kind.corrupt(_corrupt(kind, path, damage))
+        raise corrupt(kind, path, damage)
 
 
 def _refuse_foreign(kind: Kind, path: str, connection: sqlite3.Connection) -> None:
@@ -126,7 +126,7 @@ def translate(kind: Kind, path: str, error: sqlite3.Error) -> DatabaseError:
     """Return the error that names the file and what to do."""
     code, what = primary(error), f"{kind.noun} {path}"
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return kind.corrupt(_corrupt(kind, path, str(error)))
+        return corrupt(kind, path, str(error))
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH) or (
         # On a read-only file system SQLite cannot open the files beside a WAL database, and says only that
         code == sqlite3.SQLITE_CANTOPEN and _on_read_only_file_system(path)
@@ -154,5 +154,5 @@ def _on_read_only_file_system(path: str) -> bool:
         return False
 
 
-def _corrupt(kind: Kind, path: str, damage: str) -> str:
-    return f"{kind.noun} {path} is corrupt ({damage.splitlines()[0]}): {kind.remedy}"
+def corrupt(kind: Kind, path: str, damage: str) -> DatabaseError:
+    return kind.corrupt(f"{kind.noun} {path} is corrupt ({damage.splitlines()[0]}): {kind.remedy}")

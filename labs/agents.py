@@ -30,6 +30,11 @@ class AgentApi:
         client = Client(str(self._socket), timeout=patience)
         return await self._ask(lambda: client.get(path, **query))
 
+    async def post(self, path: str, **query: str | float) -> Any:
+        """Return the JSON answer of ``POST path``, ``"/v1/peers/tor-v4/shutdown"``."""
+        client = Client(str(self._socket))
+        return await self._ask(lambda: client.post(path, **query))
+
     async def routes(self, **query: str | float) -> list[Any]:
         """Return the objects of ``/v1/routes``, with its parameters ``family``, ``prefix`` and ``limit``."""
         client = Client(str(self._socket))

@@ -1,43 +1,216 @@
-"""veth pairs made directly between nodes' network namespaces: they never appear in the host's own.
+"""The links of a lab, made directly between its nodes' network namespaces: they never appear in the host's own.
 
-The two ends have unequal interface indexes. With equal ones the kernel takes the interface for its own lower device and
-delays carrier events by up to 0.7 s.
+The two ends of a pair have unequal interface indexes. With equal ones the kernel takes the interface for its own lower
+device and delays carrier events by up to 0.7 s.
 """
 
 from __future__ import annotations
 
+import asyncio
+import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
 from labs import kernel
 from labs.errors import LabError
-from labs.namespaces import NETWORK, Namespaces
-from labs.topology import Link
+from labs.namespaces import Namespaces
+from labs.topology import HOST, Endpoint, Link
+from labs.waiting import off_loop
 
+_Lines = Sequence[tuple[str, Link]]
+"""Lines for ip(8), each with the link that it makes."""
+INTERFACES = Path("/sys/class/net")
+"""The interfaces of the host's own network."""
 FIRST_INDEX = 10
 """Interface indexes of link ends count up from here over the whole lab."""
 
 
-def connect(links: Sequence[Link], nodes: Mapping[str, Namespaces]) -> None:
-    """Make all links of a lab and set them up. Blocks; raises LabError that names the link."""
-    if not links:
-        return
-    batch = "".join(
-        f"link add {link.a.interface} index {FIRST_INDEX + 2 * number} address {link.a.mac} mtu {link.mtu} "
-        f"netns {nodes[link.a.node].path('net')} type veth "
-        f"peer name {link.z.interface} index {FIRST_INDEX + 2 * number + 1} address {link.z.mac} mtu {link.mtu} "
-        f"netns {nodes[link.z.node].path('net')}\n"
-        for number, link in enumerate(links)
-    )
-    done = subprocess.run(["ip", "-batch", "-"], input=batch, capture_output=True, text=True)
+@dataclass(eq=False, slots=True)
+class _Cable:
+    link: Link
+    number: int
+    """Among the links of the lab."""
+    attached: dict[str, asyncio.Event] = field(default_factory=dict)
+    """By the node of an end."""
+
+    @property
+    def made(self) -> bool:
+        return any(event.is_set() for event in self.attached.values())
+
+    def index(self, end: Endpoint) -> int:
+        return FIRST_INDEX + 2 * self.number + self.link.ends.index(end)
+
+    @property
+    def parked_name(self) -> str:
+        return f"parked{self.number}"
+
+
+class Cabling:
+    """Makes links as their nodes come to it, as many at once as there are.
+
+    A link is made when both its nodes have come. The ends of ``apart`` cannot wait for each other: their nodes come one
+    after the other, and the link is made when the first does, its other end parked until the second has come.
+    """
+
+    def __init__(
+        self, lab: str, links: Sequence[Link], nodes: Mapping[str, Namespaces], apart: Collection[Link] = ()
+    ) -> None:
+        self._lab = lab
+        self._nodes = nodes
+        self._apart = apart
+        self._cables = [
+            _Cable(link, number, {end.node: asyncio.Event() for end in link.ends}) for number, link in enumerate(links)
+        ]
+        self._come = {HOST}
+        self._lock = asyncio.Lock()
+        self._parking = _Parking()
+
+    async def attach(self, node: str) -> None:
+        """Return when all ends of a node's links are in it, and up. Raises LabError that names the link."""
+        self._come.add(node)
+        async with self._lock:
+            await self._make_possible()
+        for cable in self._cables:
+            if node in cable.attached:
+                await cable.attached[node].wait()
+
+    def close(self) -> None:
+        """Give up the parking place; what is parked there goes with it."""
+        self._parking.close()
+
+    async def _make_possible(self) -> None:
+        """Make what can be made by now; whoever came while others' links were made finds its own made too."""
+        added: list[tuple[str, Link]] = []
+        moved: list[tuple[str, Link]] = []
+        ends: list[tuple[_Cable, Endpoint]] = []
+        for cable in self._cables:
+            there = [end for end in cable.link.ends if end.node in self._come]
+            missing = [end for end in there if not cable.attached[end.node].is_set()]
+            whole = len(there) == len(cable.link.ends)
+            if not any(end.node != HOST for end in missing) or not (whole or cable.link in self._apart):
+                continue
+            if cable.made:
+                moved.append((self._moved(cable, missing[0]), cable.link))
+            else:
+                added.append((self._added(cable, there), cable.link))
+            ends += [(cable, end) for end in missing]
+        if ends:
+            await off_loop(lambda: self._make(added, moved, [end for _, end in ends]))
+        for cable, end in ends:
+            cable.attached[end.node].set()
+
+    def _path(self, end: Endpoint) -> str:
+        return f"/proc/{os.getpid()}/ns/net" if end.node == HOST else self._nodes[end.node].path("net")
+
+    def _added(self, cable: _Cable, there: Sequence[Endpoint]) -> str:
+        """Return the line for ip(8) that makes a link."""
+        link = cable.link
+
+        def end(end: Endpoint) -> str:
+            here = end in there
+            # Indexes in the host's network are the host's affair.
+            index = "" if end.node == HOST else f" index {cable.index(end)}"
+            name, path = (end.interface, self._path(end)) if here else (cable.parked_name, self._parking.path)
+            return f"{name}{index} address {end.mac} mtu {link.mtu} netns {path}"
+
+        if link.z is None:
+            return f"link add {end(link.a)} type dummy"
+        return f"link add {end(link.a)} type veth peer name {end(link.z)}"
+
+    def _moved(self, cable: _Cable, end: Endpoint) -> str:
+        return f"link set dev {cable.parked_name} netns {self._path(end)} name {end.interface}"
+
+    def _make(self, added: _Lines, moved: _Lines, ends: Iterable[Endpoint]) -> None:
+        if added:
+            # From within the lab: there is then no need for rights over the host's network.
+            _run(added, next(iter(self._nodes.values())).call_in_network)
+        if moved:
+            _run(moved, self._parking.call)
+        by_node: dict[str, list[Endpoint]] = {}
+        for end in ends:
+            by_node.setdefault(end.node, []).append(end)
+        for node, own in by_node.items():
+            if node == HOST:
+                for end in own:
+                    _ip("link", "set", "dev", end.interface, "alias", alias(self._lab))
+                _set_up(own)
+            else:
+                self._nodes[node].call_in_network(partial(_set_up, own))
+
+
+class _Parking:
+    """A network namespace for ends whose nodes are still to come; it goes with the process that holds it."""
+
+    def __init__(self) -> None:
+        self._descriptor = -1
+
+    @property
+    def path(self) -> str:
+        if self._descriptor < 0:
+            self._descriptor = kernel.in_thread(_new_network)
+        return f"/proc/{os.getpid()}/fd/{self._descriptor}"
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Run a function in a thread inside."""
+
+        def body() -> None:
+            kernel.setns(self._descriptor, kernel.CLONE_NEWNET)
+            function()
+
+        kernel.in_thread(body)
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def alias(lab: str) -> str:
+    """Return the alias of a lab's interfaces in the host's network."""
+    return f"podroute lab {lab}"
+
+
+def remove_from_host(lab: str) -> None:
+    """Remove a lab's interfaces from the host's network at once; the kernel would, some time after their nodes."""
+    for interface in INTERFACES.iterdir():
+        with suppress(OSError, LabError):
+            if (interface / "ifalias").read_text().rstrip("\n") == alias(lab):
+                _ip("link", "del", "dev", interface.name)
+
+
+def _new_network() -> int:
+    kernel.unshare(kernel.CLONE_NEWNET)
+    return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _run(lines: _Lines, call: Callable[[Callable[[], None]], None]) -> None:
+    """Run lines of ip(8) in a network of the lab. Raises LabError that names the link."""
+
+    def body() -> None:
+        batch = "".join(f"{line}\n" for line, _ in lines)
+        done = subprocess.run(["ip", "-batch", "-"], input=batch, capture_output=True, text=True)
+        if done.returncode:
+            # ip says "Command failed -:3" of the third line.
+            number = done.stderr.rpartition("-:")[2].strip()
+            _, link = lines[int(number) - 1] if number.isdigit() else lines[0]
+            ends = " -- ".join(str(end) for end in link.ends)
+            raise LabError(f"{link.place}: cannot make {ends}: {done.stderr.strip()}")
+
+    call(body)
+
+
+def _set_up(ends: Iterable[Endpoint]) -> None:
+    kernel.interface_up(*(end.interface for end in ends))
+    for end in ends:
+        for address in end.addresses:
+            _ip("addr", "add", address, "dev", end.interface)
+
+
+def _ip(*argv: str) -> None:
+    done = subprocess.run(["ip", *argv], capture_output=True, text=True)
     if done.returncode:
-        # ip says "Command failed -:3" of the third line.
-        line = done.stderr.rpartition("-:")[2].strip()
-        link = links[int(line) - 1] if line.isdigit() else links[0]
-        raise LabError(f"{link.place}: cannot make {link.a} -- {link.z}: {done.stderr.strip()}")
-    interfaces: dict[str, list[str]] = {}
-    for link in links:
-        for end in (link.a, link.z):
-            interfaces.setdefault(end.node, []).append(end.interface)
-    for node, names in interfaces.items():
-        nodes[node].call(lambda names=names: kernel.interface_up(*names), kinds=NETWORK)  # type: ignore[misc]
+        raise LabError(f"`ip {' '.join(argv)}`: {done.stderr.strip()}")

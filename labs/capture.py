@@ -10,7 +10,10 @@ from typing import IO
 
 from labs.errors import LabError
 from labs.node import Node
+from labs.rights import may_set_groups
 from labs.waiting import off_loop
+
+_SNIFF = Path(__file__).with_name("sniff.py")
 
 
 class Capture:
@@ -60,5 +63,7 @@ class Capture:
 
 def command(interface: str, expression: tuple[str, ...] = ()) -> list[str]:
     """Return the command that writes a capture to its standard output, packet by packet."""
+    if not may_set_groups():
+        return ["/usr/bin/python3", "-I", str(_SNIFF), interface, *expression]
     # It stays root: a node's files may be out of reach of tcpdump's own user.
     return ["tcpdump", "-Z", "root", "-n", "-U", "--immediate-mode", "-i", interface, "-w", "-", *expression]

@@ -7,8 +7,16 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from labs.source import Value
+
+
+class Given(NamedTuple):
+    """A value and where it stands."""
+
+    text: str
+    place: str
 
 
 class UnusableError(Exception):

@@ -114,7 +114,7 @@ def ps(name: str | None, as_json: bool) -> None:
 
 def _listing(name: str) -> dict[str, Any]:
     try:
-        net = Lab.find(name)
+        net = Lab.find(name, look=True)
         record = net.describe()
     except LabError:
         if name not in Lab.names():

@@ -8,6 +8,7 @@ CNI; and the binds of the topology file. All of it goes with the last process of
 from __future__ import annotations
 
 import os
+import pwd
 import re
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from labs import kernel
 from labs.errors import LabError
+from labs.rights import has_user
 
 PRIVATE = (
     "/etc/bird",
@@ -45,10 +47,11 @@ class Mount:
     """Where an operator asked for it, for errors."""
 
 
-def build(mounts: Iterable[Mount]) -> None:
+def build(mounts: Iterable[Mount], *, sysfs: bool = True) -> None:
     """Build a node's file system in the calling thread, which must own its mount namespace by itself.
 
-    The process file system is left to the first process of the node's pid namespace. Raises LabError.
+    ``sysfs`` is false for the host's network, whose /sys is there already. The process file system is left to the first
+    process of the node's pid namespace. Raises LabError.
     """
     kernel.mount("none", "/", flags=kernel.MS_REC | kernel.MS_PRIVATE)
     with ExitStack() as stack:
@@ -61,7 +64,8 @@ def build(mounts: Iterable[Mount]) -> None:
                 raise LabError(f"{mount.place}: {mount.source}: {error.strerror}") from None
             stack.callback(os.close, descriptor)
             sources.append((mount, descriptor))
-        kernel.mount("sysfs", "/sys", "sysfs", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
+        if sysfs:
+            kernel.mount("sysfs", "/sys", "sysfs", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
         kernel.mount("tmpfs", "/run", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=755")
         for path in RUN:
             os.makedirs(path, exist_ok=True)
@@ -69,8 +73,10 @@ def build(mounts: Iterable[Mount]) -> None:
         mounted = _mount_points()
         for top in OVERLAID:
             _overlay(top, mounted)
+        if not has_user(_user("frr")):
+            _rename_root()
         for path in PRIVATE:
-            os.makedirs(path, exist_ok=True)
+            _make_directories(path, mounted)
             kernel.mount("tmpfs", path, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=755")
         for mount, descriptor in sources:
             target = os.path.realpath(mount.target)
@@ -83,12 +89,49 @@ def build(mounts: Iterable[Mount]) -> None:
                     )
                 _overlay(top, mounted)
                 overlaid.add(top)
-            _bind(descriptor, target, mount.read_only)
+            _bind(descriptor, target, mount.read_only, mounted)
+
+
+def _user(name: str) -> int:
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        return 0
+
+
+def _rename_root() -> None:
+    """Let FRR's user and groups be root's: in a user namespace without others nobody can become them."""
+    for file, fields in (("passwd", (2, 3)), ("group", (2,))):
+        lines = []
+        for line in Path(f"/etc/{file}").read_text().splitlines():
+            words = line.split(":")
+            if words[0] in ("frr", "frrvty"):
+                for field in fields:
+                    words[field] = "0"
+            lines.append(":".join(words))
+        own = Path(f"/run/.podroute-lab/{file}")
+        own.write_text("\n".join(lines) + "\n")
+        kernel.mount(str(own), f"/etc/{file}", flags=kernel.MS_BIND)
+
+
+def _make_directories(path: str, mounted: Iterable[str]) -> None:
+    """Make a directory and those above it; where root may not write in one of them, an overlay is put over it.
+
+    That is so in a user namespace, for directories of users that it does not have.
+    """
+    parts = path.strip("/").split("/")
+    for number in range(1, len(parts) + 1):
+        directory = "/" + "/".join(parts[:number])
+        if not os.path.isdir(directory):
+            above = os.path.dirname(directory)
+            if not os.access(above, os.W_OK):
+                _overlay(above[1:], mounted)
+            os.mkdir(directory, 0o755)
 
 
 def _overlay(top: str, mounted: Iterable[str]) -> None:
-    """Put an overlay over a top directory; file systems mounted below it stay visible, as they are on the host."""
-    layers = f"/run/.podroute-lab/{top}"
+    """Put an overlay over a directory; file systems mounted below it stay visible, as they are on the host."""
+    layers = f"/run/.podroute-lab/layers/{top.replace('/', '-')}"
     for part in ("upper", "work"):
         os.makedirs(f"{layers}/{part}", exist_ok=True)
     os.chmod(f"{layers}/upper", os.stat(f"/{top}").st_mode & 0o7777)
@@ -101,7 +144,7 @@ def _overlay(top: str, mounted: Iterable[str]) -> None:
                 stack.callback(os.close, covered[-1][1])
         kernel.mount("overlay", f"/{top}", "overlay", data=options)
         for point, descriptor in covered:
-            kernel.mount(f"/proc/self/fd/{descriptor}", point, flags=kernel.MS_BIND)
+            kernel.mount(f"/proc/self/fd/{descriptor}", point, flags=kernel.MS_BIND | kernel.MS_REC)
 
 
 def _mount_points() -> list[str]:
@@ -112,14 +155,16 @@ def _mount_points() -> list[str]:
     return sorted({point for point in points if not point.startswith("/run/")})
 
 
-def _bind(descriptor: int, target: str, read_only: bool) -> None:
+def _bind(descriptor: int, target: str, read_only: bool, mounted: Iterable[str]) -> None:
     source = f"/proc/self/fd/{descriptor}"
     if os.path.isdir(source):
-        os.makedirs(target, exist_ok=True)
+        _make_directories(target, mounted)
     else:
-        os.makedirs(os.path.dirname(target), exist_ok=True)
+        _make_directories(os.path.dirname(target), mounted)
         if not os.path.exists(target):
             os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
     kernel.mount(source, target, flags=kernel.MS_BIND | kernel.MS_REC)
     if read_only:
-        kernel.mount(source, target, flags=kernel.MS_BIND | kernel.MS_REMOUNT | kernel.MS_RDONLY)
+        # In a user namespace a mount keeps the restrictions that it has outside.
+        kept = os.statvfs(target).f_flag & (os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC | os.ST_NOATIME)
+        kernel.mount(source, target, flags=kernel.MS_BIND | kernel.MS_REMOUNT | kernel.MS_RDONLY | kept)

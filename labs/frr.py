@@ -6,6 +6,8 @@ started again.
 
 from __future__ import annotations
 
+import os
+import pwd
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -13,6 +15,7 @@ from pathlib import Path
 
 from labs.errors import CommandError, LabError
 from labs.node import Node
+from labs.rights import has_user
 from labs.waiting import together
 
 DIRECTORY = Path("/usr/lib/frr")
@@ -90,8 +93,11 @@ async def start(node: Node) -> list[str]:
     except ValueError as error:
         raise LabError(f"node {node.name}: /etc/frr/daemons: {error}, write lines like `bgpd=yes`") from None
     daemons = commands(variables)
-    for directory in OWNED:
-        shutil.chown(node.root / directory[1:], "frr", "frr")
+    user = pwd.getpwnam("frr")
+    # Where there is no such user its name stands for root in the node, whose these are.
+    if has_user(user.pw_uid):
+        for directory in OWNED:
+            os.chown(node.root / directory[1:], user.pw_uid, user.pw_gid)
     first, *others = daemons
     await _start(node, first, daemons[first])
     await together(_start(node, daemon, daemons[daemon]) for daemon in others)

@@ -5,25 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-from labs.checks import Checker
+from labs import health_keys, stage_keys
+from labs.checks import Checker, Given
 from labs.source import Value
+from labs.stages import Stage
+from labs.topology import Healthcheck
 
 LINUX, BRIDGE = "linux", "bridge"
 KINDS = frozenset({LINUX, BRIDGE})
-LINK_WORDS = frozenset({"host", "macvlan", "mgmt-net"})
-"""Names that turn a brief link into another type; containerlab gives them this meaning."""
+KINDS_HERE = "`linux` and `bridge` can"
 
 TOP = frozenset({"name", "prefix", "topology"})
 TOP_REFUSED = frozenset({"mgmt", "settings", "debug"})
 TOPOLOGY = frozenset({"defaults", "kinds", "groups", "nodes", "links"})
 
 COMMANDS = ("entrypoint", "cmd")
-SCALARS = ("kind", "image", "group", "network-mode", "startup-delay", *COMMANDS)
+SCALARS = ("kind", "image", "group", "network-mode", "startup-delay", "hostname", *COMMANDS)
 LISTS = ("exec", "binds", "env-files")
 MAPS = ("env", "sysctls", "labels")
-NODE = frozenset({*SCALARS, *LISTS, *MAPS})
+NODE = frozenset({*SCALARS, *LISTS, *MAPS, "healthcheck", "stages"})
 NODE_REFUSED = frozenset(
     {
         "aliases",
@@ -41,8 +42,6 @@ NODE_REFUSED = frozenset(
         "dns",
         "enforce-startup-config",
         "extras",
-        "healthcheck",
-        "hostname",
         "image-pull-policy",
         "license",
         "link-apply-mode",
@@ -56,7 +55,6 @@ NODE_REFUSED = frozenset(
         "runtime",
         "security-opts",
         "shm-size",
-        "stages",
         "startup-config",
         "suppress-startup-config",
         "tmpfs",
@@ -65,18 +63,6 @@ NODE_REFUSED = frozenset(
         "volumes",
     }
 )
-LINK_BRIEF = frozenset({"endpoints", "mtu"})
-LINK_VETH = frozenset({"type", "endpoints", "mtu", "labels"})
-ENDPOINT = frozenset({"node", "interface", "mac"})
-LINK_REFUSED = frozenset({"ipv4", "ipv6", "vars"})
-"""For nodes of kind linux containerlab reads these and does nothing with them."""
-
-
-class Given(NamedTuple):
-    """A value and where it stands."""
-
-    text: str
-    place: str
 
 
 @dataclass(slots=True)
@@ -86,6 +72,8 @@ class Definition:
     scalars: dict[str, Given] = field(default_factory=dict)
     lists: dict[str, list[Given]] = field(default_factory=dict)
     maps: dict[str, dict[str, str]] = field(default_factory=dict)
+    stages: dict[Stage, stage_keys.Written] = field(default_factory=dict)
+    healthcheck: Healthcheck | None = None
 
     def first(self, key: str) -> str | None:
         """Return a scalar, None where it is not set."""
@@ -111,19 +99,25 @@ def definition(check: Checker, place: str, given: Mapping[str, Value]) -> Defini
     for key in MAPS:
         if key in given:
             made.maps[key] = check.texts(f"{place}.{key}", given[key])
-    if (mode := made.first("network-mode")) not in (None, "none"):
-        right = "`none`, or leave it out: nodes have the links of the file and no management network"
+    if not re.fullmatch(r"|none|host|container:\S+", mode := made.first("network-mode") or ""):
+        right = "`none`, `host` and `container:NODE` can; without it a node has the links of the file and no others"
         check.fault(f"{place}.network-mode", f"`{mode}` cannot be built here", right)
     for name in made.maps.get("sysctls", {}):
         if not re.fullmatch(r"net(\.[\w-]+)+", name):
             check.fault(f"{place}.sysctls.{name}", "not a setting of the network namespace", "only `net.*` can be set")
+    if "healthcheck" in given:
+        with check.collecting():
+            made.healthcheck = health_keys.read(check, f"{place}.healthcheck", given["healthcheck"])
+    if "stages" in given:
+        made.stages = stage_keys.read(check, f"{place}.stages", given["stages"])
     return made
 
 
 def merge(levels: Sequence[Definition]) -> Definition:
     """Merge levels, most specific first: scalars from the first that sets them, maps key by key, lists added up.
 
-    Lists run from the least specific level to the most specific; an item that stands there already is dropped.
+    Lists run from the least specific level to the most specific; an item that stands there already is dropped. A
+    healthcheck is taken whole from the first level that has one; in stages, waits and commands are added up.
     """
     merged = Definition()
     for level in reversed(levels):
@@ -134,4 +128,7 @@ def merge(levels: Sequence[Definition]) -> Definition:
             known = merged.lists.setdefault(key, [])
             present = {item.text for item in known}
             known += [item for item in items if item.text not in present]
+        for stage, written in level.stages.items():
+            merged.stages[stage] = merged.stages.get(stage, stage_keys.Written()).plus(written)
+        merged.healthcheck = level.healthcheck or merged.healthcheck
     return merged

@@ -69,26 +69,33 @@ def graph(name: str, output: Path | None) -> None:
 )
 @click.pass_context
 def pcap(ctx: click.Context, name: str, place: str, expression: tuple[str, ...], output: Path | None) -> None:
-    """Capture packets in a node with tcpdump, on one interface or all, until Ctrl-C.
+    """Capture packets in a node, on one interface or all, until Ctrl-C.
 
     Options go before LAB. Without --output packets are printed as text; `-w - LAB n1:eth1 | wireshark -k -i -` shows
     them as they come.
     """
     node, _, interface = place.partition(":")
-    argv = capture.command(interface or "any", expression)
     with ExitStack() as stack:
         stdout: IO[bytes] | None = None
+        printer = None
         if output is None:
-            argv = [word for word in argv if word not in ("-w", "-U")]
-            argv.remove("-")
-            argv.insert(1, "-l")
+            # Started before this process enters the lab of an ordinary user, where tcpdump does not run.
+            printer = subprocess.Popen(["tcpdump", "-n", "-l", "-r", "-"], stdin=subprocess.PIPE)
+            stdout = printer.stdin
         elif str(output) != "-":
             stdout = stack.enter_context(output.open("wb"))
-        child = Lab.find(name).node(node).popen(*argv, stdin=subprocess.DEVNULL, stdout=stdout, stderr=None)
-        # Ctrl-C reaches tcpdump too, which then writes out what it has and ends.
+        found = Lab.find(name).node(node)
+        argv = capture.command(interface or "any", expression)
+        child = found.popen(*argv, stdin=subprocess.DEVNULL, stdout=stdout, stderr=None)
+        if printer is not None and printer.stdin is not None:
+            # The capture holds the other end: when it ends, so does the printer.
+            printer.stdin.close()
+        # Ctrl-C reaches it too, which then writes out what it has and ends.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _ending(child))
         status = child.wait()
+        if printer is not None:
+            printer.wait()
     ctx.exit(status if status >= 0 else 128 - status)
 
 

@@ -14,11 +14,11 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import IO, TypeVar
+from typing import IO, Literal, TypeVar
 
 from labs import filesystem, kernel
 from labs.errors import LabError
-from labs.processes import LAB, NODE, Process, outside_number
+from labs.processes import LAB, NETWORK_OWNER, NODE, Process, outside_number
 
 EVERYTHING = kernel.CLONE_NEWNS | kernel.CLONE_NEWNET | kernel.CLONE_NEWUTS | kernel.CLONE_NEWPID
 NETWORK = kernel.CLONE_NEWNET
@@ -42,18 +42,32 @@ class Namespaces:
 
     @classmethod
     def create(
-        cls, lab: str, node: str, *, mounts: Iterable[filesystem.Mount], sysctls: Mapping[str, str], place: str
+        cls,
+        lab: str,
+        node: str,
+        *,
+        hostname: str,
+        network: Namespaces | Literal["host"] | None = None,
+        mounts: Iterable[filesystem.Mount],
+        sysctls: Mapping[str, str],
+        place: str,
     ) -> Namespaces:
-        """Make namespaces, lo up in them. Raises LabError; then nothing is left."""
+        """Make namespaces, lo up in them. Raises LabError; then nothing is left.
+
+        ``network`` is another node to share its network, or the host's; None makes one.
+        """
 
         def make() -> int:
-            kernel.unshare(EVERYTHING)
-            filesystem.build(mounts)
-            socket.sethostname(node)
+            kernel.unshare(EVERYTHING if network is None else EVERYTHING & ~NETWORK)
+            if isinstance(network, Namespaces):
+                network.join(NETWORK)
+            filesystem.build(mounts, sysfs=network != "host")
+            socket.sethostname(hostname)
             for name, value in sysctls.items():
                 _write_sysctl(name, value, f"{place}.sysctls.{name}")
-            kernel.interface_up("lo")
-            return _hold(lab, node)
+            if network is None:
+                kernel.interface_up("lo")
+            return _hold(lab, node, owner=network is None)
 
         try:
             pid = kernel.in_thread(make)
@@ -72,11 +86,11 @@ class Namespaces:
         """Return the path of a namespace, ``kind`` as in /proc/PID/ns."""
         return f"/proc/{self.holder.pid}/ns/{kind}"
 
-    def identities(self) -> set[str]:
+    def identities(self, kinds: Iterable[str] = ("net", "mnt", "uts", "pid")) -> set[str]:
         """Return the identities of the namespaces (``net:[4026532000]``) of this node; empty where it is gone."""
         found = set()
         with suppress(OSError):
-            for kind in ("net", "mnt", "uts", "pid"):
+            for kind in kinds:
                 found.add(os.readlink(self.path(kind)))
         return found
 
@@ -84,10 +98,16 @@ class Namespaces:
         """Run a function in a thread inside; sockets opened there stay inside. Processes started there are inside."""
 
         def body() -> T:
-            self._enter(kinds)
+            # Threads share one root and working directory; only a thread with its own may change its mounts.
+            kernel.unshare(kernel.CLONE_FS)
+            self.join(kinds)
             return function()
 
         return kernel.in_thread(body)
+
+    def call_in_network(self, function: Callable[[], T]) -> T:
+        """Run a function in a thread that is inside by its network only."""
+        return self.call(function, kinds=NETWORK)
 
     def spawn(
         self,
@@ -136,7 +156,8 @@ class Namespaces:
             if not self._reaped:
                 time.sleep(0.005)
 
-    def _enter(self, kinds: int) -> None:
+    def join(self, kinds: int) -> None:
+        """Put the calling thread inside. Raises LabError."""
         try:
             descriptor = os.pidfd_open(self.holder.pid)
         except ProcessLookupError:
@@ -144,21 +165,20 @@ class Namespaces:
         try:
             if not self.alive():
                 raise LabError("the node is gone")
-            # Threads share one root and working directory; only a thread with its own may change its mounts.
-            kernel.unshare(kernel.CLONE_FS)
             kernel.setns(descriptor, kinds)
         finally:
             os.close(descriptor)
 
 
-def _hold(lab: str, node: str) -> int:
+def _hold(lab: str, node: str, *, owner: bool) -> int:
+    marks = {LAB: lab, NODE: node, **({NETWORK_OWNER: "yes"} if owner else {})}
     reader, writer = os.pipe()
     with os.fdopen(reader, "rb") as pipe:
         try:
             pid = os.posix_spawn(
                 "/bin/sh",
                 ["sh", "-c", _HOLDER],
-                {"PATH": os.defpath, LAB: lab, NODE: node},
+                {"PATH": os.defpath, **marks},
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
                     (os.POSIX_SPAWN_DUP2, writer, 1),

@@ -217,11 +217,6 @@ class Node:
         if await off_loop(lambda: await_end([process], timeout)):
             raise LabError(f"node {self.name}: {shlex.join(self.command)}: runs {timeout:g} s after signal {number}")
 
-    def note(self, text: str) -> None:
-        """Append to the log of what the runner did in the node."""
-        with open(self.directory / "exec.log", "a") as log:
-            log.write(text)
-
     def logs(self) -> str:
         """Return everything that the node's command and daemons have written to their logs."""
         parts = []

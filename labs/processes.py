@@ -13,6 +13,8 @@ from pathlib import Path
 LAB = "PODROUTE_LAB"
 NODE = "PODROUTE_LAB_NODE"
 """Environment variables of everything that runs in a lab; with them a lab is found when its records are lost."""
+NETWORK_OWNER = "PODROUTE_LAB_NETWORK_OWNER"
+"""Set in the first process of a node whose network is its own: whoever is in there belongs to the lab."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +59,19 @@ def everyone() -> Iterator[int]:
             yield int(entry)
 
 
-def marked(lab: str) -> list[Process]:
-    """Return the running processes that carry a lab's mark and live in a pid namespace of their own."""
-    mark = f"{LAB}={lab}".encode()
+def marked(lab: str, *, owners: bool = False) -> list[Process]:
+    """Return the running processes that carry a lab's mark and live in a pid namespace of their own.
+
+    ``owners`` leaves out all but the first processes of nodes that have a network of their own.
+    """
+    marks = {f"{LAB}={lab}".encode()}
+    if owners:
+        marks.add(f"{NETWORK_OWNER}=yes".encode())
     here = os.readlink("/proc/self/ns/pid")
     found = []
     for pid in everyone():
         with suppress(OSError):
-            if mark not in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            if not marks <= set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")):
                 continue
             if os.readlink(f"/proc/{pid}/ns/pid") != here and (process := Process.of(pid)):
                 found.append(process)

@@ -3,35 +3,35 @@
     async with lab("two-racks") as net:
         await net.node("n1").ping("10.255.0.11")
 
-A lab outlives the process that built it; any other process finds it by name. Root is needed.
+A lab outlives the process that built it; any other process finds it by name. Without root it is made in a
+user namespace, which the process that makes it enters.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-import shutil
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from labs import bridges, cables, frr, images, keys, topology
+from labs import reading
+from labs.building import Building, Progress
 from labs.errors import CommandError, LabError
-from labs.filesystem import Mount
+from labs.host import check_host
 from labs.namespaces import Namespaces
-from labs.node import Node, search_path
+from labs.node import Node
 from labs.processes import Process
+from labs.rights import become_root, join
 from labs.saving import fresh_folder, save
 from labs.state import ROOT, Record, names
-from labs.teardown import check_root, take_down
+from labs.teardown import take_down
 from labs.topology import Topology
-from labs.waiting import off_loop, together
+from labs.waiting import off_loop
 
 TOPOLOGIES = Path(__file__).parent / "topologies"
-Progress = Callable[[str], None]
 T = TypeVar("T")
 
 
@@ -49,19 +49,18 @@ def resolve(topology_file: str | Path) -> Path:
 
 def load(topology_file: str | Path, *, name: str | None = None, root: Path = ROOT) -> Topology:
     """Read and check a topology file, or a shipped topology by its name. Raises TopologyError with all faults."""
-    return topology.load(resolve(topology_file), directories=root, name=name)
+    return reading.load(resolve(topology_file), directories=root, name=name)
 
 
 class Lab:
     """A lab that is up. ``problems`` holds what went wrong without keeping it from coming up."""
 
-    def __init__(self, record: Record, nodes: Mapping[str, Node], progress: Progress | None = None) -> None:
+    def __init__(self, record: Record, nodes: Mapping[str, Node]) -> None:
         self.name = record.name
         self.directory = record.directory
         self.nodes = dict(nodes)
         self.problems: list[str] = []
         self._record = record
-        self._progress = progress or (lambda _: None)
 
     @classmethod
     async def up(
@@ -78,25 +77,35 @@ class Lab:
         already). Raises LabError; then nothing of it is left.
         """
         plan = source if isinstance(source, Topology) else load(source, name=name, root=root)
-        _check_host(plan)
+        become_root()
+        check_host(plan)
         record = Record(plan.name, plan.directory.parents[1])
         record.create()
-        built = cls(record, {}, progress)
+        building = Building(plan, record, progress or (lambda _: None))
+        net = cls(record, building.nodes)
         try:
-            await built._build(plan)
+            await building.run()
         except BaseException:
-            await asyncio.shield(built.down())
+            net.nodes = building.nodes
+            await asyncio.shield(net.down())
             raise
         record.release()
-        return built
+        net.nodes, net.problems = building.nodes, building.problems
+        return net
 
     @classmethod
-    def find(cls, name: str, *, root: Path = ROOT) -> Lab:
-        """Return a lab that is up, whoever built it. Raises LabError."""
-        check_root()
+    def find(cls, name: str, *, root: Path = ROOT, look: bool = False) -> Lab:
+        """Return a lab that is up, whoever built it. Raises LabError.
+
+        A process that is not root enters the lab's user namespace for good, unless ``look`` says that it will only
+        look, and run nothing in the lab.
+        """
         record = Record(name, root)
+        content = record.read()["nodes"]
+        if not look:
+            join(next(known["holder"]["pid"] for known in content.values()))
         nodes = {}
-        for node, known in record.read()["nodes"].items():
+        for node, known in content.items():
             nodes[node] = Node(
                 name,
                 node,
@@ -182,110 +191,6 @@ class Lab:
 
         await off_loop(remove)
 
-    # Building
-
-    async def _build(self, plan: Topology) -> None:
-        plan.directory.mkdir()
-        for node in plan.nodes.values():
-            for bind in node.binds:
-                if bind.make:
-                    bind.source.mkdir(parents=True, exist_ok=True)
-        self._progress(f"namespaces of {len(plan.nodes)} nodes")
-        await together(self._make_node(plan, node) for node in plan.nodes.values())
-        self.nodes = {name: self.nodes[name] for name in plan.nodes}
-        self._progress(f"{len(plan.links)} links")
-        await off_loop(lambda: cables.connect(plan.links, {name: node.namespaces for name, node in self.nodes.items()}))
-        await together(
-            bridges.build(self.node(node.name), interfaces(plan, node.name))
-            for node in plan.nodes.values()
-            if node.kind == keys.BRIDGE
-        )
-        await together(self._start_node(node) for node in plan.nodes.values())
-        await together(self._exec(node) for node in plan.nodes.values())
-        self._check_commands()
-        self._record.write({**self._content(plan), "state": "up"})
-        self._progress(f"lab {self.name} is up")
-
-    async def _make_node(self, plan: Topology, node: topology.Node) -> None:
-        directory = self.directory / "nodes" / node.name
-        logs = directory / "frr"
-        logs.mkdir(parents=True)
-        (plan.directory / node.name).mkdir(exist_ok=True)
-        mounts = [Mount(logs, "/var/log/frr", place=node.place)] if images.is_frr(node.image) else []
-        mounts += [Mount(bind.source, bind.target, bind.read_only, bind.place) for bind in node.binds]
-        namespaces = await off_loop(
-            lambda: Namespaces.create(self.name, node.name, mounts=mounts, sysctls=node.sysctls, place=node.place)
-        )
-        own = node.command or images.command(node.image)
-        env = {**node.env, **{f"CLAB_LABEL_{_variable(key)}": value for key, value in node.labels.items()}}
-        env["CLAB_INTFS"] = str(len(interfaces(plan, node.name)))
-        self.nodes[node.name] = Node(
-            self.name, node.name, namespaces, directory=directory, command=own, env=env, image=node.image
-        )
-
-    async def _start_node(self, plan: topology.Node) -> None:
-        node = self.node(plan.name)
-        if plan.startup_delay:
-            self._progress(f"{node.name}: starts in {plan.startup_delay} s")
-            await asyncio.sleep(plan.startup_delay)
-        if node.command:
-            await off_loop(node.start)
-            self._progress(f"{node.name}: {' '.join(node.command)}")
-        elif images.is_frr(plan.image):
-            daemons = await frr.start(node)
-            self._progress(f"{node.name}: FRR with {', '.join(daemons)}")
-
-    async def _exec(self, plan: topology.Node) -> None:
-        node = self.node(plan.name)
-        for argv in plan.exec:
-            try:
-                result = await node.run(*argv, timeout=120)
-            except LabError as error:
-                self._problem(str(error))
-            else:
-                node.note(f"$ {' '.join(argv)}\n{result.stdout}{result.stderr}")
-
-    def _check_commands(self) -> None:
-        for node in self.nodes.values():
-            if node.command and node.process is None:
-                said = node.log.read_text(errors="replace").strip().splitlines()[-5:]
-                self._problem(f"node {node.name}: `{' '.join(node.command)}` has ended: {' / '.join(said)}")
-
-    def _problem(self, text: str) -> None:
-        self.problems.append(text)
-        self._progress(f"problem: {text}")
-
-    def _content(self, plan: Topology) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "prefix": plan.prefix,
-            "topology": str(plan.path.absolute()),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "nodes": {
-                name: {
-                    "kind": plan.nodes[name].kind,
-                    "image": node.image,
-                    "group": plan.nodes[name].group,
-                    "labels": dict(plan.nodes[name].labels),
-                    "command": list(node.command),
-                    "env": node.env,
-                    "holder": {"pid": node.namespaces.holder.pid, "start": node.namespaces.holder.start},
-                    "logs": str(node.directory),
-                }
-                for name, node in self.nodes.items()
-            },
-            "links": [
-                {
-                    "endpoints": {
-                        side: {"node": end.node, "interface": end.interface, "mac": end.mac}
-                        for side, end in (("a", link.a), ("z", link.z))
-                    },
-                    "mtu": link.mtu,
-                }
-                for link in plan.links
-            ],
-        }
-
 
 @asynccontextmanager
 async def lab(
@@ -324,34 +229,3 @@ async def _save_failed(net: Lab, error: Exception, save_to: Path | None) -> None
         told = f"lab {net.name} is saved in {folder}"
     error.add_note(told)
     print(told, file=sys.stderr)
-
-
-def _check_host(plan: Topology) -> None:
-    """Refuse what this host cannot run, before anything is created."""
-    check_root()
-    faults: list[str] = []
-    for program in ("ip", "mount", "setsid"):
-        if not shutil.which(program):
-            faults.append(f"this host has no `{program}`: install iproute2, mount and util-linux")
-    for node in plan.nodes.values():
-        if node.command:
-            path = node.env.get("PATH", search_path())
-            if "/" not in node.command[0] and not shutil.which(node.command[0], path=path):
-                faults.append(f"{node.place}.cmd: no program `{node.command[0]}` in {path}")
-        elif lacking := images.missing(node.image):
-            faults.append(f"{node.place}.image: {lacking}")
-    if faults:
-        raise LabError("\n".join(_unique(faults)))
-
-
-def interfaces(plan: Topology, node: str) -> list[str]:
-    """Return the names of a node's link ends."""
-    return [end.interface for link in plan.links for end in (link.a, link.z) if end.node == node]
-
-
-def _unique(lines: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(lines))
-
-
-def _variable(label: str) -> str:
-    return "".join(letter if letter.isalnum() else "_" for letter in label).upper()

@@ -14,9 +14,20 @@ from typing import Any
 
 from labs.errors import LabError
 from labs.processes import Process
+from labs.rights import outer_user
 from labs.topology import NAME
 
-ROOT = Path("/run/podroute-labs")
+
+def _root() -> Path:
+    user = outer_user()
+    if user == 0:
+        return Path("/run/podroute-labs")
+    own = os.environ.get("XDG_RUNTIME_DIR", "")
+    return Path(own) / "podroute-labs" if os.access(own or "/", os.W_OK) else Path(f"/tmp/podroute-labs-{user}")
+
+
+ROOT = _root()
+"""Where this user's labs are."""
 
 
 class Record:
@@ -38,6 +49,8 @@ class Record:
         """Take the name and the lock. Raises LabError where a lab of this name exists."""
         while True:
             self.root.mkdir(mode=0o755, parents=True, exist_ok=True)
+            if self.root.stat().st_uid != os.geteuid():
+                raise LabError(f"{self.root} belongs to somebody else: remove it, or set XDG_RUNTIME_DIR")
             try:
                 self.directory.mkdir(mode=0o755)
                 break

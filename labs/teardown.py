@@ -6,16 +6,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from labs.cables import remove_from_host
 from labs.errors import LabError
 from labs.namespaces import Namespaces
 from labs.processes import Process, await_end, marked, sharing
 from labs.state import ROOT, Record
-
-
-def check_root() -> None:
-    """Raise LabError where this process may not make or see namespaces."""
-    if os.geteuid():
-        raise LabError("labs are made of network namespaces: run this as root")
 
 
 def take_down(
@@ -25,7 +20,6 @@ def take_down(
 
     Works from its processes' marks, so that it needs no records. Raises LabError where something cannot be removed.
     """
-    check_root()
     record = record or Record(name, root)
     record.await_runner(waiting, timeout=60)
     found = record.exists()
@@ -39,6 +33,7 @@ def take_down(
         if left := await_end(processes, timeout=10):
             numbers = ", ".join(str(process.pid) for process in left)
             raise LabError(f"lab `{name}`: processes {numbers} do not end when they are killed")
+    remove_from_host(name)
     record.remove()
     return found
 
@@ -48,6 +43,7 @@ def _processes(name: str) -> list[Process]:
     processes = marked(name)
     if not processes:
         return []
-    own = {identity for process in processes for identity in Namespaces(process).identities()}
+    own = {identity for process in processes for identity in Namespaces(process).identities(("mnt", "pid"))}
+    own |= {identity for process in marked(name, owners=True) for identity in Namespaces(process).identities(("net",))}
     own -= Namespaces(Process(os.getpid(), 0)).identities()
     return list({*processes, *sharing(own, ("net", "mnt", "pid"))})

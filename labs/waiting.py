@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -53,3 +53,13 @@ async def together(tasks: Iterable[Awaitable[T]]) -> list[T]:
             raise result
         values.append(result)
     return values
+
+
+async def side_by_side(tasks: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run coroutines that may wait for each other; when one fails the others are cancelled, and its error is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for task in tasks:
+                group.create_task(task)
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None

@@ -7,7 +7,7 @@ import errno
 import logging
 import socket
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,7 +90,7 @@ class Fib:
         self._cover = Target(Kind.COVER)
         self._pod_targets: dict[int, Target] = {}
         self._pods: dict[tuple[Family, bytes], str] = {}
-        self._pods_of: dict[str, set[tuple[Family, bytes]]] = {}
+        self._pods_of: dict[str, tuple[tuple[Family, bytes], ...]] = {}
         self._confirmed: dict[Family, set[str]] = {4: set(), 6: set()}
         self._early: list[Event] | None = []
         self._retained: set[Family] = set()
@@ -151,8 +151,8 @@ class Fib:
             self._sock.close()
             self._sock = None
 
-    def update(self, family: Family, changes: Sequence[tuple[bytes, NextHops | None]]) -> None:
-        """Desire learned routes: ``(prefix, next hops)``, None to withdraw. Returns at once; changes coalesce."""
+    def update(self, family: Family, changes: Iterable[tuple[Sequence[bytes], NextHops | None]]) -> None:
+        """Desire learned routes: ``(prefixes, next hops)``, None to withdraw. Returns at once; changes coalesce."""
         installer = self._installer
         installer.table(family, self._metrics[family]).update(changes, installer.registry.target)
         installer.schedule()
@@ -168,8 +168,9 @@ class Fib:
     def expect_pod(self, family: Family, prefix: bytes, device: str) -> None:
         """Desire a host route to a pod. It may exist already, under our protocol: then it is taken over as it is."""
         self._unplace(family, prefix)
-        self._pods[family, prefix] = device
-        self._pods_of.setdefault(device, set()).add((family, prefix))
+        key = family, prefix
+        self._pods[key] = device
+        self._pods_of[device] = (*self._pods_of.get(device, ()), key)
         self._place_pod(family, prefix, device)
 
     def forget_pod(self, family: Family, prefix: bytes) -> None:
@@ -401,10 +402,8 @@ class Fib:
 
     def _unplace(self, family: Family, prefix: bytes) -> None:
         device = self._pods.pop((family, prefix), None)
-        if device is not None:
-            self._pods_of[device].discard((family, prefix))
-            if not self._pods_of[device]:
-                del self._pods_of[device]
+        if device is not None and (rest := tuple(key for key in self._pods_of.pop(device) if key != (family, prefix))):
+            self._pods_of[device] = rest
 
     def _effective(self, family: Family) -> int:
         return self._metrics[family] or (1024 if family == 6 else 0)
@@ -424,7 +423,7 @@ class Fib:
         link = event.link
         if event.gone:
             self._pod_targets.pop(link.ifindex, None)
-        for family, prefix in list(self._pods_of.get(link.name, ())):
+        for family, prefix in self._pods_of.get(link.name, ()):
             self._place_pod(family, prefix, link.name)
             if link.up and not event.gone:
                 table = self._installer.table(family, POD_METRIC[family])

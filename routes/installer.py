@@ -29,7 +29,7 @@ log = logging.getLogger("podroute.routes")
 _BATCH = 2048
 _DEPTH = 3
 _SHARDS = 32
-_FULL, _ROOM = 8192, 6144
+_FULL, _ROOM = 12_288, 8192
 """Changes waiting that make the queue full, and so few that there is room again; the kernel takes 4 to 10 us each."""
 _GONE = (errno.ESRCH, errno.ENOENT)
 _PASSING = (errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EBUSY, errno.EINTR)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import StrEnum
 from operator import itemgetter
 from typing import NamedTuple
 
 from config.nexthop import NextHops
-from config.prefix import Family
+from config.prefix import LEAD, Family, Run
 from routes.encode import ADD, REPLACE, Placement, Shape, delete_shapes
 from routes.target import Kind, Target
 
@@ -117,6 +117,7 @@ class Table:
         self.place = place
         self._shift = sys.hash_info.hash_bits - shards.bit_length() + 1
         """The highest bits of a hash choose the shard, for a dict chooses its slots by the lowest."""
+        self._lead = LEAD[place.family]
         self.shards = [Shard(self) for _ in range(shards)]
         self._delete = delete_shapes(place)
         self._unsure = Target(Kind.OTHER)
@@ -126,22 +127,28 @@ class Table:
         self._next = 0
 
     def shard(self, prefix: bytes) -> Shard:
-        return self.shards[hash(prefix) >> self._shift]  # a negative index counts from the end
+        return self.shards[hash(prefix[: self._lead]) >> self._shift]  # a negative index counts from the end
 
-    def update(self, changes: Iterable[tuple[bytes, NextHops | None]], resolve: Callable[[NextHops], Target]) -> None:
+    def update(
+        self,
+        changes: Iterable[tuple[Sequence[bytes], NextHops | None]],
+        resolve: Callable[[NextHops], Target],
+    ) -> None:
         """Take in many changes at once; ``resolve`` is called once for each run of equal next hops."""
-        shards, shift = self.shards, self._shift
         last: NextHops | None = None
         target: Target | None = None
-        gained = 0
-        for prefix, hops in changes:
+        for prefixes, hops in changes:
             if hops is not last:
-                if target is not None:
-                    target.refs += gained
-                    gained = 0
                 last = hops
                 target = resolve(hops) if hops is not None else None
-            shard = shards[hash(prefix) >> shift]
+            if not (isinstance(prefixes, Run) and self._update_run(prefixes, target)):
+                self._update(prefixes, target)
+
+    def _update(self, prefixes: Iterable[bytes], target: Target | None) -> None:
+        shards, shift, lead = self.shards, self._shift, self._lead
+        gained = 0
+        for prefix in prefixes:
+            shard = shards[hash(prefix[:lead]) >> shift]
             desired = shard.desired
             if prefix in desired or target is None or shard.failed or shard.stale or prefix in shard.dirty:
                 if desired.get(prefix) is not target or shard.stale:
@@ -152,6 +159,29 @@ class Table:
                 gained += 1
         if target is not None:
             target.refs += gained
+
+    def _update_run(self, run: Run, target: Target | None) -> bool:
+        """Do what ``_update`` does where the kernel holds what is desired of all of a run, and all of it changes."""
+        shard = self.shard(run[0])
+        desired, dirty = shard.desired, shard.dirty
+        if shard.failed or shard.stale or not dirty.keys().isdisjoint(run):
+            return False
+        if target is not None and desired.keys().isdisjoint(run):
+            desired.update(dict.fromkeys(run, target))
+            dirty.update(dict.fromkeys(run))
+            target.refs += len(run)
+            return True
+        olds = list(map(desired.get, run))
+        if None in olds or target in olds:
+            return False
+        dirty.update(zip(run, olds, strict=True))  # the references move along
+        if target is not None:
+            desired.update(dict.fromkeys(run, target))
+            target.refs += len(run)
+        else:
+            for prefix in run:
+                del desired[prefix]
+        return True
 
     def set(self, prefix: bytes, target: Target | None) -> None:
         self._set(self.shard(prefix), prefix, target)

@@ -85,7 +85,8 @@ class Target:
         self.version = 0
         self.errno = 0
         self.text = ""
-        self._shapes: dict[tuple[Placement, int], RouteShapes] = {}
+        # The one or two routes to a pod are written once: keeping how would be the most of what a pod takes.
+        self._shapes: dict[tuple[Placement, int], RouteShapes] | None = None if kind is Kind.POD else {}
 
     @property
     def peers(self) -> set[str]:
@@ -106,12 +107,14 @@ class Target:
 
     def shapes(self, place: Placement, flags: int) -> RouteShapes:
         """Return the messages that write a route to here (encode.ADD or REPLACE)."""
-        found = self._shapes.get((place, flags))
+        known = self._shapes
+        found = known.get((place, flags)) if known is not None else None
         if found is None:
             kind = RTN_UNREACHABLE if self.kind is Kind.COVER else RTN_UNICAST
             scope = RT_SCOPE_LINK if self.kind is Kind.POD else RT_SCOPE_UNIVERSE
             found = write_shapes(place, flags, kind, scope, self._attributes(place.family))
-            self._shapes[place, flags] = found
+            if known is not None:
+                known[place, flags] = found
         return found
 
     def matches(self, route: Route) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
+from typing import TypeVar
 
 from bgp.adj_rib_in import RibPeer
 from bgp.codec import negotiate
@@ -13,6 +14,8 @@ from bgp.policy import ACCEPT, Policy, Source
 from bgp.rib import Rib
 from config.nexthop import Gateway, NextHops, Resolution
 from config.prefix import FAMILIES, Family, parse, text
+
+T = TypeVar("T")
 
 BOTH: frozenset[Family] = frozenset(FAMILIES)
 
@@ -54,8 +57,8 @@ class Node:
     def address(self, family: Family) -> bytes:
         return ip_address(f"192.0.2.{self.number}" if family == 4 else f"2001:db8::{self.number}").packed
 
-    def on_fib(self, family: Family, changes: list[tuple[bytes, NextHops | None]]) -> None:
-        for prefix, next_hops in changes:
+    def on_fib(self, family: Family, changes: list[tuple[Sequence[bytes], NextHops | None]]) -> None:
+        for prefix, next_hops in ((p, hops) for prefixes, hops in changes for p in prefixes):
             if next_hops is None:
                 self.fib[family].pop(text(family, prefix), None)
             else:
@@ -78,6 +81,11 @@ class Node:
         return Open(asn=self.asn, hold_time=90, identifier=self.router_id, **fields)  # type: ignore[arg-type]
 
 
+def flat(slices: Iterable[list[T]]) -> list[T]:
+    """Return a whole table of ``Rib.inspection``."""
+    return [row for some in slices for row in some]
+
+
 def add_peer(
     node: Node,
     other: Node,
@@ -86,9 +94,12 @@ def add_peer(
     exports: Policy = ACCEPT,
     allow_own_as: int = 0,
     enforce_first_as: bool = True,
+    client: bool = False,
+    send_paths: int = 0,
 ) -> None:
     """Configure ``other`` as a peer of ``node``."""
-    node.rib.add_peer(RibPeer(other.name, other.asn, imports, exports, allow_own_as, enforce_first_as))
+    settings = RibPeer(other.name, other.asn, imports, exports, allow_own_as, enforce_first_as, client, send_paths)
+    node.rib.add_peer(settings)
 
 
 def session(a: Node, b: Node, *, opens: tuple[Open, Open] | None = None, mtu: int = 0) -> None:

@@ -108,8 +108,8 @@ async def running(
     changes: list[SessionChange] = []
     fib: dict[tuple[Family, bytes], NextHops] = {}
 
-    def on_fib(family: Family, batch: list[tuple[bytes, NextHops | None]]) -> None:
-        for prefix, hops in batch:
+    def on_fib(family: Family, batch: list[tuple[Sequence[bytes], NextHops | None]]) -> None:
+        for prefix, hops in ((prefix, hops) for prefixes, hops in batch for prefix in prefixes):
             if hops is None:
                 fib.pop((family, prefix), None)
             else:

@@ -24,16 +24,24 @@ class Etcd:
     """A cluster. Its members are processes in a directory of their own; close ends and removes all of it."""
 
     def __init__(
-        self, members: int = 1, *, arguments: Sequence[str] = (), scheme: str = "http", wrap: Sequence[str] = ()
+        self,
+        members: int = 1,
+        *,
+        hosts: Sequence[str] = (),
+        arguments: Sequence[str] = (),
+        scheme: str = "http",
+        wrap: Sequence[str] = (),
     ) -> None:
-        """``wrap``: what goes before every command line, to enter a namespace for one."""
+        """``hosts``: addresses of the members, in place of loopback ones. ``wrap``: what goes before every command
+        line, to enter a namespace for one.
+        """
         self.directory = Path(tempfile.mkdtemp(prefix="etcd-"))
-        self.hosts = [_unused_address() for _ in range(members)]
+        self.hosts = list(hosts) or [_unused_address() for _ in range(members)]
         self.url = "etcd://" + ",".join(self.hosts)
         self._arguments = arguments
         self._scheme = scheme
         self._wrap = wrap
-        self._processes: list[subprocess.Popen[bytes] | None] = [None] * members
+        self._processes: list[subprocess.Popen[bytes] | None] = [None] * len(self.hosts)
 
     def start(self) -> Etcd:
         for index in range(len(self.hosts)):

@@ -2,8 +2,9 @@
 
     python -m tests.ipam_hammer sqlite|etcd SECONDS
 
-With etcd three members run: one is killed and started again, and the leader is paused (SIGSTOP) for a while. Exit
-status 1 and a line for each disagreement where something is wrong.
+With etcd three members run: one is killed and started again, and the leader is paused (SIGSTOP) for a while. One pool
+is large; the other has fewer addresses than are wanted, so that nodes borrow from each other all the time. Exit status
+1 and a line for each disagreement where something is wrong. Whole agents with containers: tests.agents_hammer.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ from config.load import check_text
 from config.model import Config
 from ipam import cluster
 from ipam.errors import IpamError
-from ipam.ledger import Handle
+from ipam.given import Handle
+from ipam.loans import NETWORK as LOANS
 from ipam.service import Ipam
-from tests.etcd import Etcd, etcd
+from tests.etcd import PATIENCE, Etcd, etcd
 
 NODES = 20
 _CALLERS = 5
@@ -47,9 +49,9 @@ def configuration(directory: Path, name: str, store: str) -> Config:
             "store": store,
             "pools": {
                 "p4": {"cidr": "10.64.0.0/18", "blockSize": 30},
-                "p6": {"cidr": "fd00:64::/112", "blockSize": 126},
+                "p6": {"cidr": "fd00:64::/120", "blockSize": 126},
             },
-            "ipam": {"idleAfter": 1},
+            "ipam": {"idleAfter": 1, "borrowing": True},
         }
     )
     config = check_text(text, name).config
@@ -147,21 +149,44 @@ def hammer(configs: list[Config], seconds: float, members: Etcd | None) -> tuple
     return kills, crashed
 
 
-async def inspect(configs: list[Config]) -> tuple[int, list[str]]:
-    """Start every node once more; return how many addresses are in use, and what `podroute ipam check` would say."""
+async def inspect(configs: list[Config]) -> tuple[int, int, list[str]]:
+    """Start every node once more; return how many addresses are in use, how many of them borrowed, and what is wrong.
+
+    What nodes say to each other about loans takes a moment; what is wrong is what still is after that.
+    """
+    nodes = [Ipam(config) for config in configs]
+    try:
+        await asyncio.gather(*(ipam.start() for ipam in nodes))
+        give_up = time.monotonic() + PATIENCE
+        while True:
+            used, borrowed, wrong = await compared(nodes)
+            if not wrong or time.monotonic() > give_up:
+                return used, borrowed, wrong
+            for ipam in nodes:
+                ipam.compare_again()
+            await asyncio.sleep(1)
+    finally:
+        for ipam in nodes:
+            await ipam.stop()
+
+
+async def compared(nodes: list[Ipam]) -> tuple[int, int, list[str]]:
+    """Return what ``inspect`` does, as of now: what `podroute ipam check` would say, and what no node sees alone."""
     wrong: list[str] = []
     given: Counter[bytes] = Counter()
-    for config in configs:
-        ipam = Ipam(config)
-        await ipam.start()
-        attachments = await ipam.attachments()
-        records = await cluster.blocks(ipam.shared())
+    records = await cluster.blocks(nodes[0].shared())
+    for ipam in nodes:
+        name, attachments = ipam.identity.name, await ipam.attachments()
         picture = Picture(ipam.identity.uuid, ipam.blocks(), records, attachments, [], [])
-        wrong += [f"{config.node.name}: {one.kind}: {one.text}" for one in compare(picture)]
-        given.update(a.packed for attachment in attachments for a in attachment.assignments)
-        wrong += [f"{config.node.name}: half of {one.handle}" for one in attachments if len(one.assignments) != 2]
-        await ipam.stop()
-    return given.total(), wrong + [f"address {packed.hex()} is given twice" for packed, n in given.items() if n > 1]
+        wrong += [f"{name}: {one.kind}: {one.text}" for one in compare(picture)]
+        containers = [attachment for attachment in attachments if attachment.handle.network != LOANS]
+        given.update(a.packed for attachment in containers for a in attachment.assignments)
+        wrong += [f"{name}: half of {one.handle}" for one in containers if len(one.assignments) != 2]
+        wrong += [f"{name}: lost {lost.prefix.hex()}" for lost in ipam.lost()]
+    wrong += [f"address {packed.hex()} is given twice" for packed, times in given.items() if times > 1]
+    loans = {loan.packed for block in records for loan in block.loans}
+    wrong += [f"address {packed.hex()} is on loan to nobody" for packed in loans - given.keys()]
+    return given.total(), len(loans), wrong
 
 
 def main(kind: str, seconds: float) -> int:
@@ -174,10 +199,11 @@ def main(kind: str, seconds: float) -> int:
         kills, wrong = hammer(configs, seconds, members)
         if members is not None:
             members.wait_healthy()
-        used, found = asyncio.run(inspect(configs))
+        used, borrowed, found = asyncio.run(inspect(configs))
     for line in (*wrong, *found):
         print(line)
-    print(f"{kind}: {NODES} nodes, {seconds:g} s, {kills} kills, {used} addresses in use, {len(wrong + found)} faults")
+    done = f"{kills} kills, {used} addresses in use, {borrowed} of them borrowed, {len(wrong + found)} faults"
+    print(f"{kind}: {NODES} nodes, {seconds:g} s, {done}")
     return 1 if wrong or found else 0
 
 

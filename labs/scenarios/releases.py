@@ -119,6 +119,7 @@ def _with_etcd(plan: Topology, directory: Path) -> Topology:
         plan.nodes["client"],
         name=STORE,
         image="quay.io/coreos/etcd:v3.4.23",
+        hostname=STORE,
         command=ETCD,
         exec=tuple(words),
         place=STORE,

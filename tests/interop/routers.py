@@ -29,16 +29,34 @@ class Setup:
     passive: bool = False
     """The router waits for us to connect."""
     password: str = ""
+    gtsm: bool = False
+    """The router sends TTL 255 and takes nothing else (RFC 5082)."""
     hold_time: int = 9
     old: bool = False
     """The router speaks 2-octet AS numbers only."""
     node_as: int = NODE_AS
     routes: Sequence[str] = ()
-    """What it announces, with the attributes of ``ATTRIBUTES``."""
+    """What it announces, with ``MED``, ``LARGE`` and ``community``."""
+    community: str = "65010:7"
+    both: bool = False
+    """It carries both families though it runs over IPv6: IPv4 with IPv6 next hops (RFC 8950)."""
+    add_path: bool = False
+    """The router sends and takes several paths to a prefix (RFC 7911)."""
+    feeders: Sequence[tuple[str, int]] = ()
+    """Addresses and AS numbers of other speakers that connect to the router, and of which it passes on all."""
+    reflector: bool = False
+    """We and the feeders in the router's AS are clients of its route reflector (RFC 4456)."""
 
     @property
     def node(self) -> str:
         return NODE6 if self.six else NODE4
+
+    @property
+    def neighbors(self) -> list[tuple[str, int]]:
+        return [(self.node, self.node_as), *self.feeders]
+
+    def client(self, asn: int) -> bool:
+        return self.reflector and asn == ROUTER_AS
 
     @property
     def local(self) -> str:
@@ -46,7 +64,7 @@ class Setup:
 
     @property
     def families(self) -> tuple[str, ...]:
-        return ("ipv6",) if self.six else ("ipv4",) if self.old else ("ipv4", "ipv6")
+        return ("ipv6",) if self.six and not self.both else ("ipv4",) if self.old else ("ipv4", "ipv6")
 
 
 @dataclass
@@ -58,6 +76,8 @@ class Seen:
     med: int | None = None
     communities: list[str] = field(default_factory=list)
     large_communities: list[str] = field(default_factory=list)
+    originator: str = ""
+    clusters: list[str] = field(default_factory=list)
 
 
 MED, COMMUNITY, LARGE = 70, "65010:7", "65010:7:9"
@@ -67,8 +87,8 @@ MED, COMMUNITY, LARGE = 70, "65010:7", "65010:7:9"
 class Router(Protocol):
     name: str
 
-    def path(self, prefix: str) -> Seen | None:
-        """Return the path that we announced to a prefix, None where there is none."""
+    def paths(self, prefix: str) -> list[Seen]:
+        """Return the paths that we announced to a prefix."""
 
     def established(self) -> bool:
         """Tell whether the router holds the session for established."""
@@ -100,33 +120,43 @@ class FrrRouter:
         keepalive = setup.hold_time // 3
         lines = [f"router bgp {ROUTER_AS}", " bgp router-id 10.0.0.1", " no bgp ebgp-requires-policy"]
         lines += [" no bgp network import-check", " no bgp default ipv4-unicast"]
-        lines += [f" neighbor {node} remote-as {setup.node_as}", f" neighbor {node} timers connect 1"]
-        lines.append(f" neighbor {node} timers {keepalive} {setup.hold_time}")
-        lines += [f" neighbor {node} passive"] if setup.passive else []
+        for address, asn in setup.neighbors:
+            lines += [f" neighbor {address} remote-as {asn}", f" neighbor {address} timers connect 1"]
+            lines.append(f" neighbor {address} timers {keepalive} {setup.hold_time}")
+            lines += [f" neighbor {address} passive"] if setup.passive else []
         lines += [f" neighbor {node} password {setup.password}"] if setup.password else []
+        lines += [f" neighbor {node} ttl-security hops 1"] if setup.gtsm else []
         lines += [f" neighbor {node} dont-capability-negotiate"] if setup.old else []
+        lines += [f" neighbor {node} capability extended-nexthop"] if setup.both else []
         for family in setup.families:
-            lines += [f" address-family {family} unicast", f"  neighbor {node} activate"]
-            lines.append(f"  neighbor {node} route-map OUT out")
+            lines.append(f" address-family {family} unicast")
+            for address, asn in setup.neighbors:
+                lines.append(f"  neighbor {address} activate")
+                lines += [f"  neighbor {address} route-reflector-client"] if setup.client(asn) else []
+                lines += [f"  neighbor {address} addpath-tx-all-paths"] if setup.add_path else []
+            lines += [f"  neighbor {node} route-map OUT out"] if setup.routes else []
             lines += [f"  network {p}" for p in setup.routes if (":" in p) is (family == "ipv6")]
             lines.append(" exit-address-family")
-        lines += ["exit", "route-map OUT permit 10", f" set metric {MED}", f" set community {COMMUNITY}"]
+        lines += ["exit", "route-map OUT permit 10", f" set metric {MED}", f" set community {setup.community}"]
         lines += [f" set large-community {LARGE}"]
         self._frr = Frr(ns, "\n".join(lines))
 
-    def path(self, prefix: str) -> Seen | None:
+    def paths(self, prefix: str) -> list[Seen]:
         family = "ipv6" if ":" in prefix else "ipv4"
         found = self._frr.show(f"bgp {family} unicast {prefix}")
-        if not found.get("paths"):
-            return None
-        path = found["paths"][0]
-        return Seen(
-            as_path=[int(asn) for asn in path["aspath"]["string"].split()],
-            next_hop=path["nexthops"][0]["ip"],
-            med=path.get("metric"),
-            communities=path.get("community", {}).get("list", []),
-            large_communities=path.get("largeCommunity", {}).get("list", []),
-        )
+        paths = [path for path in found.get("paths", []) if path["peer"].get("peerId") == self.setup.node]
+        return [
+            Seen(
+                as_path=[int(asn) for asn in path["aspath"]["string"].split() if asn.isdigit()],
+                next_hop=path["nexthops"][0]["ip"],
+                med=path.get("metric"),
+                communities=[_FRR_NAMES.get(c, c) for c in path.get("community", {}).get("list", [])],
+                large_communities=path.get("largeCommunity", {}).get("list", []),
+                originator=path.get("originatorId", ""),
+                clusters=path.get("clusterList", {}).get("list", []),
+            )
+            for path in paths
+        ]
 
     def established(self) -> bool:
         neighbor = self._frr.show(f"bgp neighbors {self.setup.node}")[self.setup.node]
@@ -164,35 +194,48 @@ class BirdRouter:
         for family in ("ipv4", "ipv6"):
             routes = "".join(f" route {p} blackhole;" for p in setup.routes if (":" in p) is (family == "ipv6"))
             parts.append(f"protocol static {family}_static {{ {family};{routes} }}")
-        community, large = COMMUNITY.replace(":", ","), LARGE.replace(":", ",")
+        community, large = setup.community.replace(":", ","), LARGE.replace(":", ",")
         parts.append(
-            f"filter announce {{ if source != RTS_STATIC then reject; bgp_med = {MED};"
+            f"filter announce {{ if source = RTS_BGP then accept; if source != RTS_STATIC then reject; bgp_med = {MED};"
             f" bgp_community.add(({community})); bgp_large_community.add(({large})); accept; }}"
         )
-        channels = "".join(f" {family} {{ import all; export filter announce; }};" for family in setup.families)
-        password = f'password "{setup.password}"; ' if setup.password else ""
-        parts.append(
-            f"protocol bgp node {{ local {setup.local} as {ROUTER_AS}; neighbor {setup.node} as {setup.node_as};"
-            f" direct; hold time {setup.hold_time}; passive {_yes(setup.passive)}; enable as4 {_yes(not setup.old)};"
-            f" connect delay time 1; connect retry time 1; error wait time 1, 1; {password}{channels} }}"
+        options = " add paths on;" if setup.add_path else ""
+        options += " extended next hop on;" if setup.both else ""
+        channels = "".join(
+            f" {family} {{ import all; export filter announce;{options} }};" for family in setup.families
         )
+        password = f'password "{setup.password}"; ' if setup.password else ""
+        gtsm = "ttl security on; " if setup.gtsm else ""
+        for number, (address, asn) in enumerate(setup.neighbors):
+            client = "rr client; rr cluster id 10.0.0.1; " if setup.client(asn) else ""
+            parts.append(
+                f"protocol bgp {f'feeder{number}' if number else 'node'} {{ local {setup.local} as {ROUTER_AS};"
+                f" neighbor {address} as {asn}; direct; hold time {setup.hold_time}; passive {_yes(setup.passive)};"
+                f" enable as4 {_yes(not setup.old)}; enable extended messages on; connect delay time 1;"
+                f" connect retry time 1; error wait time 1, 1; {client}{password}{gtsm}{channels} }}"
+            )
         self._bird = Bird(ns, "\n".join(parts))
 
-    def path(self, prefix: str) -> Seen | None:
+    def paths(self, prefix: str) -> list[Seen]:
         try:
             said = self._bird.birdc(f"show route {prefix} protocol node all")
         except AssertionError:  # "Network not found" has an exit status of its own
-            return None
-        if prefix not in said:
-            return None
-        values = dict(re.findall(r"BGP\.(\w+): ?(.*)", said))
-        return Seen(
-            as_path=[int(asn) for asn in values["as_path"].split()],
-            next_hop=values["next_hop"].split()[0],
-            med=int(values["med"]) if "med" in values else None,
-            communities=_tuples(values.get("community", "")),
-            large_communities=_tuples(values.get("large_community", "")),
-        )
+            return []
+        found = []
+        for one in said.split("Type: BGP")[1:]:
+            values = dict(re.findall(r"BGP\.(\w+): ?(.*)", one))
+            found.append(
+                Seen(
+                    as_path=[int(asn) for asn in values["as_path"].split()],
+                    next_hop=values["next_hop"].split()[0],
+                    med=int(values["med"]) if "med" in values else None,
+                    communities=_tuples(values.get("community", "")),
+                    large_communities=_tuples(values.get("large_community", "")),
+                    originator=values.get("originator_id", "").strip(),
+                    clusters=values.get("cluster_list", "").split(),
+                )
+            )
+        return found
 
     def established(self) -> bool:
         return "Established" in self._bird.birdc("show protocols node")
@@ -230,37 +273,40 @@ class GobgpRouter:
             for family in setup.families
         )
         password = f'\nauth-password = "{setup.password}"' if setup.password else ""
-        self._gobgp = Gobgp(
-            ns,
-            f'[global.config]\nas = {ROUTER_AS}\nrouter-id = "10.0.0.1"\n'
-            f'[[neighbors]]\n[neighbors.config]\nneighbor-address = "{setup.node}"\n'
-            f"peer-as = {setup.node_as}{password}\n"
+        gtsm = "[neighbors.ttl-security.config]\nenabled = true\nttl-min = 255\n" if setup.gtsm else ""
+        neighbors = "".join(
+            f'[[neighbors]]\n[neighbors.config]\nneighbor-address = "{address}"\n'
+            f"peer-as = {asn}{password}\n"
             f'[neighbors.transport.config]\nlocal-address = "{setup.local}"\n'
-            f"passive-mode = {str(setup.passive).lower()}\n"
-            "[neighbors.graceful-restart.config]\nenabled = true\nrestart-time = 60\n"  # without it no End-of-RIB
+            f"passive-mode = {str(setup.passive).lower()}\n{gtsm}"
+            + (_GOBGP_CLIENT if setup.client(asn) else "")
+            + ("[neighbors.add-paths.config]\nreceive = true\nsend-max = 8\n" if setup.add_path else "")
+            + "[neighbors.graceful-restart.config]\nenabled = true\nrestart-time = 60\n"  # without it no End-of-RIB
             f"[neighbors.timers.config]\nconnect-retry = 1\nidle-hold-time-after-reset = 1\n"
-            f"hold-time = {setup.hold_time}\nkeepalive-interval = {setup.hold_time // 3}{families}",
+            f"hold-time = {setup.hold_time}\nkeepalive-interval = {setup.hold_time // 3}{families}\n"
+            for address, asn in setup.neighbors
         )
+        self._gobgp = Gobgp(ns, f'[global.config]\nas = {ROUTER_AS}\nrouter-id = "10.0.0.1"\n{neighbors}')
         for prefix in setup.routes:
             self._gobgp.gobgp(self._change("add", prefix))
 
-    @staticmethod
-    def _change(verb: str, prefix: str) -> str:
-        family, hop = ("ipv6", ROUTER6) if ":" in prefix else ("ipv4", ROUTER4)
-        attributes = f" nexthop {hop} med {MED} community {COMMUNITY} large-community {LARGE}" if verb == "add" else ""
+    def _change(self, verb: str, prefix: str) -> str:
+        family = "ipv6" if ":" in prefix else "ipv4"
+        hop = ROUTER6 if ":" in prefix or self.setup.both else ROUTER4
+        marks = f"community {self.setup.community} large-community {LARGE}"
+        attributes = f" nexthop {hop} med {MED} {marks}" if verb == "add" else ""
         return f"global rib {verb} {prefix}{attributes} -a {family}"
 
-    def path(self, prefix: str) -> Seen | None:
+    def paths(self, prefix: str) -> list[Seen]:
         family = "ipv6" if ":" in prefix else "ipv4"
         try:
             said = self._gobgp.gobgp(f"neighbor {self.setup.node} adj-in {prefix} -a {family} -j")
         except AssertionError:
-            return None
+            return []
         found = json.loads(said or "[]")
         paths = (found[0] if isinstance(found, list) else next(iter(found.values()), [])) if found else []
-        for path in paths if isinstance(paths, list) else [paths]:
-            return self._seen({a["type"]: a for a in path["attrs"]})
-        return None
+        every = paths if isinstance(paths, list) else [paths]
+        return [self._seen({a["type"]: a for a in path["attrs"]}) for path in every]
 
     @staticmethod
     def _seen(attributes: Mapping[int, Any]) -> Seen:
@@ -273,6 +319,8 @@ class GobgpRouter:
             med=attributes[4]["metric"] if 4 in attributes else None,
             communities=[f"{c >> 16}:{c & 0xFFFF}" for c in attributes.get(8, {}).get("communities", [])],
             large_communities=[":".join(str(v[k]) for k in ("ASN", "LocalData1", "LocalData2")) for v in large],
+            originator=attributes.get(9, {}).get("value", ""),
+            clusters=attributes.get(10, {}).get("value", []),
         )
 
     def established(self) -> bool:
@@ -297,6 +345,14 @@ class GobgpRouter:
     def close(self) -> None:
         self._gobgp.close()
 
+
+_GOBGP_CLIENT = """\
+[neighbors.route-reflector.config]
+route-reflector-client = true
+route-reflector-cluster-id = "10.0.0.1"
+"""
+
+_FRR_NAMES = {"noExport": "65535:65281", "noAdvertise": "65535:65282", "gracefulShutdown": "65535:0"}
 
 ROUTERS: dict[str, Callable[[Netns, Setup], Router]] = {"FRR": FrrRouter, "BIRD": BirdRouter, "GoBGP": GobgpRouter}
 

@@ -24,6 +24,7 @@ pytestmark = [
 NAME = f"topology-{os.getpid()}"
 NEEDS = {"mixed": "bird", "gobgp-reflector": "gobgpd"}
 SHIPPED = sorted(path.name.removesuffix(".clab.yml") for path in TOPOLOGIES.glob("*.clab.yml"))
+BIG = pytest.mark.skipif("PODROUTE_BIG" not in os.environ, reason="forty nodes: `make big-lab`")
 
 
 @pytest.fixture(autouse=True)
@@ -34,13 +35,13 @@ def nothing_left() -> Iterator[None]:
     assert Host.look(NAME).beyond(before) == []
 
 
-@pytest.mark.parametrize("topology", SHIPPED)
+@pytest.mark.parametrize("topology", [pytest.param(name, marks=[BIG] if name == "forty" else []) for name in SHIPPED])
 async def test_it_converges_and_pods_reach_each_other(topology: str) -> None:
     if (program := NEEDS.get(topology)) and not shutil.which(program):
         pytest.skip(f"needs {program}")
     async with lab(topology, name=NAME) as net:
         nodes = podroute_nodes(net)
-        await converge(net)
+        await converge(net, timeout=120)
         await asyncio.gather(*(node.run("podroute", "cni", "install") for node in nodes))
         pods = await start_pods(nodes, 1)
         pairs = list(permutations(pods, 2))
@@ -69,6 +70,16 @@ async def test_two_tors_are_two_ways(topology: str) -> None:
             return used == ["10.1.1.1", "10.2.1.1"] and len(route["installed"]) == 2
 
         await net.wait_for("two next hops to the block of n2", both)
+
+
+async def test_podroute_reflects() -> None:
+    """Its reflectors pass clients' routes on with the mark of their cluster (RFC 4456 section 8)."""
+    async with lab("podroute-reflectors", name=NAME) as net:
+        await converge(net)
+        block = (await net.node("n2").agent.blocks())[0]
+        (route,) = await net.node("n1").agent.routes(prefix=block)
+        assert sorted(path["peer"] for path in route["paths"]) == ["rr1-v4", "rr2-v4"]
+        assert {path["nextHop"] for path in route["paths"]} == {"10.9.0.2"}
 
 
 def test_images_and_commands_of_routers_are_this_hosts() -> None:

@@ -154,7 +154,7 @@ class Node:
 
     def learn(self, prefix: str, hops: NextHops | None) -> None:
         family, encoded = parse(prefix)
-        self.fib.update(family, [(encoded, hops)])
+        self.fib.update(family, [([encoded], hops)])
 
     async def drained(self) -> None:
         async with asyncio.timeout(30):

@@ -68,6 +68,22 @@ async def test_show_and_the_picture_of_a_block(two: tuple[Agent, Agent], netns: 
     assert "agree" in ipam(a, "check")
 
 
+async def test_addresses_that_a_subnet_uses_for_itself_are_shown_as_reserved(
+    two: tuple[Agent, Agent], netns: Callable[[], Netns]
+) -> None:
+    """As IPAM of another plugin podroute keeps them from containers; none has them."""
+    a, _ = two
+    config = {"name": "lan", "type": "ptp", "ipam": {"type": "podroute"}}
+    done = call(a, "ADD", netns(), "one", config=config)
+    assert done.returncode == 0, done.stdout
+    (block,) = await get(a, "/v1/blocks")
+    cells = (await get(a, "/v1/ipam/show", block=block["prefix"]))["cells"]
+    assert (cells[0], cells[1], cells[15]) == ("reserved",) * 3
+    assert sorted(set(cells[2:15])) == ["free", "used"]
+    assert cells.count("used") == 1
+    assert "rr" in ipam(a, "show", block["prefix"])
+
+
 async def test_a_pool_is_changed_for_all_nodes(two: tuple[Agent, Agent], netns: Callable[[], Netns]) -> None:
     a, b = two
     refused = ipam(a, "pools", "set", "pods", "blockSize=27", status=1)

@@ -6,9 +6,10 @@ import asyncio
 import json
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,7 +64,15 @@ def add_pod(agent: Agent, netns: Callable[[], Netns], name: str) -> tuple[Netns,
     return pod, [ip["address"].partition("/")[0] for ip in json.loads(done.stdout)["ips"]]
 
 
-def call(agent: Agent, verb: str, pod: Netns, name: str) -> subprocess.CompletedProcess[str]:
+def call(
+    agent: Agent,
+    verb: str,
+    pod: Netns,
+    name: str,
+    *,
+    ips: Sequence[str] = (),
+    config: Mapping[str, Any] | None = None,
+) -> subprocess.CompletedProcess[str]:
     plugin = Path(agent.config["cni"]["binDir"]) / "podroute"
     if not plugin.exists():
         done = agent.command("cni", "install", "--config", str(agent.file))
@@ -75,8 +84,10 @@ def call(agent: Agent, verb: str, pod: Netns, name: str) -> subprocess.Completed
         "CNI_IFNAME": "eth0",
         "CNI_PATH": str(plugin.parent),
     }
-    config = json.dumps({"cniVersion": "1.0.0", "name": "podroute", "type": "podroute"})
-    return subprocess.run([str(plugin)], input=config, env=env, capture_output=True, text=True, timeout=30)
+    text: dict[str, Any] = {"cniVersion": "1.0.0", "name": "podroute", "type": "podroute", **(config or {})}
+    if ips:
+        text["runtimeConfig"] = {"ips": list(ips)}
+    return subprocess.run([str(plugin)], input=json.dumps(text), env=env, capture_output=True, text=True, timeout=30)
 
 
 async def test_agents_learn_each_others_blocks_and_pods_talk(pair: Pair, netns: Callable[[], Netns]) -> None:

@@ -3,50 +3,63 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ipam import records
+from ipam.sqlite_store import SqliteStore
 from tests.agents import PATIENCE, Agent, agents
+from tests.frr import Frr
+from tests.kernel.test_agent_life import add_pod
 from tests.netns import Netns, link
 from tests.watch import watched
 
 pytestmark = pytest.mark.root
 
 
+class Bridge:
+    """Agents on one bridge and one store, none started."""
+
+    def __init__(self, make: Callable[[], Netns], directory: Path, running: list[Agent]) -> None:
+        self.make, self.directory, self.running = make, directory, running
+        self.switch = make()
+        self.switch.run("ip", "link", "add", "br0", "type", "bridge")
+        self.switch.run("ip", "link", "set", "br0", "up")
+
+    def plug(self, number: int) -> Netns:
+        ns = self.make()
+        link(ns, "eth0", self.switch, f"p{number}")
+        self.switch.run("ip", "link", "set", f"p{number}", "master", "br0")
+        ns.run("ip", "addr", "add", f"10.0.0.{number}/24", "dev", "eth0")
+        return ns
+
+    def agent(self, number: int, *, asn: int = 65000, mesh: dict[str, Any] | None = None, **config: Any) -> Agent:
+        policies = {"import": "accept", "export": "accept", "holdTime": 9}
+        node = {"name": f"n{number}", "as": asn, "routerId": f"192.0.2.{number}", "addresses": [f"10.0.0.{number}"]}
+        agent = Agent(
+            self.plug(number),
+            self.directory,
+            f"n{number}",
+            asn,
+            node=node,
+            pools={"p": {"cidr": "10.64.0.0/16"}},
+            ipam={"lease": 3},
+            mesh={"all": {"select": {}, **policies, **(mesh or {})}},
+            **config,
+        )
+        self.running.append(agent)
+        return agent
+
+
 @pytest.fixture
-async def three(netns: Callable[[], Netns]) -> AsyncIterator[list[Agent]]:
-    """Three agents on one bridge and one store, none started; the third is in another rack."""
-    switch = netns()
-    switch.run("ip", "link", "add", "br0", "type", "bridge")
-    switch.run("ip", "link", "set", "br0", "up")
+async def bridge(netns: Callable[[], Netns]) -> AsyncIterator[Bridge]:
     async with agents() as (directory, running):
-        for number in (1, 2, 3):
-            ns = netns()
-            link(ns, "eth0", switch, f"p{number}")
-            switch.run("ip", "link", "set", f"p{number}", "master", "br0")
-            ns.run("ip", "addr", "add", f"10.0.0.{number}/24", "dev", "eth0")
-            asn = 65000 if number < 3 else 65003
-            policies = {"import": "accept", "export": "accept", "holdTime": 9}
-            agent = Agent(
-                ns,
-                directory,
-                f"n{number}",
-                asn,
-                node={
-                    "name": f"n{number}",
-                    "as": asn,
-                    "routerId": f"192.0.2.{number}",
-                    "addresses": [f"10.0.0.{number}"],
-                    "labels": {"rack": "r1" if number < 3 else "r2"},
-                },
-                pools={"p": {"cidr": "10.64.0.0/16"}},
-                ipam={"lease": 3},
-                mesh={"all": {"select": {}, **policies}},
-            )
-            running.append(agent)
-        yield running
+        yield Bridge(netns, directory, running)
 
 
 async def established(agent: Agent, *names: str) -> dict[str, Any]:
@@ -59,15 +72,33 @@ async def established(agent: Agent, *names: str) -> dict[str, Any]:
             await asyncio.sleep(0.05)
 
 
-async def test_sessions_come_and_go_with_node_records(three: list[Agent]) -> None:
-    n1, n2, n3 = three
+async def recorded(directory: Path, name: str) -> float:
+    """Return when a node's record was in the store."""
+    store = SqliteStore(str(directory / "store.db"))
+    await store.open()
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while await store.get(records.node_key(name)) is None:  # noqa: ASYNC110 (another process)
+                await asyncio.sleep(0.01)
+        return time.monotonic()
+    finally:
+        await store.close()
+
+
+async def test_sessions_come_and_go_with_node_records(
+    bridge: Bridge, record_property: Callable[[str, object], None]
+) -> None:
+    n1, n2, n3 = bridge.agent(1), bridge.agent(2), bridge.agent(3, asn=65003)
     await n1.start()
     await n2.start()
     before = await established(n1, "all/n2/ipv4")
     await established(n2, "all/n1/ipv4")
+    appeared = asyncio.create_task(recorded(bridge.directory, "n3"))
     await n3.start()
-    await established(n3, "all/n1/ipv4", "all/n2/ipv4")
     after = await established(n1, "all/n2/ipv4", "all/n3/ipv4")
+    await established(n2, "all/n1/ipv4", "all/n3/ipv4")
+    record_property("seconds from a node's record to its sessions", round(time.monotonic() - await appeared, 2))
+    await established(n3, "all/n1/ipv4", "all/n2/ipv4")
     assert after["all/n2/ipv4"]["for"] >= before["all/n2/ipv4"]["for"]
     async with asyncio.timeout(PATIENCE):
         # Two learned blocks and the own one's cover
@@ -85,9 +116,85 @@ async def test_sessions_come_and_go_with_node_records(three: list[Agent]) -> Non
     assert left["all/n2/ipv4"]["for"] >= after["all/n2/ipv4"]["for"]
 
 
-async def test_a_restart_in_a_mesh_changes_no_route_anywhere(three: list[Agent]) -> None:
+async def block_of(agent: Agent) -> str:
+    (block,) = await agent.get("/v1/blocks")
+    return str(block["prefix"])
+
+
+async def until_route(ns: Netns, text: str, *, there: bool) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while (text in ns.run("ip", "route", "show", "proto", "201")) is not there:  # noqa: ASYNC110 (the kernel)
+            await asyncio.sleep(0.05)
+
+
+async def test_a_restart_keeps_what_the_mesh_had_announced_for_its_time(bridge: Bridge) -> None:
+    """Its peers come back after us, or never: until then, but no longer than the restart time, their routes stay."""
+    restart = {"gracefulRestart": {"restartTime": 6, "deferralTime": 2}}
+    n1, n2, n3 = (bridge.agent(number, bgp=restart) for number in (1, 2, 3))
+    for agent in (n1, n2, n3):
+        await agent.start()
+    await established(n1, "all/n2/ipv4", "all/n3/ipv4")
+    two, three = await block_of(n2), await block_of(n3)
+    for block in (two, three):
+        await until_route(n1.ns, block, there=True)
+    await n1.stop(signal.SIGKILL)
+    await n2.stop(signal.SIGKILL)
+    assert n3.process is not None
+    n3.process.send_signal(signal.SIGSTOP)
+    try:
+        await n1.start()
+        routes = n1.ns.run("ip", "route", "show", "proto", "201")
+        assert two in routes
+        assert three in routes
+    finally:
+        n3.process.send_signal(signal.SIGCONT)
+    await until_route(n1.ns, two, there=False)  # when the patience with n2 has ended
+    await until_route(n1.ns, three, there=True)
+
+
+async def test_pods_have_the_mtu_of_the_way_to_the_mesh(bridge: Bridge, netns: Callable[[], Netns]) -> None:
+    n1, n2 = bridge.agent(1), bridge.agent(2)
+    n1.ns.run("ip", "link", "set", "eth0", "mtu", "1400")
+    await n1.start()
+    await n2.start()
+    await established(n1, "all/n2/ipv4")
+    pod, _ = add_pod(n1, netns, "one")
+    assert " mtu 1400 " in pod.run("ip", "link", "show", "eth0")
+
+
+async def test_reflectors_pass_on_between_nodes_that_know_only_them(bridge: Bridge) -> None:
+    mesh = {"reflectors": True}
+    clients = [bridge.agent(number, mesh=mesh) for number in (1, 2)]
+    watching = {"address": "10.0.0.9", "as": 65000, "routeReflectorClient": True, "import": "accept"}
+    watching["export"] = {"rules": [{"name": "all", "match": {"source": ["learned", "block"]}, "action": "accept"}]}
+    reflectors = [
+        bridge.agent(3, mesh=mesh, bgp={"clusterId": "203.0.113.3"}, peers={"frr": watching}),
+        bridge.agent(4, mesh=mesh, bgp={"clusterId": "203.0.113.4"}),
+    ]
+    frr = Frr(bridge.plug(9), "router bgp 65000\n bgp router-id 192.0.2.9\n neighbor 10.0.0.3 remote-as 65000")
+    try:
+        for agent in (*clients, *reflectors):
+            await agent.start()
+        for agent in clients:
+            await established(agent, "all/n3/ipv4", "all/n4/ipv4")
+        await established(reflectors[1], "all/n1/ipv4", "all/n2/ipv4", "all/n3/ipv4")
+        block = await block_of(clients[1])
+        await until_route(clients[0].ns, f"{block} ", there=True)
+        route = (await clients[0].routes())[block]
+        assert {path["peer"] for path in route["paths"]} == {"all/n3/ipv4", "all/n4/ipv4"}
+        assert {hop for path in route["paths"] for hop in [path["nextHop"]]} == {"10.0.0.2"}
+        async with asyncio.timeout(PATIENCE):
+            while not (paths := frr.show(f"bgp ipv4 unicast {block}").get("paths")):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        assert paths[0]["clusterList"]["list"] == ["203.0.113.3"]
+        assert paths[0]["originatorId"] == "192.0.2.2"
+    finally:
+        frr.close()
+
+
+async def test_a_restart_in_a_mesh_changes_no_route_anywhere(bridge: Bridge) -> None:
     """RFC 4724: the routes that the kernel keeps are of sessions that no file names."""
-    n1, n2, _ = three
+    n1, n2 = bridge.agent(1), bridge.agent(2)
     await n1.start()
     await n2.start()
     await routed(n1, n2)

@@ -137,6 +137,20 @@ async def test_its_as_must_be_one_of_those_allowed(
         await vanished(a, "rack/10.1.0.7")
 
 
+async def test_another_as_than_before_begins_anew(netns: Maker) -> None:
+    """What was learned from the same address in another AS is not kept over its restart."""
+    ns = host(netns)
+    async with node(ns, listen("rack", "10.1.0.0/24")) as a:
+        async with neighbour(ns, 7, farewell=None) as b:
+            b.speaker.originate(*THEIRS, owner="test", source="block")
+            await a.until(lambda: THEIRS in a.fib, "its prefix")
+        await a.lost(NAME)
+        assert THEIRS in a.fib
+        async with neighbour(ns, 7, 65099, retained=frozenset((4, 6))):
+            await a.until(lambda: THEIRS not in a.fib, "the other AS")
+            assert (await up(a, NAME)).expected_as == 65099
+
+
 async def test_the_most_specific_range_wins_and_a_configured_peer_before_all(netns: Maker) -> None:
     ns = host(netns)
     wide, narrow = listen("wide", "10.0.0.0/8"), listen("narrow", "10.1.0.0/28", hold_time=6)

@@ -363,6 +363,15 @@ async def test_gtsm_lets_the_peer_on_the_link_in(netns: Maker) -> None:
         await both_up(a, b)
 
 
+async def test_gtsm_drops_what_comes_from_farther_away(netns: Maker) -> None:
+    """RFC 5082: an ordinary external session has TTL 1."""
+    ns = netns()
+    async with node_a(ns, peers=to_b(ttl_security=1), listen=()) as a, node_b(ns, peers=to_a(passive=True)) as b:
+        await b.until(lambda: b.status("a").received_as, "our OPEN, which has TTL 255")
+        assert b.status("a").state == "OpenConfirm"
+        assert (a.status("b").state, a.status("b").received_as) == ("OpenSent", None)
+
+
 async def test_end_of_rib_that_never_comes_is_given_up(netns: Maker) -> None:
     ns = netns()
     async with node_a(ns, peers=to_b(passive=True, families=frozenset((4,))), end_of_rib_wait=0.05) as a:

@@ -54,8 +54,9 @@ async def test_flushed_table_returns(netns: Maker, state: Path) -> None:
     ns, _ = uplinks(netns)
     async with running(ns, state) as node, witness(ns) as seen:
         prefixes = [make(4, (20 << 24) + (number << 8), 24) for number in range(20_000)]
-        node.fib.update(4, [(prefix, via("a=10.0.0.2")) for prefix in prefixes])
-        node.fib.update(6, [(make(6, (0x20010DB8 << 96) + (n << 64), 64), via("a=fd00:0::2")) for n in range(5000)])
+        node.fib.update(4, [(prefixes, via("a=10.0.0.2"))])
+        sixes = [make(6, (0x20010DB8 << 96) + (n << 64), 64) for n in range(5000)]
+        node.fib.update(6, [(sixes, via("a=fd00:0::2"))])
         await node.drained()
         seen.events.clear()
         await asyncio.to_thread(flush, ns, 6)
@@ -284,7 +285,7 @@ async def test_events_lost(netns: Maker, state: Path) -> None:
     ns, _ = uplinks(netns)
     async with running(ns, state, monitor_buffer=2048) as node:
         prefixes = [make(4, (20 << 24) + (number << 8), 24) for number in range(3000)]
-        node.fib.update(4, [(prefix, via("a=10.0.0.2", "b=10.0.1.2")) for prefix in prefixes])
+        node.fib.update(4, [(prefixes, via("a=10.0.0.2", "b=10.0.1.2"))])
         await node.drained()
         lost = asyncio.Event()
         node.monitor.subscribe(lambda event: None, lost.set)
@@ -310,7 +311,7 @@ async def test_answers_lost(netns: Maker, state: Path) -> None:
     ns.run("ip", "-batch", str(script))
     async with running(ns, state, receive_buffer=65536) as node:
         prefixes = [make(4, (20 << 24) + (number << 8), 24) for number in range(2000)]
-        node.fib.update(4, [(prefix, via("a=10.0.0.2")) for prefix in prefixes])
+        node.fib.update(4, [(prefixes, via("a=10.0.0.2"))])
         await node.drained()
         assert node.fib.counters["resyncs"] > 0
         assert len(routes(ns, 4)) == 500

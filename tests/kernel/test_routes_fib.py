@@ -145,11 +145,11 @@ async def test_peer_lost_while_its_routes_are_loaded(netns: Maker, state: Path) 
     ns, _ = uplinks(netns)
     async with running(ns, state) as node:
         prefixes = [make(4, (20 << 24) + (number << 8), 24) for number in range(20_000)]
-        node.fib.update(4, [(prefix, via("a=10.0.0.2")) for prefix in prefixes])
+        node.fib.update(4, [(prefixes, via("a=10.0.0.2"))])
         await node.fib._installer.nexthops_settled()
         node.fib.peer_lost("a")
-        node.fib.update(4, [(prefix, None) for prefix in prefixes[:10_000]])
-        node.fib.update(4, [(prefix, via("b=10.0.1.2")) for prefix in prefixes[10_000:]])
+        node.fib.update(4, [(prefixes[:10_000], None)])
+        node.fib.update(4, [(prefixes[10_000:], via("b=10.0.1.2"))])
         await node.drained()
         assert len(routes(ns, 4)) == 10_000
         assert gateways(ns, "20.39.16.0/24") == {"10.0.1.2 up1"}
@@ -375,11 +375,11 @@ async def test_flapping_ends_as_desired(netns: Maker, state: Path) -> None:
     async with running(ns, state) as node:
         for turn in range(30):
             hops = (first, second, two, None)[turn % 4]
-            node.fib.update(4, [(prefix, hops) for prefix in prefixes[turn % 3 :: 3]])
+            node.fib.update(4, [(prefixes[turn % 3 :: 3], hops)])
             if turn % 5 == 0:
                 await node.fib._installer.nexthops_settled()
-        node.fib.update(4, [(prefix, two) for prefix in prefixes[:1000]])
-        node.fib.update(4, [(prefix, None) for prefix in prefixes[1000:]])
+        node.fib.update(4, [(prefixes[:1000], two)])
+        node.fib.update(4, [(prefixes[1000:], None)])
         await node.drained()
         held = routes(ns, 4)
         assert len(held) == 1000
@@ -400,14 +400,14 @@ async def test_ten_thousand_routes_flap_every_second(netns: Maker, state: Path) 
         begin = loop.time()
         for turn in range(seconds * 10):
             hops = ways[turn // 10 % 4]
-            node.fib.update(4, [(prefix, hops) for prefix in prefixes[turn % 10 :: 10]])
+            node.fib.update(4, [(prefixes[turn % 10 :: 10], hops)])
             await asyncio.sleep(max(0.0, begin + turn / 10 - loop.time()))
             backlog.append(node.fib.backlog)
             if turn % 10 == 9:
                 memory.append(resident())
         last = via("a=10.0.0.2", "b=10.0.1.2")
-        node.fib.update(4, [(prefix, last) for prefix in prefixes[:5000]])
-        node.fib.update(4, [(prefix, None) for prefix in prefixes[5000:]])
+        node.fib.update(4, [(prefixes[:5000], last)])
+        node.fib.update(4, [(prefixes[5000:], None)])
         await node.drained()
         held = routes(ns, 4)
         assert {route.prefix for route in held.values()} == set(prefixes[:5000])

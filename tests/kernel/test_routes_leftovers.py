@@ -260,7 +260,8 @@ async def main():
     await fib.start()
     a, b = NextHop("a", bytes([10, 0, 0, 2])), NextHop("b", bytes([10, 0, 1, 2]))
     for start in range(0, 50_000, 500):
-        fib.update(4, [(make(4, (20 << 24) + (n << 8), 24), ((a,), (a, b))[n & 1]) for n in range(start, start + 500)])
+        prefixes = [make(4, (20 << 24) + (n << 8), 24) for n in range(start, start + 500)]
+        fib.update(4, [([prefix], ((a,), (a, b))[n & 1]) for n, prefix in enumerate(prefixes)])
         await asyncio.sleep(0)
         print(fib.counters["requests"], flush=True)
     print("loaded", flush=True)
@@ -291,7 +292,7 @@ async def test_killed_in_the_middle_of_a_load(netns: Maker, state: Path) -> None
         kept = [make(4, (20 << 24) + (n << 8), 24) for n in range(0, 50_000, 5)]
         for number, prefix in zip(range(0, 50_000, 5), kept, strict=True):
             hops = via("a=10.0.0.2", "b=10.0.1.2") if number & 1 else via("a=10.0.0.2")
-            node.fib.update(4, [(prefix, hops)])
+            node.fib.update(4, [([prefix], hops)])
         await node.drained()
         node.fib.end_of_rib("a", 4)
         node.fib.end_of_rib("b", 4)

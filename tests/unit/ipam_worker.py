@@ -13,7 +13,7 @@ import sys
 
 from config.load import load
 from ipam.errors import PoolExhaustedError
-from ipam.ledger import Handle
+from ipam.given import Handle
 from ipam.service import Ipam
 
 

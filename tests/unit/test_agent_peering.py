@@ -15,7 +15,8 @@ node: {name: n1, as: 65000, routerId: 10.1.1.11}
 bgp: {holdTime: 30, connectRetry: 2}
 peers:
   far: {address: 10.9.0.1, as: 65001, multihop: 3, maxPrefixes: {maximum: 100, warning: 75, restartAfter: 60}}
-  near: {address: 10.1.1.1, as: 65001, ttlSecurity: 1, allowOwnAs: 2, enforceFirstAs: false}
+  near: {address: 10.1.1.1, as: 65001, ttlSecurity: 1, allowOwnAs: 2, enforceFirstAs: false,
+         addPath: {receive: true, send: all}}
   inner: {address: 10.1.1.2, as: 65000, routeReflectorClient: true}
   rack: {listenRange: 10.2.0.0/24, as: external, families: [ipv4, ipv6], import: accept, export: accept}
   hall: {listenRange: "fd00:2::/64", as: [65040, "65020-65029"], listenLimit: 7, ttlSecurity: 1}
@@ -35,6 +36,7 @@ def test_session_settings_arrive_at_the_speaker() -> None:
     assert (near.allow_own_as, near.enforce_first_as) == (2, False)
     assert (far.allow_own_as, far.enforce_first_as) == (0, True)
     assert inner.route_reflector_client
+    assert (near.add_path.mode, inner.add_path.mode) == (3, 0)
     assert isinstance(rack, ListenRange)
     assert (str(rack), rack.remote_as, rack.limit) == ("10.2.0.0/24", RemoteAs(kind="external"), 100)
     assert rack.families == frozenset((4, 6))

@@ -16,7 +16,15 @@ def test_durations(seconds: float, text: str) -> None:
 
 
 def path(**changes: Any) -> dict[str, Any]:
-    plain = {"peer": "tor", "owner": "", "used": True, "nextHop": "10.0.0.1", "asPath": "65001", "localPref": 100}
+    plain = {
+        "peer": "tor",
+        "pathId": None,
+        "owner": "",
+        "used": True,
+        "nextHop": "10.0.0.1",
+        "asPath": "65001",
+        "localPref": 100,
+    }
     return {**plain, "reason": "", **changes}
 
 

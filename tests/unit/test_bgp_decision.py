@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bgp import as_path
 from bgp.attributes import Attributes, pack_attribute
-from bgp.decision import Decision, Options, Step, decide
+from bgp.decision import Decision, Options, Step, decide, rank
 from bgp.paths import Hop, Path, Peer
 from config.nexthop import Gateway, NextHop, Resolution
 
@@ -31,6 +31,7 @@ class Spec:
     clusters: int = 0
     address: int = 1
     fault: str = ""
+    path_id: int | None = None
 
     def build(self) -> Path:
         raw = pack_attribute(0x40, 2, as_path.pack([(2, self.path)]) if self.path else b"")
@@ -47,7 +48,8 @@ class Spec:
         peer.identifier, peer.address = self.identifier.to_bytes(4, "big"), self.address.to_bytes(4, "big")
         next_hop = bytes((192, 0, 2, self.address % 256))
         resolution = None if self.cost is None else Resolution((Gateway(next_hop, "eth0"),), self.cost)
-        return Path(peer, attributes, Hop(next_hop, "", resolution), (NextHop(self.name, next_hop),), self.fault)
+        hops = (NextHop(self.name, next_hop),)
+        return Path(peer, attributes, Hop(next_hop, "", resolution), hops, self.fault, self.path_id)
 
 
 def run(*specs: Spec, options: Options | None = None) -> tuple[list[Path], Decision]:
@@ -72,7 +74,8 @@ def run(*specs: Spec, options: Options | None = None) -> tuple[list[Path], Decis
         pytest.param(Spec(identifier=9, originator=1), Spec("b", identifier=2), Step.IDENTIFIER, id="f ORIGINATOR_ID"),
         pytest.param(Spec(address=9), Spec("b", clusters=1), Step.CLUSTER_LIST, id="RFC 4456 cluster list"),
         pytest.param(Spec(clusters=1), Spec("b", clusters=2), Step.CLUSTER_LIST, id="RFC 4456 shorter cluster list"),
-        pytest.param(Spec(), Spec("b", address=2), Step.PEER_ADDRESS, id="g"),
+        pytest.param(Spec(path_id=9), Spec("b", address=2, path_id=1), Step.PEER_ADDRESS, id="g"),
+        pytest.param(Spec(path_id=1), Spec(path_id=2), Step.PATH_ID, id="RFC 7911 path identifier"),
     ],
 )
 def test_steps_of_rfc4271_section_9_1_2_2(better: Spec, worse: Spec, step: Step) -> None:
@@ -175,3 +178,15 @@ def test_outcome_does_not_depend_on_arrival_order(drawn: list[Spec], random: Ran
     eligible = {p for p in paths if p.eligible}
     assert (first.best is None) == (not eligible)
     assert set(first.lost) | {first.best} == eligible | {first.best}
+
+
+@given(st.lists(specs, max_size=8), st.booleans())
+def test_the_rank_is_what_repeated_decisions_give(drawn: list[Spec], always: bool) -> None:
+    """RFC 7911: which paths beside the best are told; with MED too, which orders paths of one neighbouring AS only."""
+    paths = [Spec(**{**spec.__dict__, "name": f"p{n}", "address": n + 1}).build() for n, spec in enumerate(drawn)]
+    options = Options(always_compare_med=always)
+    ranked, left = rank(paths, options), list(paths)
+    for path in ranked:
+        assert decide(left, options).best is path
+        left.remove(path)
+    assert not any(path.eligible for path in left)

@@ -86,7 +86,7 @@ def test_defaults() -> None:
     assert ImportPolicy(Policy()).constant(4) == (False, NO_CHANGES, "default reject")
 
 
-@pytest.mark.parametrize("source", ["block", "configured", "exception", "static"])
+@pytest.mark.parametrize("source", ["block", "aggregate", "configured", "exception", "static"])
 def test_accept_exports_what_is_our_own(source: Source) -> None:
     assert ExportPolicy(ACCEPT).constant(4, source) == (True, NO_CHANGES, "default accept")
     assert ExportPolicy(REJECT).constant(4, source) == (False, NO_CHANGES, "default reject")

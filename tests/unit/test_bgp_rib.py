@@ -16,7 +16,7 @@ from bgp.update import end_of_rib, split
 from config.nexthop import Gateway, NextHops, Resolution
 from config.prefix import parse, text
 from config.prefix_range import PrefixRange
-from tests.bgp_ribs import BOTH, Node, add_peer, down, join, session, settle, up
+from tests.bgp_ribs import BOTH, Node, add_peer, down, flat, join, session, settle, up
 
 TRANSIT = Policy(rules=(Rule("transit", True, Match(sources=frozenset(("learned", "block", "configured")))),))
 
@@ -135,7 +135,7 @@ def test_work_is_done_in_slices() -> None:
     for body in bodies(a.rib.outgoing("b", 1 << 20)):
         b.rib.receive("a", body)
     batches: list[int] = []
-    b.rib._on_fib = lambda family, changes: batches.append(len(changes))
+    b.rib._on_fib = lambda family, changes: batches.append(sum(len(p) for p, _ in changes))
     while b.rib.run(100):
         pass
     assert batches == [100] * 10
@@ -339,7 +339,7 @@ def test_prepend() -> None:
     session(a, b)
     a.originate(A4)
     settle(a, b)
-    assert next(b.rib.inspection.loc_rib(4)).as_path == "65001 65001 65001"
+    assert flat(b.rib.inspection.loc_rib(4))[0].as_path == "65001 65001 65001"
 
 
 def test_two_octet_peer() -> None:
@@ -357,8 +357,8 @@ def test_two_octet_peer() -> None:
     found = advertised(a, "b", A4)
     assert found[2] == bytes((2, 1)) + pack("!H", 23456)
     assert found[17] == bytes((2, 1)) + pack("!I", 4200000001)
-    assert next(b.rib.inspection.loc_rib(4)).as_path == "4200000001"
-    assert next(c.rib.inspection.loc_rib(4)).as_path == "65002 4200000001"
+    assert flat(b.rib.inspection.loc_rib(4))[0].as_path == "4200000001"
+    assert flat(c.rib.inspection.loc_rib(4))[0].as_path == "65002 4200000001"
 
 
 def test_unknown_transitive_attribute_is_passed_on_as_partial() -> None:
@@ -501,7 +501,8 @@ def test_other_next_hops_of_our_own_in_the_middle_of_a_session(delivered: bool) 
 
 def test_member_that_lags_far_behind_catches_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bgp.adj_rib_out._LOG_LIMIT", 10)
-    monkeypatch.setattr("bgp.adj_rib_out._SLICE", 4)
+    monkeypatch.setattr("bgp.telling.SLICE", 4)
+    monkeypatch.setattr("bgp.adj_rib_out.SLICE", 4)
     a, b, c = Node("a", 65001, 1), Node("b", 65002, 2), Node("c", 65003, 3)
     join(a, b)
     join(a, c)
@@ -532,7 +533,7 @@ def test_as_loop_is_kept_visible_and_unused() -> None:
     a.originate(A4)
     settle(a, b, c)
     assert c.fib[4] == {}
-    [route] = c.rib.inspection.received("b", 4)
+    [route] = flat(c.rib.inspection.received("b", 4))
     assert route.ineligible == "AS_PATH holds our own AS 65001"
     assert not route.best
 
@@ -562,10 +563,10 @@ def test_import_policy_changes_attributes_and_says_which_rule() -> None:
     a.originate(A4, "10.64.0.1/32", "172.16.0.0/24", source="configured")
     settle(a, b)
     assert list(b.fib[4]) == [A4]
-    [route] = b.rib.inspection.loc_rib(4)
+    [route] = flat(b.rib.inspection.loc_rib(4))
     assert (route.local_pref, route.med, route.as_path) == (300, 7, "65001 65001 65001")
     assert (route.communities, route.rule) == (("65002:1",), "blocks")
-    reasons = {r.prefix: r.ineligible for r in b.rib.inspection.received("a", 4)}
+    reasons = {r.prefix: r.ineligible for r in flat(b.rib.inspection.received("a", 4))}
     assert reasons == {
         A4: "",
         "10.64.0.1/32": "import policy: no hosts",
@@ -606,6 +607,23 @@ def test_guard_follows_the_blocks() -> None:
     settle(a, b)
     assert b.via(4, "10.64.0.0/27") == ["a"]
     assert b.rib.counts("a")[4].refused == 0
+
+
+def test_what_is_on_loan_may_be_announced_by_its_user() -> None:
+    """An address out of our block comes in while it is lent, and goes with the loan; nothing else of the block does."""
+    a, b = pair()
+    b.originate(A4)
+    for address in ("10.64.0.5/32", "10.64.0.6/32"):
+        a.originate(address)
+    settle(a, b)
+    assert b.via(4, "10.64.0.5/32") == []
+    b.rib.lend(4, [parse("10.64.0.5/32")[1]])
+    settle(a, b)
+    assert b.via(4, "10.64.0.5/32") == ["a"]
+    assert b.via(4, "10.64.0.6/32") == []
+    b.rib.lend(4, [])
+    settle(a, b)
+    assert b.via(4, "10.64.0.5/32") == []
 
 
 def test_configured_prefix_may_be_announced_by_others_too() -> None:
@@ -814,19 +832,33 @@ def test_paths_are_shared_and_forgotten() -> None:
     assert len(b.rib._hops) == 0
 
 
-def test_inspection_of_a_table_that_changes_meanwhile() -> None:
+def test_inspection_of_a_table_that_changes_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bgp.inspection._SLICE", 1)
     a, b = pair()
     a.originate(*[f"10.64.{n}.0/26" for n in range(5)])
     settle(a, b)
-    routes = b.rib.inspection.loc_rib(4)
-    first = next(routes)
+    slices = b.rib.inspection.loc_rib(4)
+    [first] = next(some for some in slices if some)
     a.retract("10.64.1.0/26", "10.64.3.0/26")
     settle(a, b)
-    assert [first.prefix, *(r.prefix for r in routes)] == ["10.64.0.0/26", "10.64.2.0/26", "10.64.4.0/26"]
-    told = a.rib.inspection.advertised("b", 4)
-    found = next(told)
-    assert (found.prefix, found.next_hop, found.as_path) == ("10.64.0.0/26", "192.0.2.1", "65001")
-    assert [text(*parse(t.prefix)) for t in told] == ["10.64.2.0/26", "10.64.4.0/26"]
+    assert [first.prefix, *(r.prefix for r in flat(slices))] == ["10.64.0.0/26", "10.64.2.0/26", "10.64.4.0/26"]
+    told = flat(a.rib.inspection.advertised("b", 4))
+    assert (told[0].prefix, told[0].next_hop, told[0].as_path) == ("10.64.0.0/26", "192.0.2.1", "65001")
+    assert [text(*parse(t.prefix)) for t in told] == ["10.64.0.0/26", "10.64.2.0/26", "10.64.4.0/26"]
+
+
+def test_inspection_comes_in_slices() -> None:
+    a, b = pair()
+    a.originate(*[f"10.{n >> 8}.{n & 255}.0/26" for n in range(3000)])
+    settle(a, b)
+    for slices in (
+        b.rib.inspection.loc_rib(4),
+        b.rib.inspection.received("a", 4),
+        a.rib.inspection.advertised("b", 4),
+    ):
+        sizes = [len(some) for some in slices]
+        assert sum(sizes) == 3000
+        assert max(sizes) <= 128
 
 
 def test_accept_policies_are_one_object_for_all_peers() -> None:

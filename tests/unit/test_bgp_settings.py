@@ -119,7 +119,7 @@ def test_capabilities_for_people() -> None:
         "route refresh",
         "extended next hop ipv4 via ipv6",
         "graceful restart 120 s (ipv4)",
-        "add-path ipv6",
+        "add-path ipv6 (receive)",
         "code 71",
     )
     assert capability_names(Open(1, 90, bytes(4), multiprotocol=False, four_octet_as=False, route_refresh=False)) == ()

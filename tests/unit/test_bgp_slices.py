@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from struct import pack
 from typing import Any
 
 import pytest
 
-from bgp.adj_rib_out import _SLICE
+from bgp.codec import negotiate
 from bgp.framing import Framer
 from bgp.paths import Path
 from bgp.policy import Match, Policy, Rule
 from bgp.table import SHARDS, Queue, Table
+from bgp.telling import SLICE
 from bgp.update import split
 from config.nexthop import NextHops, Resolution
 from config.prefix import Family
@@ -49,9 +50,9 @@ class Fixture:
         for first in range(0, COUNT, 1000):
             self.node.rib.receive("source", update(first, first + 1000))
 
-    def on_fib(self, family: Family, changes: list[tuple[bytes, NextHops | None]]) -> None:
-        self.batches.append(len(changes))
-        self.fib.update(changes)
+    def on_fib(self, family: Family, changes: list[tuple[Sequence[bytes], NextHops | None]]) -> None:
+        self.batches.append(sum(len(prefixes) for prefixes, _ in changes))
+        self.fib.update((prefix, hops) for prefixes, hops in changes for prefix in prefixes)
 
     def work(self) -> int:
         """Run in slices to the end; return the largest number of routes that one of them changed."""
@@ -138,7 +139,7 @@ def test_a_peer_that_joins_is_told_in_slices(loaded: Fixture) -> None:
         stretch = 0
         for message in node.rib.outgoing("sink", 1 << 20):
             stretch += sum(len(split(body)[2]) // 4 for _, body in framer.feed(message))
-        assert stretch <= 2 * _SLICE
+        assert stretch <= 2 * SLICE
         told += stretch
     assert told == COUNT
 
@@ -157,6 +158,82 @@ def test_changes_while_a_peer_is_being_told_arrive_after_what_they_change(loaded
             sink.rib.receive("n", body)
     settle(node, sink)
     assert len(sink.rib.peers["n"].adj_in.tables[4]) == COUNT - 1000
+
+
+def restart(fixture: Fixture) -> None:
+    """The source loses its session, and is back with graceful restart."""
+    kept: frozenset[Family] = frozenset((4,))
+    fixture.node.rib.peer_down("source", kept)
+    negotiated = negotiate(fixture.node.open(), fixture.source.open(), 65002)
+    address = fixture.node.address(4)
+    fixture.node.rib.peer_up(
+        "source",
+        negotiated,
+        peer_address=fixture.source.address(4),
+        local_address=address,
+        device="eth0",
+        next_hops={4: address},
+        keep=kept,
+    )
+
+
+def test_stale_paths_are_marked_without_being_looked_at_and_withdrawn_in_slices(loaded: Fixture) -> None:
+    rib = loaded.node.rib
+    before = list(rib.peers["source"].adj_in.tables[4].shards)
+    restart(loaded)
+    assert all(a is b for a, b in zip(before, rib.peers["source"].adj_in.tables[4].shards, strict=True))
+    assert rib.stale("source", 4) == COUNT
+    half = COUNT // 2
+    for first in range(0, half, 1000):
+        rib.receive("source", update(first, first + 1000))
+    assert rib.stale("source", 4) == half
+    loaded.work()
+    rib.receive("source", bytes(4))  # End-of-RIB
+    assert half < rib.received("source", 4) <= COUNT  # most is still to be done
+    most, more = 0, True
+    while more:
+        held = rib.received("source", 4)
+        more = rib.run(BUDGET)
+        most = max(most, held - rib.received("source", 4))
+    assert 0 < most <= 2 * BUDGET
+    assert rib.received("source", 4) == loaded.routes() == half
+
+
+def test_what_is_announced_while_stale_paths_are_withdrawn_stays(loaded: Fixture) -> None:
+    rib = loaded.node.rib
+    restart(loaded)
+    rib.receive("source", update(0, 1))
+    assert rib.drop_stale("source") == COUNT - 1
+    rib.receive("source", update(0, COUNT // 3))
+    rib.receive("source", pack("!H", 4) + prefix(0) + bytes(2))
+    loaded.work()
+    assert rib.received("source", 4) == loaded.routes() == COUNT // 3 - 1
+
+
+def test_a_second_restart_while_stale_paths_are_withdrawn(loaded: Fixture) -> None:
+    rib = loaded.node.rib
+    restart(loaded)
+    rib.receive("source", update(0, 1000))
+    rib.drop_stale("source")
+    rib.run(BUDGET)
+    restart(loaded)
+    rib.receive("source", update(500, 1000))
+    loaded.work()
+    rib.receive("source", bytes(4))
+    loaded.work()
+    assert rib.received("source", 4) == loaded.routes() == 500
+
+
+def test_a_changed_import_policy_is_worked_off_in_slices(loaded: Fixture) -> None:
+    rib = loaded.node.rib
+    queue = rib.peers["source"].adj_in.dirty[4]
+    rib.set_policies("source", Policy(), Policy())
+    assert not queue.waiting
+    rib.run(BUDGET)
+    assert 0 < queue.waiting < COUNT / 2
+    assert 0 < loaded.work() <= BUDGET
+    assert not loaded.routes()
+    assert rib.received("source", 4) == COUNT
 
 
 def test_shards_grow_at_different_times() -> None:
@@ -187,6 +264,23 @@ def test_a_snapshot_stays_as_it_was() -> None:
     assert frozen == {prefix(number): number for number in range(1000)}
     assert len(table) == 1000
     assert sum(a is not b for a, b in zip(untouched, table.shards, strict=True)) <= 3  # only what changed is copied
+
+
+def test_a_copy_is_a_table_of_its_own() -> None:
+    table: Table[int] = Table()
+    for number in range(1000):
+        table[prefix(number)] = number
+    twin = table.copy()
+    assert table.shared
+    assert all(a is b for a, b in zip(table.shards, twin.shards, strict=True))
+    table[prefix(0)] = -1
+    del twin[prefix(1)]
+    assert (table[prefix(0)], twin[prefix(0)]) == (-1, 0)
+    assert prefix(1) in table
+    assert len(twin.take(900)) == 900
+    assert (len(table), len(twin)) == (1000, 99)
+    assert len(twin.take(1000)) == 99
+    assert not len(twin)
 
 
 def test_a_queue_keeps_order_and_counts() -> None:

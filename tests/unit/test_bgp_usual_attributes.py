@@ -8,9 +8,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from bgp.attribute_encoding import ExportKind, exported
 from bgp.attribute_parser import AttributeParser
 from bgp.attributes import Attributes, pack_attribute
 from bgp.messages import BgpError
+from bgp.policy import NO_CHANGES
+from bgp.usual_attributes import passed_on
 
 LOCAL_AS, PEER_AS = 65001, 65002
 
@@ -115,3 +118,20 @@ def test_the_short_way_says_what_the_walk_says(raw: bytes, ibgp: bool) -> None:
     assert judged[1] == parsed.next_hop
     assert parsed.mp_reach is None
     assert parsed.mp_unreach is None
+
+
+EXTERNAL = ExportKind(LOCAL_AS, ibgp=False, four_octet_as=True)
+
+
+def test_what_is_passed_on_is_what_is_put_together_from_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    longest = ORIGIN + pack_attribute(0x40, 2, sequence(*range(1, 64))) + NEXT_HOP
+    empty = ORIGIN + pack_attribute(0x40, 2, b"") + NEXT_HOP + LOCAL_PREF
+    everything = ORIGIN + PATH + NEXT_HOP + MED + LOCAL_PREF + AGGREGATE + COMMUNITIES + REFLECTED + LARGE
+    received = [Attributes(raw) for raw in (longest, empty, everything, ORIGIN + EXTENDED_PATH + NEXT_HOP)]
+    short = [passed_on(attributes.raw, LOCAL_AS) for attributes in received]
+    monkeypatch.setattr("bgp.attribute_encoding.passed_on", lambda raw, local_as: None)
+    assert short == [exported(attributes, EXTERNAL, NO_CHANGES) for attributes in received]
+
+
+def test_extended_communities_are_looked_at_before_they_are_passed_on() -> None:
+    assert passed_on(ORIGIN + PATH + NEXT_HOP + EXTENDED, LOCAL_AS) is None

@@ -223,7 +223,7 @@ def test_values_against_each_other(body: str, expected: list[str]) -> None:
         (
             "{rules: [{name: a, action: accept, match: {source: [kernel]}}]}",
             ".rules[0].match.source[0]",
-            'is "kernel", must be block or configured or learned',
+            'is "kernel", must be block or aggregate or configured or learned',
         ),
     ],
 )
@@ -430,11 +430,24 @@ def test_the_effective_configuration_is_whole_without_secrets_and_loads_again(tm
         "manual": False,
         "notAdvertised": False,
         "reservations": [],
+        "splitBy": None,
     }
     assert data["stateDir"] == "/var/lib/podroute"
     assert list(data)[:2] == ["apiVersion", "node"]
     again = check_text(text.replace("<redacted>", str(key)), "f").config
     assert again == given
+
+
+def test_a_listen_range_is_shown_with_what_applies_to_it() -> None:
+    body = 'bgp: {connectRetry: 2}\npeers: {r: {listenRange: 10.0.0.0/24, as: [65011, "65020-65029"], multihop: 2}}'
+    shown = effective(config(body))
+    entry = shown["peers"]["r"]
+    assert (entry["listenRange"], entry["listenLimit"], entry["as"]) == ("10.0.0.0/24", 100, [65011, "65020-65029"])
+    assert not entry.keys() & {"address", "port", "localAddress", "passive", "connectRetry"}
+    again = check_text(dump_yaml(shown), "f")
+    assert again.problems == ()
+    assert again.config is not None
+    assert effective(again.config) == shown
 
 
 def test_commands(tmp_path: Path) -> None:
@@ -464,3 +477,69 @@ def test_commands(tmp_path: Path) -> None:
     assert shown.exit_code == 1
     assert shown.stdout == ""
     assert "peers.t.as" in shown.stderr
+
+
+RECLAIM = "ipam: {{lease: 30, {}}}\n"
+SAFE = "bgp: {gracefulRestart: {enabled: false}}\n" + peer(holdTime="9")
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (SAFE + RECLAIM.format("fenceAfter: 60, reclaimAfter: 78"), []),
+        (
+            SAFE + RECLAIM.format("fenceAfter: 60, reclaimAfter: 77"),
+            [
+                "f:ipam.reclaimAfter: is 77, must be 78 or more: this node's blocks may be seen for 69 s (fenceAfter "
+                "60, longest holdTime 9, gracefulRestart restartTime and deferralTime 0), and a margin of 9 s is kept"
+            ],
+        ),
+        # Twice the lease unless it is given
+        (SAFE + RECLAIM.format("reclaimAfter: 78"), []),
+        (
+            peer() + RECLAIM.format("reclaimAfter: 60"),
+            [
+                "f:ipam.reclaimAfter: is 60, must be 366 or more: this node's blocks may be seen for 330 s (fenceAfter "
+                "60, longest holdTime 90, gracefulRestart restartTime and deferralTime 180), and a margin of 36 s is "
+                "kept"
+            ],
+        ),
+        # Other nodes' peers do not matter
+        (peer(nodes="{rack: r2}") + RECLAIM.format("reclaimAfter: 69"), []),
+        (
+            "mesh: {m: {select: {}, holdTime: 30, import: accept, export: accept}}\n"
+            + RECLAIM.format("reclaimAfter: 60")
+            + "bgp: {gracefulRestart: {enabled: false}}\n",
+            [
+                "f:node.addresses: is missing, must be where the other nodes of the mesh reach this one",
+                "f:ipam.reclaimAfter: is 60, must be 102 or more: this node's blocks may be seen for 90 s (fenceAfter "
+                "60, longest holdTime 30, gracefulRestart restartTime and deferralTime 0), and a margin of 12 s is "
+                "kept",
+            ],
+        ),
+        (
+            SAFE + RECLAIM.format("fenceAfter: 29, reclaimAfter: 78"),
+            [
+                "f:ipam.fenceAfter: is 29, must be 30 (ipam.lease) or more: a node that is merely late would be fenced",
+            ],
+        ),
+        (
+            RECLAIM.format("fenceAfter: 60"),
+            ["f:ipam.fenceAfter: is given without ipam.reclaimAfter, must be left out, or both given"],
+        ),
+        (
+            peer(holdTime="0") + RECLAIM.format("reclaimAfter: 1000"),
+            ["f:peers.t.holdTime: is 0, so that a dead node goes unnoticed, must be 3 or more with ipam.reclaimAfter"],
+        ),
+        (
+            "ipam: {reclaimAfter: soon, quarantine: 0, borrowing: maybe}",
+            [
+                'f:ipam.borrowing: is "maybe", must be true (nodes with full pools borrow addresses) or false',
+                "f:ipam.quarantine: is 0, must be 1 to 86400 seconds that the blocks of a dead node rest",
+                'f:ipam.reclaimAfter: is "soon", must be never, or 0 to 86400 seconds',
+            ],
+        ),
+    ],
+)
+def test_reclaim_that_would_not_be_safe_is_refused(body: str, expected: list[str]) -> None:
+    assert sorted(problems(body)) == sorted(expected)

@@ -12,11 +12,12 @@ import pytest
 from config import prefix
 from config.load import check_text
 from config.model import Config
-from ipam import service
-from ipam.errors import AddressInUseError, BlockLimitError, NoPoolError, PoolExhaustedError
+from ipam import cluster, records, service
+from ipam.errors import AddressInUseError, BlockLimitError, NoPoolError, PoolExhaustedError, PoolInUseError
 from ipam.pool import Pool
 from ipam.quarantine import Running
 from ipam.service import Ipam
+from ipam.store import Delete
 from tests.unit.test_ipam_service import configuration, handle
 
 
@@ -39,6 +40,34 @@ async def test_the_next_block_is_there_before_it_is_needed(tmp_path: Path) -> No
     assert len(ipam.blocks()) == 1
     await ipam.allocate(handle("13"))  # two of sixteen are left
     await until(lambda: len(ipam.blocks()) == 2)
+    await ipam.stop()
+
+
+@pytest.mark.parametrize("size", [30, 31, 32])
+async def test_small_blocks_too_are_fetched_ahead(tmp_path: Path, size: int) -> None:
+    ipam = Ipam(configured(tmp_path, {"p": {"cidr": "10.64.0.0/24", "blockSize": size}}))
+    await ipam.start()
+    for number in range((1 << 32 - size) - 1):
+        await ipam.allocate(handle(f"{number}"))
+    if size == 32:
+        await ipam.allocate(handle("only"))
+    await until(lambda: len(ipam.blocks()) == 2)
+    assert sum(usage.size - usage.used for usage in ipam.usage()) >= 1
+    await ipam.stop()
+
+
+async def test_the_block_size_stays_while_there_are_blocks(tmp_path: Path) -> None:
+    config = configured(tmp_path, {"p": {"cidr": "10.64.0.0/24", "blockSize": 28}})
+    ipam = Ipam(config)
+    await ipam.start()
+    (block,) = ipam.blocks()
+    text = f"pool p has 1 live blocks \\({block.cidr} of node n1 for one\\), so its block size stays /28"
+    with pytest.raises(PoolInUseError, match=text):
+        await cluster.change_pool(ipam.shared(), "p", block_size=27)
+    await ipam.shared().transact([], [Delete(records.block_key(4, block.prefix))])
+    assert (await cluster.change_pool(ipam.shared(), "p", block_size=27)).block_size == 27
+    with pytest.raises(PoolInUseError, match=r"blocks of /23 do not fit pool p .*: give 24 to 32"):
+        await cluster.change_pool(ipam.shared(), "p", block_size=23)
     await ipam.stop()
 
 

@@ -305,7 +305,7 @@ async def test_many_blocks_are_found_again(store: SqliteStore, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("value", "error", "text"),
     [
-        (b'{"schema":3}', NewerStateError, r"was written by a newer podroute \(schema 3, this one knows 2\)"),
+        (b'{"schema":4}', NewerStateError, r"was written by a newer podroute \(schema 4, this one knows 3\)"),
         (b"x", StoreError, "is none that podroute wrote: b'x'; remove it from the store"),
         (b'{"schema":1}', StoreError, "is none that podroute wrote"),
         (b"[]", StoreError, "is none that podroute wrote"),

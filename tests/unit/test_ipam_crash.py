@@ -1,36 +1,27 @@
-"""After a crash between any two steps: no address twice, no block with two owners, nothing leaked."""
+"""Nodes as processes, killed at any moment: no address twice, no block with two owners, nothing leaked."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from config import prefix
 from config.load import check_text
 from config.model import Config
-from config.prefix import FAMILIES
-from ipam import cluster, records
-from ipam.errors import PoolExhaustedError, StoreUnavailableError
-from ipam.ledger import Handle
+from ipam import records
+from ipam.loans import NETWORK as LOANS
 from ipam.service import Ipam
 from ipam.sqlite_store import SqliteStore
-from ipam.store import Condition, Delete, Outcome, Range, Write
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,10 +48,16 @@ def sound(nodes: Sequence[Ipam], blocks: Sequence[records.Block], whole: bool) -
     """Assert what must hold of nodes that share a store; ``whole``: of all nodes, so nobody else owns a block."""
     held = [block for node in nodes for block in node.blocks()]
     assert len({(block.family, block.prefix) for block in held}) == len(held)
-    assert set(held) <= set(blocks)
+    recorded = {*map(_who, blocks), *(_who(loan) for block in blocks for loan in _loans(block))}
+    assert set(map(_who, held)) <= recorded
     if whole:
-        assert set(held) == set(blocks)
-    given = Counter(packed for node in nodes for packed in node._ledger.by_address)
+        assert set(map(_who, held)) == {one for one in recorded if one[-1]}
+    given = Counter(
+        packed
+        for node in nodes
+        for packed, attachment in node._ledger.by_address.items()
+        if attachment.handle.network != LOANS
+    )
     assert [packed for packed, times in given.items() if times > 1] == []
     for node in nodes:
         owned = {(block.family, block.prefix) for block in node.blocks()}
@@ -70,219 +67,18 @@ def sound(nodes: Sequence[Ipam], blocks: Sequence[records.Block], whole: bool) -
                 assert (assignment.family, assignment.block) in owned
                 assert prefix.contains(assignment.block, assignment.prefix)
         assert sum(usage.used for usage in node.usage()) == sum(len(one.assignments) for one in attachments)
+        # What is on loan is kept from all others by the node that lends it
+        for block in node.blocks():
+            for loan in _loans(block):
+                assert node._ledger.by_address[loan.prefix[1:]].handle.network == LOANS
 
 
-class Crash(BaseException):
-    """The process ends here."""
+def _who(block: records.Block) -> tuple[object, ...]:
+    return block.family, block.prefix, block.pool, block.generation, block.uuid
 
 
-class CrashingStore(SqliteStore):
-    crash = ""
-    lost = ""
-
-    async def transact(
-        self, conditions: Sequence[Condition], writes: Sequence[Write], otherwise: Sequence[Range] = ()
-    ) -> Outcome:
-        if self.crash == "before store":
-            raise Crash
-        if self.lost == "question":
-            raise StoreUnavailableError("no answer")
-        outcome = await super().transact(conditions, writes, otherwise)
-        if self.lost == "answer":
-            raise StoreUnavailableError("no answer")
-        if self.crash == "after store":
-            raise Crash
-        return outcome
-
-
-class CrashingNode(Ipam):
-    """A node that ends before or after it writes to its ledger or store."""
-
-    def __init__(self, config: Config, store: CrashingStore) -> None:
-        super().__init__(config, store=store, cool_down=0)
-        self.crashing = store
-        write = self._ledger._write
-
-        async def crash(statements: list[Any], apply: Callable[[], object]) -> None:
-            if store.crash == "before ledger":
-                raise Crash
-            await write(statements, apply)
-            if store.crash == "after ledger":
-                raise Crash
-
-        setattr(self._ledger, "_write", crash)  # noqa: B010 (a method, to the type checker)
-
-
-POINTS = ["before store", "after store", "before ledger", "after ledger"]
-NAMES = ("n1", "n2")
-
-
-class Cluster(RuleBasedStateMachine):
-    """Two nodes on one store, with few addresses, against what their callers were told."""
-
-    pools = {"p4": {"cidr": "10.64.0.0/28", "blockSize": 31}, "p6": {"cidr": "fd00::/125", "blockSize": 126}}  # noqa: RUF012
-
-    @initialize()
-    def begin(self) -> None:
-        self.directory = Path(tempfile.mkdtemp())
-        self.runner = asyncio.Runner()
-        self.nodes: dict[str, CrashingNode] = {}
-        self.told: dict[tuple[str, str], list[str]] = {}
-        for name in NAMES:
-            self.start(name)
-
-    def teardown(self) -> None:
-        if hasattr(self, "runner"):
-            for name in self.nodes:
-                self.end(name)
-            self.runner.close()
-            shutil.rmtree(self.directory)
-
-    def start(self, name: str, *, away: bool = False) -> None:
-        async def start() -> CrashingNode:
-            store = CrashingStore(str(self.directory / "store.db"))
-            await store.open()
-            store.lost = "question" if away else ""
-            node = CrashingNode(configuration(self.directory, name, self.pools), store)
-            await node.start()
-            return node
-
-        self.nodes[name] = self.runner.run(start())
-
-    def end(self, name: str) -> None:
-        async def end() -> None:
-            await self.nodes[name].stop()
-            await self.nodes[name].crashing.close()
-
-        self.nodes[name].crashing.crash = ""
-        self.runner.run(end())
-
-    def until_crash(self, name: str, point: str, work: Callable[[], Awaitable[Any]]) -> bool:
-        """Run work; return False if the node ended in the middle of it, and let it start again."""
-
-        async def run() -> bool:
-            # The crash ends a task of the node's own, and is taken out of it here
-            try:
-                await work()
-            except Crash:
-                return False
-            except PoolExhaustedError:
-                return True
-            return True
-
-        self.nodes[name].crashing.crash = point
-        done = self.runner.run(run())
-        self.nodes[name].crashing.crash = ""
-        if not done:
-            self.end(name)
-            self.start(name)
-        return done
-
-    @rule(name=st.sampled_from(NAMES), pod=st.sampled_from("abcdefgh"), point=st.sampled_from(["", "", "", *POINTS]))
-    def allocate(self, name: str, pod: str, point: str) -> None:
-        got: list[str] = []
-
-        async def work() -> None:
-            got.extend(one.address for one in await self.nodes[name].allocate(Handle("net", pod, "eth0")))
-
-        done = self.until_crash(name, point, work)
-        before = self.told.get((name, pod))
-        if before is not None:
-            assert got in (before, [])
-            assert self.has(name, pod) == before
-        elif done:
-            assert self.has(name, pod) == got
-        self.note(name, pod)
-
-    @rule(name=st.sampled_from(NAMES), pod=st.sampled_from("abcdefgh"), point=st.sampled_from(["", "", "", *POINTS]))
-    def release(self, name: str, pod: str, point: str) -> None:
-        done = self.until_crash(name, point, lambda: self.nodes[name].release(Handle("net", pod, "eth0")))
-        if done:
-            assert self.has(name, pod) == []
-        self.note(name, pod)
-
-    @rule(name=st.sampled_from(NAMES), point=st.sampled_from(["", "", *POINTS]))
-    def give_idle_blocks_back(self, name: str, point: str) -> None:
-        async def work() -> None:
-            for family in FAMILIES:
-                for _ in range(2):  # the first look only notes since when
-                    await self.nodes[name]._give_back_idle(family, time.monotonic() + 1e9, 0)
-
-        self.until_crash(name, point, work)
-
-    @rule(name=st.sampled_from(NAMES), pod=st.sampled_from("abcdefgh"), lost=st.sampled_from(["question", "answer"]))
-    def allocate_while_the_store_fails(self, name: str, pod: str, lost: str) -> None:
-        async def work() -> None:
-            with suppress(StoreUnavailableError):
-                await self.nodes[name].allocate(Handle("net", pod, "eth0"))
-
-        before = self.told.get((name, pod))
-        self.nodes[name].crashing.lost = lost
-        self.until_crash(name, "", work)
-        self.nodes[name].crashing.lost = ""
-        if before is not None:
-            assert self.has(name, pod) == before
-        self.note(name, pod)
-        # What was left undecided is decided once the node compares with the store
-        self.restart(name)
-
-    @rule(name=st.sampled_from(NAMES))
-    def start_without_the_store(self, name: str) -> None:
-        self.end(name)
-        self.start(name, away=True)
-        self.end(name)
-        self.start(name)
-
-    @rule(name=st.sampled_from(NAMES))
-    def die_and_be_reclaimed(self, name: str) -> None:
-        """Without containers: those of a dead node would be cut off, and lose what they were told."""
-        if any(node == name for node, _ in self.told):
-            return
-        self.end(name)
-        other = next(one for one in NAMES if one != name)
-
-        async def reclaim() -> None:
-            store = self.nodes[other].crashing
-            await store.transact([], [Delete(records.live_key(name))])
-            taken = await cluster.reclaim(store, name, quarantine=60)
-            for block in taken:  # the quarantine is over
-                await store.transact([], [Delete(records.block_key(block.family, block.prefix))])
-
-        self.runner.run(reclaim())
-        self.start(name)
-
-    @rule(name=st.sampled_from(NAMES))
-    def restart(self, name: str) -> None:
-        self.end(name)
-        self.start(name)
-
-    def has(self, name: str, pod: str) -> list[str]:
-        found = self.nodes[name]._ledger.by_handle.get(Handle("net", pod, "eth0"))
-        return [one.address for one in found.assignments] if found else []
-
-    def note(self, name: str, pod: str) -> None:
-        """A call that was cut short may have happened or not, as a whole; which, is seen now."""
-        found = self.has(name, pod)
-        assert len(found) in (0, 2)
-        self.told.pop((name, pod), None)
-        if found:
-            self.told[name, pod] = found
-
-    @invariant()
-    def holds(self) -> None:
-        if not hasattr(self, "nodes"):
-            return
-        entries = self.runner.run(self.nodes["n1"].crashing.list(records.BLOCKS)).entries
-        sound(list(self.nodes.values()), [records.decode_block(entry) for entry in entries], whole=True)
-        for (name, pod), addresses in self.told.items():
-            assert self.has(name, pod) == addresses
-
-
-Cluster.TestCase.settings = settings(max_examples=12, stateful_step_count=20, deadline=None)
-TestCluster = Cluster.TestCase
-
-
-# Real processes
+def _loans(block: records.Block) -> list[records.Block]:
+    return [loan for uuid in {one.uuid for one in block.loans} for loan in block.on_loan(uuid)]
 
 
 @contextmanager

@@ -22,7 +22,8 @@ from ipam.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from ipam.ledger import Handle, Ledger
+from ipam.given import Handle
+from ipam.ledger import Ledger
 from ipam.sqlite_store import SqliteStore
 from ipam.store import Put
 
@@ -227,10 +228,10 @@ async def test_a_ledger_whose_rows_make_no_sense(tmp_path: Path) -> None:
     await made.open()
     await made.close()
     with closing(sqlite3.connect(path)) as other, other:
-        other.execute("INSERT INTO attachment VALUES (1, 'n', 'c', 'i', 0, '{')")
+        other.execute("INSERT INTO handle VALUES ('c', 'i', 'n', 0, '{')")
     error = await ledger_failure(path)
-    assert isinstance(error, LedgerError)
-    assert str(error).startswith(f"ledger {path} ")
+    assert isinstance(error, LedgerCorruptError)
+    assert str(error).startswith(f"ledger {path} is corrupt (attributes that are no JSON): move it away")
 
 
 async def test_a_closed_ledger_says_so(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from labs.errors import LabError, TopologyError
+from labs.reading import load as load_file
 from labs.runner import TOPOLOGIES, load
 from labs.source import expand
 from labs.topology import Topology
-from labs.topology import load as load_file
 
 SHIPPED = sorted(path.name.removesuffix(".clab.yml") for path in TOPOLOGIES.glob("*.clab.yml"))
 
@@ -89,14 +89,14 @@ def link(text: str) -> str:
             document("a: {kind: linux}"),
             [
                 "topology.nodes.a.image: missing here, in its group, its kind and topology.defaults, "
-                "`frrouting/frr:v8.4.4` runs this host's FRR, `localhost/podroute:dev` this podroute",
+                "`quay.io/frrouting/frr:8.4.1` runs this host's FRR, `localhost/podroute:dev` this podroute",
             ],
         ),
         (
-            document("a: {kind: linux, image: alpine, network-mode: host}"),
+            document("a: {kind: linux, image: alpine, network-mode: bridge}"),
             [
-                "topology.nodes.a.network-mode: `host` cannot be built here, `none`, or leave it out: "
-                "nodes have the links of the file and no management network",
+                "topology.nodes.a.network-mode: `bridge` cannot be built here, `none`, `host` and `container:NODE` "
+                "can; without it a node has the links of the file and no others",
             ],
         ),
         (
@@ -167,8 +167,8 @@ def link(text: str) -> str:
         ),
         (link("{endpoints: [a, 'b:e']}"), ["topology.links[0].endpoints[0]: `a` is not an endpoint, write `node:inte"]),
         (
-            link("{endpoints: ['a:e', 'host:e']}"),
-            ["topology.links[0].endpoints[1]: endpoints of `host` cannot be built here, links join two nodes"],
+            link("{endpoints: ['a:e', 'mgmt-net:e']}"),
+            ["topology.links[0].endpoints[1]: endpoints of `mgmt-net` cannot be built here, links join two nodes"],
         ),
         (
             link("{endpoints: ['a:sixteen-letters!', 'b:e']}"),
@@ -181,11 +181,11 @@ def link(text: str) -> str:
         ),
         (
             link("{endpoints: ['a:e', 'b:e'], ipv4: [1, 2]}"),
-            ["topology.links[0].ipv4: this key of containerlab is not supported by this runner, remove it"],
+            ["topology.links[0].ipv4[0]: `1` is not an IPv4 address, write an address with its prefix length, "],
         ),
         (
             link("{type: vxlan, endpoint: {node: a, interface: e}}"),
-            ["topology.links[0].type: links of type `vxlan` cannot be built here, `veth` can"],
+            ["topology.links[0].type: links of type `vxlan` cannot be built here, `dummy`, `host`, `veth` can"],
         ),
         (
             link("{type: veth, endpoints: [{node: a, interface: e}, {node: b}]}"),
@@ -328,6 +328,7 @@ def test_links(read: Loader, tmp_path: Path) -> None:
     first, second = read(text).links
     assert (str(first.a), str(first.z), first.mtu) == ("a:eth1", "b:eth1", 9500)
     assert first.a.mac.startswith("aa:c1:ab:")
+    assert first.z
     assert first.a.mac != first.z.mac
     assert (second.a.mac, second.mtu) == ("02:00:00:00:00:0a", 1500)
     assert first == read(text).links[0], "the same lab has the same addresses each time"
@@ -344,7 +345,7 @@ def test_magic_variables(read: Loader, tmp_path: Path) -> None:
     made = plan.nodes["a"]
     directory = tmp_path / "labs/mine/clab"
     assert plan.directory == directory
-    assert made.exec == (("echo", "a", "mine"),)
+    assert made.exec == (("echo", "a", "clab-mine"),)
     assert {bind.target: (bind.source, bind.make) for bind in made.binds} == {
         "/s": (directory / "s", True),
         "/own": (directory / "a", True),
@@ -400,6 +401,31 @@ def test_shipped_topologies_are_containerlabs(name: str) -> None:
     assert [error.message for error in validator.iter_errors(document)] == []
     modes = {node["network-mode"] for node in [document["topology"]["defaults"]]}
     assert modes == {"none"}, "containerlab's management network would give every node a default route"
+
+
+FRR_IMAGE = "quay.io/frrouting/frr:8.4.1"
+OUR_IMAGE = "localhost/podroute:dev"
+OTHER_IMAGES = {
+    "docker.io/nicolaka/netshoot:latest",
+    "docker.io/pierky/bird:2.0.12",
+    "docker.io/jauderho/gobgp:v3.10.0",
+}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_topologies_run_public_images_and_ours(name: str) -> None:
+    """Ours begins with the program that its Containerfile makes the entrypoint of the image."""
+    plan = load(name)
+    nodes = [node for node in plan.nodes.values() if node.kind == "linux"]
+    assert {node.image for node in nodes} <= {FRR_IMAGE, OUR_IMAGE, *OTHER_IMAGES}
+    assert {node.network for node in nodes} == {""}
+    for node in nodes:
+        if node.image == OUR_IMAGE:
+            assert " ".join(node.command).endswith("podroute agent --config /etc/podroute/podroute.yaml")
+            assert any(bind.target == "/var/lib/podroute-store" and bind.make for bind in node.binds)
+        elif node.image == FRR_IMAGE:
+            assert {bind.target for bind in node.binds} >= {"/etc/frr/daemons", "/etc/frr/frr.conf"}
+    assert 'ENTRYPOINT ["podroute"]' in (TOPOLOGIES.parents[1] / "Containerfile").read_text()
 
 
 def test_an_unknown_name_lists_the_shipped_ones() -> None:

@@ -10,13 +10,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from config.nexthop import NextHop
+from config.prefix import Run
 from routes.encode import ADD, REPLACE, Placement
 from routes.table import Batch, Failure, Result, Shard, State, Table
 from routes.target import Kind, Target
 
-PREFIXES = [bytes((24, 10, 0, n)) for n in range(4)]
+PREFIXES = [bytes((24, 10, 0, n)) for n in range(4)] + [bytes((24, 10, 1, 0))]
 FOREIGN = Target(Kind.OTHER)
 prefixes = st.sampled_from(PREFIXES)
+several = st.lists(prefixes, min_size=1, unique=True) | st.lists(
+    st.sampled_from(PREFIXES[:4]), min_size=1, unique=True
+).map(Run)
 
 
 class Kernel:
@@ -59,15 +63,16 @@ class Machine(RuleBasedStateMachine):
         target.id = number + 1
         return target
 
-    @rule(prefix=prefixes, number=st.integers(0, 4))
-    def desire(self, prefix: bytes, number: int) -> None:
+    @rule(prefixes=several, number=st.integers(0, 4))
+    def desire(self, prefixes: list[bytes], number: int) -> None:
         target = self.targets[number] if number < len(self.targets) else None
         if target is None:
-            self.desired.pop(prefix, None)
-            self.table.update([(prefix, None)], lambda hops: self.targets[0])
+            for prefix in prefixes:
+                self.desired.pop(prefix, None)
+            self.table.update([(prefixes, None)], lambda hops: self.targets[0])
         else:
-            self.desired[prefix] = target
-            self.table.update([(prefix, target.key)], lambda hops: target)
+            self.desired.update(dict.fromkeys(prefixes, target))
+            self.table.update([(prefixes, target.key)], lambda hops: target)
 
     @rule(number=st.integers(0, 3))
     def lose(self, number: int) -> None:

@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from bgp import codec
 from bgp.framing import Framer
 from bgp.messages import BgpError, MessageType, Open
-from tests.bgp_ribs import BOTH, Node, add_peer, session
+from config.prefix import FAMILIES
+from tests.bgp_ribs import BOTH, Node, add_peer, flat, session
 
 
 def receivers() -> list[Node]:
-    """One receiver per kind of session: external and internal, AS numbers of four octets and of two."""
+    """One receiver per kind of session: external and internal, AS numbers of four octets and of two; the last one
+    takes path identifiers (RFC 7911)."""
     found = []
     for asn in (65001, 65002):
         for four_octet in (True, False):
@@ -23,7 +25,12 @@ def receivers() -> list[Node]:
             far = Open(asn=asn, hold_time=90, identifier=peer.router_id, families=BOTH, four_octet_as=four_octet)
             session(node, peer, opens=(node.open(), far))
             found.append(node)
-    return found
+    node, peer = Node("node", 65001, 1), Node("peer", 65002, 2)
+    add_peer(node, peer, enforce_first_as=False)
+    add_peer(peer, node)
+    modes = dict.fromkeys(FAMILIES, 3)
+    session(node, peer, opens=(node.open(add_path=modes), peer.open(add_path=modes)))
+    return [*found, node]
 
 
 def take(nodes: list[Node], kind: int, body: bytes) -> Counter[str]:
@@ -71,5 +78,5 @@ def drain(nodes: list[Node]) -> None:
         while node.rib.run(1000):
             pass
         for family in BOTH:
-            for route in node.rib.inspection.received("peer", family):
+            for route in flat(node.rib.inspection.received("peer", family)):
                 assert route.prefix

@@ -30,6 +30,7 @@ from exabgp.bgp.message import EOR, Message, Notify  # noqa: E402
 from exabgp.bgp.message.action import Action  # noqa: E402
 from exabgp.bgp.message.direction import Direction  # noqa: E402
 from exabgp.bgp.message.open.capability import Negotiated  # noqa: E402
+from exabgp.bgp.message.update.nlri.qualifier import PathInfo  # noqa: E402
 from exabgp.protocol.family import _AFI, SAFI  # noqa: E402
 
 Routes = dict[Family, set[bytes]]
@@ -38,10 +39,12 @@ Routes = dict[Family, set[bytes]]
 class Oracle:
     """exabgp as a decoder."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, numbered: bool = False) -> None:
         self.negotiated = Negotiated({"capability": {"aigp": None}})
         self.negotiated.asn4 = True
         self.negotiated.families = [(_AFI(1), SAFI.unicast), (_AFI(2), SAFI.unicast)]
+        if numbered:
+            self.negotiated.addpath._receive.update(dict.fromkeys(self.negotiated.families, True))
 
     def decode(self, body: bytes) -> Any:
         """Return the decoded UPDATE, None where it is refused."""
@@ -57,7 +60,8 @@ class Oracle:
         for nlri in [] if isinstance(update, EOR) else update.nlris:
             family: Family = 4 if int(nlri.afi) == 1 else 6
             prefix = make(family, int.from_bytes(nlri.cidr._packed, "big"), nlri.cidr.mask)
-            (announced if nlri.action == Action.ANNOUNCE else withdrawn)[family].add(prefix)
+            number = nlri.path_info.path_info if nlri.path_info is not PathInfo.NOPATH else b""
+            (announced if nlri.action == Action.ANNOUNCE else withdrawn)[family].add(number + prefix)
         return announced, withdrawn
 
 
@@ -147,6 +151,58 @@ def updates(draw: st.DrawFn) -> bytes:
 
 
 ORACLE, OURS = Oracle(), Ours()
+
+
+def numbered(field: bytes, number: int) -> bytes:
+    """Put path identifiers before the prefixes of an NLRI field."""
+    found, at = b"", 0
+    while at < len(field):
+        end = at + 1 + (field[at] + 7) // 8
+        found += pack("!I", number + len(found)) + field[at:end]
+        at = end
+    return found
+
+
+@st.composite
+def numbered_updates(draw: st.DrawFn) -> bytes:
+    """An UPDATE whose NLRI have path identifiers, some of them damaged."""
+    first = draw(st.sampled_from([0, 1, 7, 2**31, 2**32 - 500]))
+    nlri, withdrawn = numbered(draw(wire_prefixes(4)), first), numbered(draw(wire_prefixes(4, 6)), 2**16)
+    reach, unreach = numbered(draw(wire_prefixes(6)), first), numbered(draw(wire_prefixes(6, 6)), 2**16)
+    section = draw(attribute_sections) + (pack_attribute(0x40, 3, bytes((192, 0, 2, 2))) if nlri else b"")
+    if reach:
+        value = pack("!HBB", 2, 1, 16) + b"\xfd" + bytes(14) + b"\1\0" + reach
+        section = pack_attribute(0x80, 14, value) + section
+    if unreach:
+        section += pack_attribute(0x80, 15, pack("!HB", 2, 1) + unreach)
+    if nlri and draw(st.booleans()):
+        at = draw(st.integers(0, len(nlri) - 1))
+        nlri = nlri[:at] + draw(st.binary(max_size=2)) + nlri[at + 1 :]
+    return pack("!H", len(withdrawn)) + withdrawn + pack("!H", len(section)) + section + nlri
+
+
+@given(numbered_updates())
+def test_generated_updates_with_path_identifiers(body: bytes) -> None:
+    """RFC 7911 section 3, by both decoders."""
+    oracle = Oracle(numbered=True)
+    update = oracle.decode(body)
+    node, peer = Node("node", 65002, 1), Node("peer", 65002, 2)
+    add_peer(node, peer)
+    add_peer(peer, node)
+    modes = dict.fromkeys(FAMILIES, 3)
+    session(node, peer, opens=(node.open(add_path=modes), peer.open(add_path=modes)))
+    try:
+        node.rib.receive("peer", body)
+    except BgpError:
+        assert update is None
+        return
+    assert update is not None
+    tables = node.rib.peers["peer"].adj_in.numbered
+    found = {
+        family: {pack("!I", path.path_id) + prefix for prefix, paths in table.table.items() for path in paths}
+        for family, table in tables.items()
+    }
+    assert found == oracle.routes(update)[0]
 
 
 def compare(body: bytes) -> bool:
