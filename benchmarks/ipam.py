@@ -89,6 +89,7 @@ def configuration(directory: Path, pool: str) -> Config:
             "stateDir": str(directory / "state"),
             "store": f"sqlite://{directory}/store.db",
             "pools": {"p": {"cidr": pool, "blockSize": 26}},
+            "ipam": {"lease": 600},  # a busy machine is no reason to count as dead
         }
     )
     config = check_text(text, "benchmark").config
