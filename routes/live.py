@@ -100,5 +100,5 @@ def _ways(route: Route, objects: Mapping[int, Nexthop], names: Mapping[int, str]
         f"{address_text(path.gateway)} dev {names.get(path.ifindex, path.ifindex)}"
         if path.gateway
         else f"dev {names.get(path.ifindex, path.ifindex)}"
-        for path in paths
+        for path in sorted(paths)  # the kernel has them in the order in which sessions came up
     )
