@@ -31,6 +31,8 @@ class AddPathGroup(ExportGroup):
         self._ranked = ranked
         self._numbers: Table[dict[_Origin, int]] = Table()
         """The identifiers in use, by prefix. Not changed in place."""
+        self._restricted = 0
+        """How many routes of the table only some of the members get."""
 
     def update(self, best: Mapping[bytes, Path | None], others: Iterable[bytes] = ()) -> None:
         wanted: dict[bytes, Exported | None] = {}
@@ -48,7 +50,22 @@ class AddPathGroup(ExportGroup):
                 self._numbers[prefix] = numbers
             elif before:
                 del self._numbers[prefix]
-        self._store(wanted)
+        for nlri, new in wanted.items():
+            held = self.table.get(nlri)
+            if held is not new:
+                self._count(held, -1)
+                self._count(new, 1)
+        self._store(wanted, lambda _, route: route, constant=False)
+
+    def _count(self, route: Exported | None, by: int) -> None:
+        """Count a route that only some get as one that the others do not get."""
+        if route is not None and route.peer is not None and route.only is not None:
+            self._restricted += by
+            self.kept_back[route.peer] -= by
+            self.kept_back.update(dict.fromkeys(route.only, -by))
+
+    def advertised(self, name: str) -> int:
+        return super().advertised(name) - self._restricted
 
     def _routes(self, prefix: bytes) -> Iterator[tuple[_Origin, Exported]]:
         """Iterate over what is told of a prefix, best first.

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from bgp import nlri
 from bgp.attribute_encoding import ExportKind, exported
@@ -46,6 +46,8 @@ class GroupKey(NamedTuple):
     """How many paths to a prefix are told, with path identifiers (RFC 7911); 0: the best one, without."""
 
 
+R = TypeVar("R", Path, Exported)
+
 _Content = tuple[bytes, bytes, bytes | None, Peer | None, frozenset[Peer] | None]
 
 
@@ -71,8 +73,8 @@ class ExportGroup:
         self.key = key
         self.table: Table[Exported] = Table()
         self.members: dict[str, Member] = {}
-        self._withheld: Counter[Peer | None] = Counter()
-        """How many routes of the table a peer does not get; under None, those that only some get."""
+        self.kept_back: Counter[Peer] = Counter()
+        """How many routes of the table a peer does not get: those that it announced to us itself."""
         self.deferred = False
         """What there is to tell is not complete yet, whatever the log says: End-of-RIB has to wait."""
         self._source = source
@@ -118,25 +120,28 @@ class ExportGroup:
     def update(self, best: Mapping[bytes, Path | None], others: Iterable[bytes] = ()) -> None:
         """Take in changed best paths, None: no longer any. ``others`` have the same best path, but other paths."""
         constant = self._policy.constant(self.key.family, "learned") is not None
-        last: Path | None = None
-        known: Exported | None = None
-        wanted: dict[bytes, Exported | None] = {}
-        for prefix, path in best.items():
-            if path is None or (self.own_only and path.peer is not None):
-                wanted[prefix] = None
-            elif path is last:
-                wanted[prefix] = known
-            else:
-                wanted[prefix] = new = self._export(prefix, path)
-                if constant and path.peer is not None:  # what follows from the path alone holds for the next prefix too
-                    last, known = path, new
-        self._store(wanted)
+        self._store(best, self._export, constant)
 
-    def _store(self, wanted: Mapping[bytes, Exported | None]) -> None:
-        """Bring the table to what is wanted of some prefixes, and note for the members what changes."""
+    def _store(
+        self, wanted: Mapping[bytes, R | None], export: Callable[[bytes, R], Exported | None], constant: bool
+    ) -> None:
+        """Bring the table to what ``export`` makes of some routes, and note for the members what changes.
+
+        ``constant``: what it makes of a learned route does not depend on the prefix.
+        """
         table, shards, log, complete = self.table, self.table.shards, self._log, self.complete
-        withheld: defaultdict[Peer | None, int] = defaultdict(int)
-        for prefix, new in wanted.items():
+        last: R | None = None
+        known: Exported | None = None
+        gained: defaultdict[Peer, int] = defaultdict(int)
+        for prefix, route in wanted.items():
+            if route is None or (self.own_only and route.peer is not None):
+                new = None
+            elif route is last:
+                new = known
+            else:
+                new = export(prefix, route)
+                if constant and route.peer is not None:
+                    last, known = route, new
             at = PLACE[hash(prefix) >> TOP]
             old = shards[at].get(prefix)
             if new is old:
@@ -145,18 +150,13 @@ class ExportGroup:
                 del table.writable(at)[prefix]
             else:
                 table.writable(at)[prefix] = new
-                if new.only is not None:
-                    _restrict(withheld, new.only, 1)
-                elif new.peer is not None:
-                    withheld[new.peer] += 1
-            if old is not None:
-                if old.only is not None:
-                    _restrict(withheld, old.only, -1)
-                elif old.peer is not None:
-                    withheld[old.peer] -= 1
+                if new.peer is not None:
+                    gained[new.peer] += 1
+            if old is not None and old.peer is not None:
+                gained[old.peer] -= 1
             if complete:  # before that, no member has been told anything
                 log.append((prefix, old, new))
-        self._withheld.update(withheld)
+        self.kept_back.update(gained)
         if len(log) > _LOG_LIMIT:
             self._trim()
 
@@ -220,7 +220,7 @@ class ExportGroup:
 
     def advertised(self, name: str) -> int:
         """Return how many prefixes, or paths with identifiers, the peer is, or is about to be, told."""
-        return len(self.table) - self._withheld[None] - self._withheld[self.members[name].peer]
+        return len(self.table) - self.kept_back[self.members[name].peer]
 
     def announces(self, prefix: bytes) -> bool:
         """A prefix is in the table, whoever of the members gets it."""
@@ -449,9 +449,3 @@ class ExportGroup:
         del self._log[: low - self._base]
         self._base = low
         self._plans = {stretch: plan for stretch, plan in self._plans.items() if stretch[0] >= low}
-
-
-def _restrict(withheld: defaultdict[Peer | None, int], only: frozenset[Peer], by: int) -> None:
-    withheld[None] += by
-    for peer in only:
-        withheld[peer] -= by

@@ -69,7 +69,8 @@ def imported(attributes: Attributes, changes: Changes, peer_as: int) -> Attribut
         items[MED] = OPTIONAL, changes.med.to_bytes(4, "big")
     if changes.prepend:
         items[AS_PATH] = WELL_KNOWN, as_path.prepend(items[AS_PATH][1], peer_as, changes.prepend)
-    changed = Attributes(_pack(items))
+    raw = _pack(items)
+    changed = Attributes(attributes.raw if raw == attributes.raw else raw)
     changed.origin = attributes.origin
     changed.path_length = attributes.path_length + changes.prepend
     changed.neighbor_as = peer_as if changes.prepend else attributes.neighbor_as

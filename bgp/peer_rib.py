@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from weakref import WeakKeyDictionary
 
 from bgp.adj_rib_in import AdjRibIn, RibPeer
 from bgp.adj_rib_out import ExportGroup
+from bgp.interning import Interned
 from bgp.paths import Path
 from bgp.policy import Changes, ImportPolicy
 from config.prefix import Family
@@ -23,7 +23,7 @@ class PeerRib:
         """How many of its paths are in the Loc-RIB, ineligible ones included."""
         self.refused: dict[Family, dict[bytes, bytes]] = {4: {}, 6: {}}
         """Prefixes that are not accepted because they are ours, and which of ours they touch."""
-        self.imported: WeakKeyDictionary[Path, dict[Changes, Path]] = WeakKeyDictionary()
+        self.imported: Interned[tuple[Path, Changes], Path] = Interned()
         """What import policy made of a path."""
 
     @property

@@ -163,6 +163,9 @@ class Rib:
         for family in FAMILIES:
             self._leave(rib, family)
         self._discarded += rib.adj_in.stop(retain)
+        self._discarded += rib.imported.release()
+        for family in FAMILIES:
+            self._discarded += self.loc[family].forget_decisions()  # most have lost a path
         for family, refused in rib.refused.items():
             if family not in retain:
                 refused.clear()
@@ -482,11 +485,12 @@ class Rib:
             return None
         if changes == NO_CHANGES:
             return path
-        known = rib.imported.setdefault(path, {})
-        if changes not in known:
+        known = rib.imported.get((path, changes))
+        if known is None:
             attributes = imported(path.attributes, changes, rib.settings.asn)
-            known[changes] = Path(path.peer, attributes, path.hop, path.next_hops, path.fault, path.path_id)
-        return known[changes]
+            known = Path(path.peer, attributes, path.hop, path.next_hops, path.fault, path.path_id)
+            rib.imported[path, changes] = known
+        return known
 
     def _run_walks(self, family: Family, budget: int) -> int:
         done, walks = 0, self._walks[family]

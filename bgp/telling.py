@@ -167,6 +167,7 @@ class Retelling:
         """Iterate over the prefixes of a shard: how they differ, or None."""
         wanted = self._shards[shard]
         known: dict[bytes, Exported | None] = {**self._told.shards[shard], **self._held[shard]}
+        self._told.shards[shard] = {}  # so that a large table is let go of a part at a time
         peer = self._peer
         for prefix, held in known.items():
             route = wanted.get(prefix)

@@ -20,7 +20,6 @@ from labs.scenarios.looking import ended
 from labs.scenarios.story import Scenario, Story
 from labs.scenarios.watch import Watch
 from labs.topology import Endpoint, Link, Topology
-from labs.topology import Node as Plan
 
 PACKAGES = ("agent", "bgp", "cni", "config", "ipam", "routes")
 NEXT = "opt/podroute-next"
@@ -88,7 +87,7 @@ async def _one_more(story: Story, node: Node, name: str) -> None:
     story.check(bool(answered) and answered == pod.addresses, f"another pod starts on {node.name}, and answers")
 
 
-STORE = "store"
+STORE = "etcd"
 ETCD = (
     "etcd",
     "--data-dir=/run/etcd",
@@ -115,18 +114,14 @@ def _with_etcd(plan: Topology, directory: Path) -> Topology:
         words.append(("ip", "addr", "add", f"10.9.{number}.1/30", "dev", f"eth{number}"))
         own = ("ip", "addr", "add", f"10.9.{number}.2/30", "dev", "eth9")
         nodes[name] = replace(nodes[name], exec=(*nodes[name].exec, own))
-    nodes[STORE] = Plan(
+    # A node without BGP, as the client is.
+    nodes[STORE] = replace(
+        plan.nodes["client"],
         name=STORE,
-        kind="linux",
         image="quay.io/coreos/etcd:v3.4.23",
-        group=None,
         hostname=STORE,
         command=ETCD,
         exec=tuple(words),
-        binds=(),
-        env={},
-        sysctls={},
-        labels={},
         place=STORE,
     )
     return replace(plan, nodes=nodes, links=tuple(links))

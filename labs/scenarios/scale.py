@@ -21,6 +21,8 @@ from labs.topology import Topology
 from labs.waiting import together
 
 SIZES = (5, 10, 20, 40)
+PATIENCE = 180.0
+"""Seconds: all agents start on this machine's CPUs."""
 TICKS = os.sysconf("SC_CLK_TCK")
 IDLE = 5.0
 """Seconds over which the CPU time of agents with nothing to do is taken."""
@@ -81,7 +83,8 @@ async def _leave(story: Story, witness: Node, nodes: Sequence[Node]) -> None:
 
 async def _all_know_all(story: Story, nodes: Sequence[Node]) -> None:
     """Wait until every kernel has every block. Agents tell when they have converged, kernels are asked after that."""
-    await together(node.agent.converged(timeout=180) for node in nodes)
+    await together(node.agent.answering(timeout=PATIENCE) for node in nodes)
+    await together(node.agent.converged(timeout=PATIENCE) for node in nodes)
     blocks = {block for node in nodes for block in await node.agent.blocks()}
     for node in nodes:
         await story.net.wait_for(f"routes of {node.name} to all blocks", partial(_all_of, node, blocks), timeout=60)

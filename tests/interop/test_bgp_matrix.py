@@ -218,6 +218,9 @@ async def test_a_restart_of_ours_that_the_router_helps(bench: Bench) -> None:
         async with bench.speaker(over4(), listen=(), retained=frozenset((4, 6))) as node:
             node.speaker.originate(*own, owner="test", source="block")
             await node.established("tor")
-            async with asyncio.timeout(PATIENCE):
-                await node.speaker.wait_advertised(*own)
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    await node.speaker.wait_advertised(*own)
+            except TimeoutError:
+                raise AssertionError(f"{node.speaker.peers()}; {bench.router.last_error()}") from None
             assert (await bench.path(OWN4)).next_hop == NODE4

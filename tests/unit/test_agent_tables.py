@@ -41,6 +41,18 @@ def test_a_route_shows_every_path_and_why_it_is_not_used(
     assert second.split() == ["10.0.1.1", "tor2", "100", "65001", "not", "best:", "as", "path", "length"]
 
 
+def test_a_path_with_an_identifier_shows_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RFC 7911: several paths of one peer are told apart by it."""
+    monkeypatch.setenv("COLUMNS", "200")
+    paths = [path(pathId=7), path(pathId=0, used=False)]
+    tables.routes([{"prefix": "192.0.2.0/24", "kernel": "installed", "problem": "", "paths": paths}])
+    _, first, second = capsys.readouterr().out.splitlines()
+    assert first.split()[3:6] == ["tor", "path", "7"]
+    assert second.split()[1:4] == ["tor", "path", "0"]
+
+
 def test_a_route_that_the_kernel_does_not_hold_says_why(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -224,6 +224,29 @@ def test_a_second_restart_while_stale_paths_are_withdrawn(loaded: Fixture) -> No
     assert rib.received("source", 4) == loaded.routes() == 500
 
 
+def test_what_a_lost_session_had_known_is_let_go_of_in_slices(loaded: Fixture) -> None:
+    rib = loaded.node.rib
+    count = 5000
+    for number in range(count):
+        section = bytes.fromhex("400101004002060201") + pack("!I", 65002) + bytes.fromhex("400304c0000202")
+        section += bytes.fromhex("800404") + pack("!I", number)
+        rib.receive("source", pack("!HH", 0, len(section)) + section + prefix(number))
+    loaded.work()
+    rib.peer_down("source")
+
+    def held() -> int:
+        return sum(map(len, rib._discarded))
+
+    assert held() >= count
+    most, more = 0, True
+    while more:
+        before = held()
+        more = rib.run(BUDGET // 10)
+        most = max(most, before - held())
+    assert 0 < most < BUDGET * 2
+    assert not rib._discarded
+
+
 def test_a_changed_import_policy_is_worked_off_in_slices(loaded: Fixture) -> None:
     rib = loaded.node.rib
     queue = rib.peers["source"].adj_in.dirty[4]
