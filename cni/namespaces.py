@@ -43,21 +43,32 @@ def check_pod(namespace: int, host: int, named: str) -> None:
         raise CniError(Code.INVALID_NETNS, f"CNI_NETNS {named} is the host's own network namespace")
 
 
-def set_sysctl(path: str, value: int) -> None:
+def set_sysctl(path: str, value: int, *, below: int | None = None) -> None:
     """Set a sysctl below /proc/sys/net of the calling thread's namespace, unless it has the value already.
 
+    ``below``: a descriptor of the directory that holds the last two parts of ``path``, whatever the thread's namespace.
     Raises CniError, code 5. Not writing what is right lets the agent run where /proc/sys is read-only.
     """
     wanted = b"%d" % value
-    whole = f"/proc/sys/net/{path}"
+    name = f"/proc/sys/net/{path}" if below is None else "/".join(path.split("/")[-2:])
     try:
-        with open(whole, "rb", buffering=0) as file:
-            if file.read(32).strip() == wanted:
-                return
-        with open(whole, "wb", buffering=0) as file:
-            file.write(wanted)
+        if _content(name, below) == wanted:
+            return
+        file = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=below)
+        try:
+            os.write(file, wanted)
+        finally:
+            os.close(file)
     except OSError as error:
         raise CniError(Code.IO_FAILURE, f"cannot set net.{path.replace('/', '.')} to {value}", str(error)) from error
+
+
+def _content(name: str, below: int | None) -> bytes:
+    file = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=below)
+    try:
+        return os.read(file, 32).strip()
+    finally:
+        os.close(file)
 
 
 def _setns(namespace: int) -> None:

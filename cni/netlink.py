@@ -23,6 +23,7 @@ NEWADDR, GETADDR = 20, 22
 NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
 NEWNEIGH, GETNEIGH = 28, 30
 NEWRULE, DELRULE = 32, 33
+GETNETCONF = 82
 
 REQUEST, ACK = 0x1, 0x4
 REPLACE, EXCL, CREATE = 0x100, 0x200, 0x400
@@ -48,6 +49,7 @@ SKIP_STATISTICS = 8
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 NDA_DST, NDA_LLADDR, NDA_IFINDEX = 1, 2, 8
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_TABLE = 1, 4, 5, 6, 15
+NETCONFA_IFINDEX, NETCONFA_FORWARDING, NETCONFA_IFINDEX_ALL = 1, 2, 0xFFFFFFFF
 FRA_SRC, FRA_TABLE, FR_ACT_TO_TABLE = 2, 15, 1
 
 _HEADER = struct.Struct("=IHHII")
@@ -384,6 +386,16 @@ def list_routes(family: Family, *, table: int = TABLE_MAIN) -> Message:
     """List a table, all with 0, on a strict socket; for a pod's namespace, a host's may be huge."""
     body = _ROUTE.pack(AF[family], 0, 0, 0, 0, 0, 0, 0, 0) + attribute(RTA_TABLE, number(table))
     return Message(GETROUTE, DUMP, body, "list routes")
+
+
+def get_forwarding(family: Family) -> Message:
+    """Ask whether a namespace forwards (RTM_GETNETCONF, all interfaces)."""
+    body = struct.pack("=Bxxx", AF[family]) + attribute(NETCONFA_IFINDEX, number(NETCONFA_IFINDEX_ALL))
+    return Message(GETNETCONF, 0, body, f"look up IPv{family} forwarding")
+
+
+def decode_forwarding(body: bytes) -> bool:
+    return bool(to_number(attributes(body[4:]).get(NETCONFA_FORWARDING)))
 
 
 def change_rule(family: Family, source: bytes, table: int, *, add: bool) -> Message:

@@ -122,6 +122,21 @@ class PodLinks:
     def __init__(self, host: int, settings: PodNetwork) -> None:
         self.host = host
         self.settings = settings
+        self._ipv6 = os.path.isdir("/proc/sys/net/ipv6")
+        """Whether the kernel has it."""
+        self._ipv6_links = -1
+        """Directory of the host's sysctls of links; a path to it leads past those of all namespaces."""
+
+    def open(self) -> None:
+        """Call it before any link is made; blocks, for worker threads. Raises OSError."""
+        if self._ipv6:
+            with entered(self.host, self.host):
+                self._ipv6_links = os.open("/proc/sys/net/ipv6/conf", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        if self._ipv6_links >= 0:
+            os.close(self._ipv6_links)
+            self._ipv6_links = -1
 
     def make(self, pod: int, plan: Plan) -> Pair:
         """Make a pod's link, both ends down. Raises CniError and OSError.
@@ -141,7 +156,12 @@ class PodLinks:
             self._open_host_end(host, pair.outer, plan)
             with entered(pod, self.host), Netlink(strict=True) as pods:
                 main = inside.configure(
-                    pods, pair.inner, plan.handle.ifname, plan.addresses, forwarding=self.settings.forwarding
+                    pods,
+                    pair.inner,
+                    plan.handle.ifname,
+                    plan.addresses,
+                    forwarding=self.settings.forwarding,
+                    ipv6=self._ipv6,
                 )
             self._lead_to_pod(host, pair.outer, plan)
         return main
@@ -278,15 +298,14 @@ class PodLinks:
 
     def _open_host_end(self, host: Netlink, index: int, plan: Plan) -> None:
         name = plan.host_ifname
-        ipv6 = os.path.isdir("/proc/sys/net/ipv6")
-        if ipv6:
+        if self._ipv6:
             # The pod is a host, not a router: what it announces must not give this node addresses or routes.
-            set_sysctl(f"ipv6/conf/{name}/accept_ra", 0)
+            set_sysctl(f"ipv6/conf/{name}/accept_ra", 0, below=self._ipv6_links)
         if 6 in plan.families:
-            set_sysctl(f"ipv6/conf/{name}/forwarding", 1)
+            set_sysctl(f"ipv6/conf/{name}/forwarding", 1, below=self._ipv6_links)
         host.transact(
             [
-                set_link(index, _host_settings(ipv6=ipv6), f"configure {name}"),
+                set_link(index, _host_settings(ipv6=self._ipv6), f"configure {name}"),
                 set_link(index, b"", f"bring {name} up", up=True),
                 *(netlink.set_neighbour(family, address, plan.mac, index) for family, address in plan.addresses),
             ]

@@ -97,9 +97,11 @@ class Verbs:
         """Finish the deletions that are under way; no call may be."""
         await self.settled()
         await self._follower.stop()
+        self._links.close()
 
     async def recover(self, notes: Path) -> None:
         """Put right what a crash left, work noted deletions off, and tell the agent of the pods that run."""
+        await self._worker(self._links.open)
         self._follower.start(await self._worker(lambda: open_events(self._links.host)))
         links = await self._worker(self._links.list)
         recovery = reconcile(await self._addresses.attachments(), links)

@@ -19,7 +19,7 @@ from routes.encode import delete_nexthop
 from routes.installer import Installer, log_crash
 from routes.leftovers import Reader, load, save, snapshot
 from routes.live import KernelRoute, describe, read_prefix
-from routes.messages import Event, LinkEvent, Route
+from routes.messages import Event, Link, LinkEvent, Route
 from routes.monitor import Monitor
 from routes.nexthops import Registry
 from routes.purge import purge
@@ -168,10 +168,11 @@ class Fib:
     def expect_pod(self, family: Family, prefix: bytes, device: str) -> None:
         """Desire a host route to a pod. It may exist already, under our protocol: then it is taken over as it is."""
         self._unplace(family, prefix)
-        key = family, prefix
-        self._pods[key] = device
-        self._pods_of[device] = (*self._pods_of.get(device, ()), key)
-        self._place_pod(family, prefix, device)
+        link = self._interfaces.named(device)
+        key, name = (family, prefix), link.name if link else device
+        self._pods[key] = name
+        self._pods_of[name] = (*self._pods_of.get(name, ()), key)
+        self._place_pod(family, prefix, device, link)
 
     def forget_pod(self, family: Family, prefix: bytes) -> None:
         """Desire it no more; call it before the route or its interface is deleted."""
@@ -391,8 +392,8 @@ class Fib:
             found = self._pod_targets[ifindex] = Target(Kind.POD, ifindex=ifindex)
         return found
 
-    def _place_pod(self, family: Family, prefix: bytes, device: str) -> None:
-        link = self._interfaces.named(device)
+    def _place_pod(self, family: Family, prefix: bytes, device: str, link: Link | None) -> None:
+        """Desire a pod's route over its interface, where there is one: ``link``."""
         if link is not None:
             target = self._pod_target(link.ifindex)
         else:
@@ -424,7 +425,7 @@ class Fib:
         if event.gone:
             self._pod_targets.pop(link.ifindex, None)
         for family, prefix in self._pods_of.get(link.name, ()):
-            self._place_pod(family, prefix, link.name)
+            self._place_pod(family, prefix, link.name, None if event.gone else link)
             if link.up and not event.gone:
                 table = self._installer.table(family, POD_METRIC[family])
                 self._installer.repair(table, prefix, None, "link came up")

@@ -27,13 +27,14 @@ class Interfaces:
 
     def __init__(self) -> None:
         self._links: dict[int, Link] = {}
+        self._named: dict[str, Link] = {}
         self._addresses: dict[_Key, Address] = {}
 
     def link(self, ifindex: int) -> Link | None:
         return self._links.get(ifindex)
 
     def named(self, name: str) -> Link | None:
-        return next((link for link in self._links.values() if link.name == name), None)
+        return self._named.get(name)
 
     def links(self) -> Iterator[Link]:
         return iter(self._links.values())
@@ -72,10 +73,12 @@ class Interfaces:
         """Take over one event; False where it told nothing new."""
         if isinstance(event, LinkEvent):
             link = event.link
+            known = self._links.pop(link.ifindex, None)
+            if known is not None and self._named.get(known.name) is known:
+                del self._named[known.name]
             if event.gone:
-                return self._links.pop(link.ifindex, None) is not None
-            known = self._links.get(link.ifindex)
-            self._links[link.ifindex] = link
+                return known is not None
+            self._links[link.ifindex] = self._named[link.name] = link
             return known is None or (known.name, known.up) != (link.name, link.up)
         address = event.address
         key = address.ifindex, address.address, address.length
@@ -88,7 +91,8 @@ class Interfaces:
 
     def replace(self, found: Iterable[Event]) -> list[Event]:
         """Take over a complete dump and return what differs from before, as events."""
-        before, self._links, self._addresses = (self._links, self._addresses), {}, {}
+        before = self._links, self._addresses
+        self._links, self._named, self._addresses = {}, {}, {}
         for event in found:
             if isinstance(event, LinkEvent | AddressEvent):
                 self.apply(event)
