@@ -67,7 +67,7 @@ def _prepare(kind: Kind, path: str, connection: sqlite3.Connection) -> None:
     try:
         _refuse_foreign(kind, path, connection)
     finally:
-        connection.execute("ROLLBACK")
+        _roll_back(connection)
     # Several processes that open a new file at once get "locked" here without the usual wait
     give_up = time.monotonic() + kind.busy_seconds
     while True:
@@ -91,11 +91,16 @@ def _prepare(kind: Kind, path: str, connection: sqlite3.Connection) -> None:
         connection.execute(f"PRAGMA user_version={kind.version}")
         connection.execute("COMMIT")
     except BaseException:
-        connection.execute("ROLLBACK")
+        _roll_back(connection)
         raise
     damage = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if damage != "ok":
         raise corrupt(kind, path, damage)
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    if connection.in_transaction:  # a full disk, for one, has ended it already
+        connection.execute("ROLLBACK")
 
 
 def _refuse_foreign(kind: Kind, path: str, connection: sqlite3.Connection) -> None:

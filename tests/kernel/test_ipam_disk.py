@@ -69,7 +69,7 @@ asyncio.run(main())
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
-    steps = f'mount -t tmpfs -o size=2m none {tmp_path} && exec "$@"'
+    steps = f'mount -t tmpfs -o size=8m none {tmp_path} && exec "$@"'
     alone = ("unshare", "--mount", "--propagation=private", "sh", "-c", steps, "sh")
     done = subprocess.run(
         [*alone, sys.executable, "-c", NODE, str(tmp_path)],
