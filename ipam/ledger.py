@@ -232,6 +232,7 @@ class _File:
                 self._path, timeout=KIND.busy_seconds, isolation_level=None, check_same_thread=False
             )
             self._connection.execute("PRAGMA query_only=1")
+            self._connection.execute(f"PRAGMA cache_size=-{sqlite.CACHE}")
 
     def close(self) -> None:
         if self._connection is not None:

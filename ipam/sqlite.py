@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from ipam.errors import DatabaseError, NewerStateError
 
+CACHE = 256
+"""KiB of pages that a connection keeps: the system has them too, and 2,000 pods' would make megabytes in each."""
 _CROWDED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
 """Others are at the file; SQLITE_PROTOCOL: they are at the start of its write-ahead log."""
 
@@ -80,6 +82,7 @@ def _prepare(kind: Kind, path: str, connection: sqlite3.Connection) -> None:
             time.sleep(0.02)
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA trusted_schema=OFF")
+    connection.execute(f"PRAGMA cache_size=-{CACHE}")
     connection.execute("BEGIN IMMEDIATE")
     try:
         _refuse_foreign(kind, path, connection)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
+from types import MappingProxyType
+from typing import Any, Final, cast
 
 from config.nexthop import NextHops
 from config.prefix import Family
@@ -18,6 +21,7 @@ from routes.messages import (
 
 MemberKey = tuple[str, bytes, str]
 """(peer, gateway, device): what a lost session, gateway or link each take away with one delete."""
+_NONE: Final[Mapping[MemberKey, Any]] = MappingProxyType({})
 
 
 class Kind(Enum):
@@ -73,8 +77,9 @@ class Target:
         self.ifindex = ifindex
         self.id = 0
         """Group id; 0 without next-hop objects."""
-        self.members: dict[MemberKey, Member] = {}
-        self.weights: dict[MemberKey, int] = {}
+        # Only what is learned has next hops; a pod's target is one of thousands.
+        self.members: dict[MemberKey, Member] = {} if kind is Kind.LEARNED else cast("dict[MemberKey, Member]", _NONE)
+        self.weights: dict[MemberKey, int] = {} if kind is Kind.LEARNED else cast("dict[MemberKey, int]", _NONE)
         self.hops: tuple[Path, ...] = ()
         """What routes show without objects; fixed, for other threads read it."""
         self.refs = 0
