@@ -429,8 +429,11 @@ class Speaker:
         return self.rib.has_outgoing(peer.name) or peer.unacknowledged > 0
 
     async def _until(self, holds: Callable[[], bool]) -> None:
-        while not holds():
+        while True:
+            # Before asking: an acknowledgement that arrives in between tells nobody
             unacknowledged = self._idle and any(peer.unacknowledged for peer in self._peers.values())
+            if holds():
+                return
             try:
                 async with asyncio.timeout(_ACKNOWLEDGED if unacknowledged else None):
                     await self.changed()

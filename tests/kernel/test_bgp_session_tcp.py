@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -17,6 +18,7 @@ from bgp.connection import WRITE_HIGH
 from bgp.framing import Framer
 from bgp.messages import MessageType, Notification, Open
 from bgp.notifications import shutdown_text
+from bgp.peer import Peer
 from bgp.settings import PeerSettings
 from bgp.status import SpeakerError
 from config import prefix
@@ -400,6 +402,28 @@ async def test_convergence_names_what_it_waits_for(netns: Maker) -> None:
         async with asyncio.timeout(PATIENCE):
             await a.speaker.wait_converged()
             await a.speaker.flushed("b")
+        raw.close()
+
+
+def _next(seen: Iterator[int], _: Peer) -> int:
+    return next(seen, 0)
+
+
+async def test_a_missed_acknowledgement_is_looked_for(netns: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel tells nobody of it: whoever saw octets without one has to look again."""
+    ns = netns()
+    async with node_a(ns, peers=to_b(passive=True, families=frozenset((4,)))) as a:
+        raw = RawPeer(ns, B)
+        await raw.connect(A)
+        await raw.hello()
+        await raw.send(codec.KEEPALIVE + codec.encode_end_of_rib(4))
+        await a.established("b")
+        await a.until(lambda: a.speaker.converged().ok, "convergence")
+        for looks in range(1, 6):
+            seen = iter([19] * looks)
+            monkeypatch.setattr(Peer, "unacknowledged", property(partial(_next, seen)))
+            async with asyncio.timeout(PATIENCE):
+                await a.speaker.wait_converged()
         raw.close()
 
 

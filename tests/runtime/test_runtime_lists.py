@@ -86,7 +86,7 @@ async def test_addresses_for_containers_of_another_plugin(hosts: Hosts, main: st
         await hosts.podman("run", "--detach", "--network", network, "--name", name, podman.IMAGE)
     pids = [await hosts.podman.pid(name) for name in ("one", "two")]
     held = [await addresses(hosts.net, hosts.node, pid) for pid in pids]
-    assert [pod["addresses"] for pod in await pods(hosts.node)] == held
+    assert sorted(pod["addresses"] for pod in await pods(hosts.node)) == sorted(held)
 
     blocks = [ip_network(block["prefix"]) for block in await ask(hosts.node, "blocks")]
     for family, block in zip(("-4", "-6"), blocks, strict=True):
