@@ -179,7 +179,8 @@ async def test_a_node_that_joined_in_between_counts_from_anew(cluster: Cluster) 
     cluster.clocks["n1"].ahead += 101
 
     async def anew() -> bool:
-        return watcher._gone["n2"].revision != gone.revision
+        known = watcher._gone.get("n2")  # out of it while its second life is being looked at
+        return known is not None and known.revision != gone.revision
 
     await until(anew)
     assert "n2" in (await cluster.blocks()).values()
