@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -27,6 +28,13 @@ pytestmark = pytest.mark.root
 
 BLOCK, OTHER = "192.0.2.0/24", "198.51.100.128/25"
 OWN = "10.64.0.64/26"
+
+
+@pytest.fixture
+def bench(bench: Bench) -> Bench:
+    if bench.kind == "GoBGP" and "INTEROP_PAGE" not in os.environ:
+        pytest.skip("part of `make interop`")
+    return bench
 
 
 async def test_gtsm_limits_and_our_own_block(bench: Bench) -> None:

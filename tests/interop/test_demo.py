@@ -52,8 +52,14 @@ def test_every_check_holds_and_nothing_is_left() -> None:
     assert "LOST" not in said
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("step", ["7 nodes, 6 links", "has converged", "The ToRs reach the pods"])
+@pytest.mark.parametrize(
+    ("number", "step"),
+    [
+        (signal.SIGINT, "7 nodes, 6 links"),
+        (signal.SIGTERM, "has converged"),
+        (signal.SIGINT, "The ToRs reach the pods"),
+    ],
+)
 def test_interrupted_at_any_step_it_leaves_nothing(number: signal.Signals, step: str) -> None:
     process = start()
     said = read_until(process, step)

@@ -97,7 +97,8 @@ async def test_stopping_after_the_namespace_has_gone(net: Lab, cris: list[Cri]) 
     try:
         await cri.stop_pod_sandbox(sandbox)
     except CriError as error:  # containerd 1.6 trips over a container that dies meanwhile; the kubelet asks again
-        assert "ttrpc: closed" in str(error), error
+        if "ttrpc: closed" not in str(error):
+            raise
     await _delete(cri, sandbox)
 
 
