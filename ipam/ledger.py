@@ -120,7 +120,7 @@ class Ledger:
         self.given = Given()
         self.blocks: dict[tuple[Family, bytes], OwnedBlock] = {}
         self._file = _File(path)
-        self.by_handle: Mapping[Handle, Attachment] = _ByHandle(self._file, self.given)
+        self.by_handle = _ByHandle(self._file, self.given)
         self.by_address: Mapping[bytes, Attachment] = _ByAddress(self._file, self.by_handle)
         """By packed address; 4 and 16 octets tell the families apart."""
         self._clock = clock
@@ -288,7 +288,15 @@ class _ByHandle(Mapping[Handle, Attachment]):
         return _Attachments(self)
 
     def all(self) -> Iterator[Attachment]:
-        for row in self._file.rows("SELECT network, container, ifname, created, attributes FROM handle"):
+        return self._attachments("SELECT network, container, ifname, created, attributes FROM handle")
+
+    def of_network(self, network: str) -> list[Attachment]:
+        """Return the attachments of one network, without a look at those of others."""
+        query = "SELECT network, container, ifname, created, attributes FROM handle WHERE network = ?"
+        return list(self._attachments(query, (network,)))
+
+    def _attachments(self, query: str, values: tuple[str, ...] = ()) -> Iterator[Attachment]:
+        for row in self._file.rows(query, values):
             handle = Handle(*row[:3])
             if (assignments := self._given.get(handle)) is not None:
                 yield Attachment(handle, assignments, json.loads(row[4]), row[3])

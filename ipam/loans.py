@@ -81,7 +81,7 @@ class Lender:
 
     async def settle_returns(self) -> None:
         """Free what comes back, and lend nothing: borrowing was turned off. Raises IpamError."""
-        while any(handle.network == NETWORK for handle in self._ledger.by_handle):
+        while self._ledger.by_handle.of_network(NETWORK):
             await self.settle()
             await asyncio.sleep(_SETTLE)
         await asyncio.Event().wait()
@@ -101,9 +101,8 @@ class Lender:
         """Free what was returned, and what was never lent after all."""
         async with self._busy:
             lent: dict[bytes, list[Attachment]] = {}
-            for one in self._ledger.by_handle.values():
-                if one.handle.network == NETWORK:
-                    lent.setdefault(one.assignments[0].block, []).append(one)
+            for one in self._ledger.by_handle.of_network(NETWORK):
+                lent.setdefault(one.assignments[0].block, []).append(one)
             for wire, attachments in lent.items():
                 await self._settle_block(attachments[0].assignments[0].family, wire, attachments)
             for (_, wire), held in list(self._holdings.blocks.items()):
