@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -190,7 +191,7 @@ class Feeder:
             pass
 
 
-class Router:
+class Router(ABC):
     """A daemon under test in a fresh namespace; ``protocol`` is how the kernel marks its routes."""
 
     name = ""
@@ -261,8 +262,9 @@ class Router:
                     continue
         return found
 
+    @abstractmethod
     def _start(self) -> None:
-        raise NotImplementedError
+        """Start the daemon, with both uplinks as its peers."""
 
     def _run(self, *argv: str, **options: Any) -> None:
         with (self.directory / "output").open("wb") as log:

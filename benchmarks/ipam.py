@@ -216,8 +216,8 @@ def claims(sizes: Sequence[int]) -> list[Row]:
             Row(f"{nodes} nodes x 5 blocks from one etcd", "s", took),
             Row(f"{nodes} nodes: one claim", "ms", each[-1]),
             Row(f"{nodes} nodes: round trips of all claims", "trips", sum(trips)),
-            Row(f"{nodes} nodes: round trips of a claim, p99", "trips", percentile(trips, 0.99), goal=2),
-            Row(f"{nodes} nodes: round trips of a claim, most", "trips", max(trips)),
+            Row(f"{nodes} nodes: round trips of a claim, p99", "trips", percentile(trips, 0.99)),
+            Row(f"{nodes} nodes: round trips of a claim, most", "trips", max(trips), goal=2),
             Row(f"{nodes} nodes: claims of more than two round trips", "%", more),
             Row(f"{nodes} nodes: blocks given twice", "blocks", duplicates, goal=0),
         ]
