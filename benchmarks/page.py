@@ -19,9 +19,10 @@ TITLES = {
 }
 HEAD = """# Measured, side by side
 
-Written by `make bench-NAME` out of `benchmarks/results/`; measure again on your own machine, on a quiet one. Each figure is
-the median of several rounds in which podroute and its peer take turns on the same input. The ratio is podroute's figure by
-the peer's. A goal is what the ratio (without a peer: the figure) must keep to; **a goal that is missed says so.**
+Written by `make bench-NAME` out of `benchmarks/results/`; measure again on your own machine, on a quiet one. Each figure
+is the median of several rounds in which podroute and its peer take turns on the same input. The ratio is podroute's
+figure by the peer's. A goal is what the ratio (without a peer: the figure) must keep to; **a goal that is missed says
+so.**
 """
 
 
@@ -40,8 +41,8 @@ def _section(name: str, title: str, result: Mapping[str, Any]) -> str:
     lines = [
         f"## {title}",
         "",
-        f"`make bench-{name}`, {result['at'][:10]}, {machine['cpus']} CPUs, Linux {machine['kernel'].partition('-')[0]}, "
-        f"Python {machine['python']}; {_settings(result['settings'])}.",
+        f"`make bench-{name}`, {result['at'][:10]}, {machine['cpus']} CPUs, "
+        f"Linux {machine['kernel'].partition('-')[0]}, Python {machine['python']}; {_settings(result['settings'])}.",
         "",
         "| case | unit | podroute | peer | | ratio | goal | holds |",
         "|---|---|---:|---:|---|---:|---:|---|",
