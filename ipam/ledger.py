@@ -103,11 +103,12 @@ class OwnedBlock(NamedTuple):
     generation: int
 
 
-class Released(NamedTuple):
-    family: Family
-    packed: bytes
-    at: float
-    """Seconds since 1970; never less than that of one released before."""
+class Inside(NamedTuple):
+    """The addresses of a block, as numbers."""
+
+    used: list[int]
+    released: list[tuple[int, float]]
+    """Those that were in use before, and when they were released in seconds since 1970: the longest ago first."""
 
 
 class Ledger:
@@ -156,15 +157,24 @@ class Ledger:
         self._file.close()
         await self._writer.close()
 
-    @property
-    def released(self) -> list[Released]:
-        """Return addresses that were in use before, the longest released first."""
-        query = "SELECT family, address, released FROM address WHERE released IS NOT NULL ORDER BY released"
-        return [Released(*row) for row in self._file.rows(query)]
+    def inside(self, family: Family, block: bytes) -> Inside:
+        """Return the addresses of a block that are or were in use."""
+        where = "family = ? AND address BETWEEN ? AND ? ORDER BY released"
+        rows = self._file.rows(
+            f"SELECT address, block, released FROM address WHERE {where}", (family, *_edges(family, block))
+        )
+        used = [int.from_bytes(address, "big") for address, of, at in rows if at is None and of == block]
+        released = [(int.from_bytes(address, "big"), at) for address, _, at in rows if at is not None]
+        return Inside(used, released)
 
-    def in_use(self) -> Iterator[tuple[Family, bytes, bytes]]:
-        """Yield (family, block, packed address) of all addresses in use, those of a block one after the other."""
-        return self._file.stream("SELECT family, block, address FROM address WHERE released IS NULL")
+    def assigned(self, family: Family, block: bytes) -> list[tuple[Attachment, Assignment]]:
+        """Return who has the addresses of a block."""
+        return [
+            (attachment, one)
+            for attachment in self.by_handle.inside(family, *_edges(family, block))
+            for one in attachment.assignments
+            if (one.family, one.block) == (family, block)
+        ]
 
     async def add(self, handle: Handle, assignments: Sequence[Assignment], attributes: Mapping[str, Any]) -> Attachment:
         """Record the addresses of a handle that has none, all or none of them."""
@@ -205,12 +215,11 @@ class Ledger:
 
     async def disown(self, family: Family, wire: bytes) -> None:
         """Forget a block, and which of its addresses were in use before."""
-        edges = [address.to_bytes(BITS[family] // 8, "big") for address in span(family, wire)]
         delete = "DELETE FROM address WHERE released IS NOT NULL AND family = ? AND address BETWEEN ? AND ?"
         await self._write(
             [
                 Statement("DELETE FROM block WHERE family = ? AND prefix = ?", (family, wire)),
-                Statement(delete, (family, *edges)),
+                Statement(delete, (family, *_edges(family, wire))),
             ],
             lambda: self.blocks.pop((family, wire), None),
         )
@@ -295,7 +304,16 @@ class _ByHandle(Mapping[Handle, Attachment]):
         query = "SELECT network, container, ifname, created, attributes FROM handle WHERE network = ?"
         return list(self._attachments(query, (network,)))
 
-    def _attachments(self, query: str, values: tuple[str, ...] = ()) -> Iterator[Attachment]:
+    def inside(self, family: Family, first: bytes, last: bytes) -> Iterator[Attachment]:
+        """Yield who has addresses of a range."""
+        # Who has two of them is one all the same. CROSS: the range first, then each one's handle
+        query = (
+            "SELECT DISTINCT network, container, ifname, created, attributes FROM address CROSS JOIN handle"
+            " USING (container, ifname, network) WHERE family = ? AND address BETWEEN ? AND ?"
+        )
+        return self._attachments(query, (family, first, last))
+
+    def _attachments(self, query: str, values: Sequence[object] = ()) -> Iterator[Attachment]:
         for row in self._file.rows(query, values):
             handle = Handle(*row[:3])
             if (assignments := self._given.get(handle)) is not None:
@@ -336,6 +354,11 @@ class _ByAddress(Mapping[bytes, Attachment]):
 def _key(handle: Handle) -> tuple[str, str, str]:
     """Return a handle in the order of the file's keys: what tells most apart first."""
     return handle.container_id, handle.ifname, handle.network
+
+
+def _edges(family: Family, block: bytes) -> list[bytes]:
+    """Return the first and last address of a block, packed."""
+    return [address.to_bytes(BITS[family] // 8, "big") for address in span(family, block)]
 
 
 def _encode(attributes: Mapping[str, Any]) -> str:

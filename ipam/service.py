@@ -229,12 +229,7 @@ class Ipam:
 
     def assigned(self, family: Family, block: bytes) -> list[tuple[Attachment, Assignment]]:
         """Return the addresses of a block that are in use here, also where it is not ours any more."""
-        return [
-            (attachment, one)
-            for attachment in self._ledger.by_handle.values()
-            for one in attachment.assignments
-            if (one.family, one.block) == (family, block)
-        ]
+        return self._ledger.assigned(family, block)
 
     def picture(self, family: Family, wire: bytes) -> list[str]:
         """Return the state of each address of a block of ours, in order: used, reserved, resting or free."""
