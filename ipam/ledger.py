@@ -166,6 +166,15 @@ class Ledger:
         """Yield (family, block, packed address) of all addresses in use, those of a block one after the other."""
         return self._file.stream("SELECT family, block, address FROM address WHERE released IS NULL")
 
+    def of_block(self, family: Family, wire: bytes) -> list[Attachment]:
+        """Return the attachments with an address in a block, without a look at those of others."""
+        query = (
+            "SELECT DISTINCT network, container, ifname FROM address"
+            " WHERE released IS NULL AND family = ? AND address BETWEEN ? AND ? AND block = ?"
+        )
+        rows = self._file.rows(query, (family, *_edges(family, wire), wire))
+        return [found for row in rows if (found := self.by_handle.get(Handle(*row))) is not None]
+
     async def add(self, handle: Handle, assignments: Sequence[Assignment], attributes: Mapping[str, Any]) -> Attachment:
         """Record the addresses of a handle that has none, all or none of them."""
         attachment = Attachment(handle, tuple(assignments), dict(attributes), self._clock())
@@ -205,12 +214,11 @@ class Ledger:
 
     async def disown(self, family: Family, wire: bytes) -> None:
         """Forget a block, and which of its addresses were in use before."""
-        edges = [address.to_bytes(BITS[family] // 8, "big") for address in span(family, wire)]
         delete = "DELETE FROM address WHERE released IS NOT NULL AND family = ? AND address BETWEEN ? AND ?"
         await self._write(
             [
                 Statement("DELETE FROM block WHERE family = ? AND prefix = ?", (family, wire)),
-                Statement(delete, (family, *edges)),
+                Statement(delete, (family, *_edges(family, wire))),
             ],
             lambda: self.blocks.pop((family, wire), None),
         )
@@ -336,6 +344,11 @@ class _ByAddress(Mapping[bytes, Attachment]):
 def _key(handle: Handle) -> tuple[str, str, str]:
     """Return a handle in the order of the file's keys: what tells most apart first."""
     return handle.container_id, handle.ifname, handle.network
+
+
+def _edges(family: Family, wire: bytes) -> list[bytes]:
+    """Return a block's first and last address, packed."""
+    return [address.to_bytes(BITS[family] // 8, "big") for address in span(family, wire)]
 
 
 def _encode(attributes: Mapping[str, Any]) -> str:

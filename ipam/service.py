@@ -231,7 +231,7 @@ class Ipam:
         """Return the addresses of a block that are in use here, also where it is not ours any more."""
         return [
             (attachment, one)
-            for attachment in self._ledger.by_handle.values()
+            for attachment in self._ledger.of_block(family, block)
             for one in attachment.assignments
             if (one.family, one.block) == (family, block)
         ]
