@@ -1,6 +1,8 @@
 # podroute: `sudo make demo` shows the main job, `sudo make test` runs the whole suite. Both install what they need.
 SHELL := /bin/sh
 VENV := .venv/bin
+# What a benchmark ends with, whether its goals are met or missed.
+BENCHMARKS_PAGE = status=$$?; python -m benchmarks.page; exit $$status
 export PYTHONDONTWRITEBYTECODE := 1
 export PATH := $(CURDIR)/$(VENV):$(PATH)
 
@@ -51,7 +53,7 @@ flood: setup-tests  ## 5,000 connections a second from strangers for half a minu
 	@FLOOD_SECONDS=$(or $(SECONDS),30) python -m pytest -q tests/kernel/test_bgp_strangers.py
 
 bench-ipam: setup-tests  ## addresses, claims and a full node, beside host-local (BENCH=options)
-	@python -m benchmarks.ipam $(BENCH)
+	@python -m benchmarks.ipam $(BENCH); $(BENCHMARKS_PAGE)
 
 lint: venv  ## ruff, mypy --strict, import contracts
 	@ruff check --quiet . && ruff format --quiet --check . && mypy && lint-imports --no-logo
@@ -60,13 +62,13 @@ format: venv  ## apply the house's format
 	@ruff check --quiet --fix .; ruff format --quiet .
 
 bench-bgp: setup-tests  ## the speaker beside BIRD, FRR and GoBGP on the same input (BENCH=options)
-	@python -m benchmarks.bgp $(BENCH)
+	@python -m benchmarks.bgp $(BENCH); $(BENCHMARKS_PAGE)
 
 bench-cni: setup-tests  ## ADD and DEL beside Debian's ptp and bridge plugins (BENCH=options)
-	@python -m benchmarks.cni $(BENCH)
+	@python -m benchmarks.cni $(BENCH); $(BENCHMARKS_PAGE)
 
 bench-fib: setup-tests  ## routes into the kernel: podroute, BIRD and FRR side by side (QUICK=1: small tables)
-	@python -m benchmarks.fib $(if $(QUICK),--quick)
+	@python -m benchmarks.fib $(if $(QUICK),--quick); $(BENCHMARKS_PAGE)
 
 setup:  ## install what the demo needs (Debian packages, virtual environment)
 	@sh labs/setup.sh

@@ -46,8 +46,9 @@ from ipam.pool import Pool, span
 from ipam.records import Block, NodeRecord
 from ipam.service import LEDGER_FILE, Ipam
 from ipam.sqlite_store import SqliteStore
-from ipam.store import Condition, Entry, Listing, Outcome, Put, Range, Write
+from ipam.store import Put
 from tests.etcd import etcd
+from tests.stores import Counting
 
 HOST_LOCAL = Path("/usr/lib/cni/host-local")
 PLACE = "/var/tmp"
@@ -176,32 +177,6 @@ def percentile(values: Sequence[float], part: float) -> float:
 
 
 # Claims
-
-
-class Counting(EtcdStore):
-    """One node's view of a shared client, with a count of its own."""
-
-    def __init__(self, inner: EtcdStore) -> None:
-        self._inner = inner
-        self.trips = 0
-
-    @property
-    def url(self) -> str:
-        return self._inner.url
-
-    async def get(self, key: str) -> Entry | None:
-        self.trips += 1
-        return await self._inner.get(key)
-
-    async def list(self, wanted: Range) -> Listing:
-        self.trips += 1
-        return await self._inner.list(wanted)
-
-    async def transact(
-        self, conditions: Sequence[Condition], writes: Sequence[Write], otherwise: Sequence[Range] = ()
-    ) -> Outcome:
-        self.trips += 1
-        return await self._inner.transact(conditions, writes, otherwise)
 
 
 def claims(sizes: Sequence[int]) -> list[Row]:

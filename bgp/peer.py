@@ -397,7 +397,7 @@ class Peer:
             return
         if not (self._tasks or self._incoming or self._held or self._receiving.holding):
             self._stopped = True
-            self._local.gone(self)
+            self._local.gone(self.name)
 
     def _not_back(self) -> None:
         """The peer has not restarted in time."""

@@ -278,10 +278,10 @@ class Speaker:
         admission.peers.add(peer.name)
         return peer.accept(sock)
 
-    def _gone(self, peer: Peer) -> None:
+    def _gone(self, name: str) -> None:
         """Forget a dynamic neighbour that has nothing left."""
-        self._leave_range(self._unlist(peer.name))
-        self._forget(peer.name)
+        self._leave_range(self._unlist(name))
+        self._forget(name)
         self._notify()
 
     def _dismiss(self, peer: Peer) -> None:

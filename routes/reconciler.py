@@ -26,6 +26,7 @@ from routes.messages import (
     NexthopEvent,
     RouteEvent,
 )
+from routes.others import Others
 from routes.table import State
 
 log = logging.getLogger("podroute.routes")
@@ -45,6 +46,7 @@ class Reconciler:
         table: int,
         protocol: int,
         interval: float,
+        others: Others,
         on_link: Callable[[LinkEvent], None],
     ) -> None:
         self._installer = installer
@@ -52,6 +54,7 @@ class Reconciler:
         self._sock = sock
         self._table, self._protocol = table, protocol
         self._interval = interval
+        self._others = others
         self._on_link = on_link
         self._up: dict[int, bool] = {}
         self._cause = ""
@@ -163,6 +166,7 @@ class Reconciler:
             except OSError as error:
                 log.error("cannot read the kernel's routes: %s", error)
             if not cause:
+                self._others.reread()
                 for table in self._installer.tables.values():
                     table.retry(lambda failure: True)
             self._installer.doubt(self._wanted.is_set())

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from labs.lab import Lab
 from labs.leftovers import Host
-from labs.runner import Lab
 from labs.teardown import take_down
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]

@@ -12,8 +12,9 @@ import pytest
 
 from labs.errors import LabError
 from labs.host import has_dummy
+from labs.lab import Lab
 from labs.leftovers import Host
-from labs.runner import Lab, lab
+from labs.runner import lab
 from labs.teardown import take_down
 
 pytestmark = pytest.mark.root

@@ -16,8 +16,9 @@ import pytest_asyncio
 from labs.capture import Capture
 from labs.errors import LabError
 from labs.impairments import Link
+from labs.lab import Lab
 from labs.leftovers import Host
-from labs.runner import Lab, lab
+from labs.runner import lab
 from labs.teardown import take_down
 
 pytestmark = [

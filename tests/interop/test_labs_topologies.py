@@ -11,9 +11,10 @@ from itertools import permutations
 import pytest
 
 from labs.fabric import converge, podroute_nodes
+from labs.lab import TOPOLOGIES, load
 from labs.leftovers import Host
 from labs.pods import Pod, start_pods
-from labs.runner import TOPOLOGIES, lab, load
+from labs.runner import lab
 from labs.teardown import take_down
 
 pytestmark = [

@@ -156,6 +156,17 @@ class Node:
         family, encoded = parse(prefix)
         self.fib.update(family, [([encoded], hops)])
 
+    async def until(self, state: State, prefix: str) -> Result:
+        """Wait until the Fib has told that a prefix is in a state, and return what it said."""
+        async with asyncio.timeout(30):
+            while True:
+                self.told.clear()
+                for place, result in enumerate(self.results):
+                    if (result.prefix, result.state) == (wire(prefix), state):
+                        del self.results[: place + 1]
+                        return result
+                await self.told.wait()
+
     async def drained(self) -> None:
         async with asyncio.timeout(30):
             await self.fib.drained()

@@ -181,9 +181,11 @@ async def test_foreign_route_in_the_way(netns: Maker, state: Path, objects: bool
         node.learn("2001:db8::/32", via("a=fd00:0::2"))
         node.learn("198.51.100.0/24", via("a=10.0.0.2"))  # another metric: beside it
         await node.drained()
+        conflict = State.CONFLICT, errno.EEXIST, "a route of protocol static with metric 20 is in the way"
         assert [(r.prefix, r.state, r.errno, r.text) for r in sorted(node.results)] == [
-            (wire("192.0.2.0/24"), State.CONFLICT, errno.EEXIST, "foreign route of protocol 4 metric 20 in the way"),
-            (wire("2001:db8::/32"), State.CONFLICT, errno.EEXIST, "foreign route of protocol 4 metric 20 in the way"),
+            (wire("192.0.2.0/24"), *conflict),
+            (wire("198.51.100.0/24"), State.SHADOWED, 0, "by a route of protocol static with metric 10"),
+            (wire("2001:db8::/32"), *conflict),
         ]
         assert set(routes(ns, 4)) == {"198.51.100.0/24 metric 20"}
         assert routes(ns, 6) == {}

@@ -7,8 +7,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from labs.lab import Lab
 from labs.node import Node
-from labs.runner import Lab
 from tests.runtime.guard import CGROUPS, cgroup_name
 
 NODES = ("n1", "n2")

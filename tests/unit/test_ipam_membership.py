@@ -14,7 +14,7 @@ from ipam.errors import StoreUnavailableError
 from ipam.records import Block
 from ipam.service import Ipam
 from ipam.sqlite_store import SqliteStore
-from ipam.store import Condition, Delete, Entry, Listing, Outcome, Put, Range, Write
+from ipam.store import Choice, Condition, Delete, Entry, Listing, Outcome, Put, Range, Write
 from tests.unit.test_ipam_service import configuration, handle
 
 
@@ -36,10 +36,14 @@ class Flaky(SqliteStore):
         return await super().list(wanted)
 
     async def transact(
-        self, conditions: Sequence[Condition], writes: Sequence[Write], otherwise: Sequence[Range] = ()
+        self,
+        conditions: Sequence[Condition],
+        writes: Sequence[Write],
+        otherwise: Sequence[Range] = (),
+        choices: Sequence[Choice] = (),
     ) -> Outcome:
         self._look()
-        return await super().transact(conditions, writes, otherwise)
+        return await super().transact(conditions, writes, otherwise, choices)
 
     async def grant(self, seconds: int) -> int:
         self._look()
