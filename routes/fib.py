@@ -302,7 +302,7 @@ class Fib:
 
     def unlearned(self, family: Family) -> list[bytes]:
         """Return the prefixes here that need no announcement: of pods, and what an earlier run left."""
-        found = [prefix for f, prefix in self._pods if f == family]
+        found = [prefix for prefix in self._pods if prefix[0] == BITS[family]]
         for (f, _), table in self._installer.tables.items():
             if f == family:
                 found += table.leftovers()
