@@ -85,6 +85,21 @@ async def test_what_is_in_a_block(tmp_path: Path) -> None:
         assert len(ledger.assigned(6, BLOCK6)) == 2
 
 
+async def test_assignments_of_one_block(tmp_path: Path) -> None:
+    pair = [assignment("10.64.0.1"), assignment("fd00:64::1")]
+    elsewhere = assignment("10.65.0.9")
+    block = (pair[0].family, pair[0].block)
+    async with opened(tmp_path / "ledger.db") as ledger:
+        both = await ledger.add(handle("a"), pair, {})
+        other = await ledger.add(handle("b"), [replace(elsewhere, block=prefix.make(4, 10 << 24 | 65 << 16, 24))], {})
+        await ledger.add(handle("c"), [assignment("10.64.0.3")], {})
+        await ledger.remove(handle("c"))
+        assert ledger.assigned(*block) == [(both, pair[0])]
+        assert ledger.assigned(6, pair[1].block) == [(both, pair[1])]
+        assert ledger.assigned(4, other.assignments[0].block) == [(other, *other.assignments)]
+        assert ledger.assigned(4, prefix.make(4, 10 << 24 | 65 << 16, 25)) == [], "a block of another length is another"
+
+
 async def test_removed_addresses_are_remembered_in_the_order_of_release(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     async with opened(path) as ledger:
