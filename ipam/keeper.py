@@ -100,7 +100,10 @@ class BlockKeeper:
         self._membership = None
 
     def usage(self) -> list[Usage]:
-        return [Usage(held.block, held.free.used, held.free.size) for held in self.holdings.blocks.values()]
+        return [
+            Usage(held.block, held.free.used, held.free.reserved, held.free.size)
+            for held in self.holdings.blocks.values()
+        ]
 
     def gave_back(self, family: Family, block: bytes) -> None:
         """An address of a block was released: one on loan goes back at once."""
@@ -199,7 +202,7 @@ class BlockKeeper:
             inside = self._ledger.inside(*key)
             # A clock that was set back must not make an address rest longer than once
             resting = [(address, mono - max(0.0, wall - at)) for address, at in inside.released]
-            self.holdings.add(block, inside.used, resting, pool)
+            self.holdings.add(block, inside.used, inside.kept, resting, pool)
             granted.append(block)
         if granted and self._on_blocks is not None:
             self._on_blocks(granted, [])

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from config.prefix import BITS, Family
+from config.values import RESERVED_NETWORK
 from ipam import sqlite
 from ipam.errors import LedgerCorruptError, LedgerError
 from ipam.given import Assignment, Given, Handle
@@ -107,6 +108,9 @@ class Inside(NamedTuple):
     """The addresses of a block, as numbers."""
 
     used: list[int]
+    """By containers."""
+    kept: list[int]
+    """From containers."""
     released: list[tuple[int, float]]
     """Those that were in use before, and when they were released in seconds since 1970: the longest ago first."""
 
@@ -159,13 +163,15 @@ class Ledger:
 
     def inside(self, family: Family, block: bytes) -> Inside:
         """Return the addresses of a block that are or were in use."""
-        where = "family = ? AND address BETWEEN ? AND ? ORDER BY released"
-        rows = self._file.rows(
-            f"SELECT address, block, released FROM address WHERE {where}", (family, *_edges(family, block))
-        )
-        used = [int.from_bytes(address, "big") for address, of, at in rows if at is None and of == block]
-        released = [(int.from_bytes(address, "big"), at) for address, _, at in rows if at is not None]
-        return Inside(used, released)
+        query = "SELECT address, block, network, released FROM address WHERE family = ? AND address BETWEEN ? AND ?"
+        found = Inside([], [], [])
+        for packed, of, network, at in self._file.rows(query + " ORDER BY released", (family, *_edges(family, block))):
+            address = int.from_bytes(packed, "big")
+            if at is not None:
+                found.released.append((address, at))
+            elif of == block:
+                (found.kept if network == RESERVED_NETWORK else found.used).append(address)
+        return found
 
     def assigned(self, family: Family, block: bytes) -> list[tuple[Attachment, Assignment]]:
         """Return who has the addresses of a block."""
@@ -214,14 +220,25 @@ class Ledger:
         )
 
     async def disown(self, family: Family, wire: bytes) -> None:
-        """Forget a block, and which of its addresses were in use before."""
-        delete = "DELETE FROM address WHERE released IS NOT NULL AND family = ? AND address BETWEEN ? AND ?"
+        """Forget a block, which of its addresses were in use before, and which were kept from containers."""
+        had = [attachment.handle for attachment, _ in self.assigned(family, wire)]
+        kept = [handle for handle in dict.fromkeys(had) if handle.network == RESERVED_NETWORK]
+        delete = (
+            "DELETE FROM address WHERE (released IS NOT NULL OR network = ?) AND family = ? AND address BETWEEN ? AND ?"
+        )
+
+        def forget() -> None:
+            self.blocks.pop((family, wire), None)
+            for handle in kept:
+                self.given.drop(handle)
+
         await self._write(
             [
                 Statement("DELETE FROM block WHERE family = ? AND prefix = ?", (family, wire)),
-                Statement(delete, (family, *_edges(family, wire))),
+                Statement(delete, (RESERVED_NETWORK, family, *_edges(family, wire))),
+                *(Statement(f"DELETE FROM handle WHERE {_IS_HANDLE}", _key(handle)) for handle in kept),
             ],
-            lambda: self.blocks.pop((family, wire), None),
+            forget,
         )
 
     async def _write(self, statements: list[Statement], apply: Callable[[], object]) -> None:

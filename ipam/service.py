@@ -18,6 +18,7 @@ from typing import Any
 
 from config.model import Config
 from config.prefix import Family
+from config.values import RESERVED_NETWORK
 from ipam import choice, records
 from ipam.choice import Usage
 from ipam.errors import (
@@ -356,6 +357,9 @@ class Ipam:
                     taken.append(await self._keeper.take(family, pools))
             assignments = [one.assignment for one in taken]
             await self._ledger.add(handle, assignments, attributes or {})
+            if handle.network == RESERVED_NETWORK:
+                for one in taken:
+                    one.held.free.keep(one.ordinal)
             if lost := [one.held.block for one in taken if _key(one.held.block) not in self._keeper.holdings.blocks]:
                 await self._ledger.remove(handle)
                 raise NotRunningError(f"block {lost[0].cidr} was lost at this moment: try again")
