@@ -70,8 +70,8 @@ bench-bgp: setup-tests  ## the speaker beside BIRD, FRR and GoBGP on the same in
 bench-cni: setup-tests  ## ADD and DEL beside Debian's ptp and bridge plugins (BENCH=options)
 	@python -m benchmarks.cni $(BENCH); $(BENCHMARKS_PAGE)
 
-bench-fib: setup-tests  ## routes into the kernel: podroute, BIRD and FRR side by side (QUICK=1: small tables)
-	@python -m benchmarks.fib $(if $(QUICK),--quick); $(BENCHMARKS_PAGE)
+bench-fib: setup-tests  ## routes into the kernel: podroute, BIRD and FRR side by side (QUICK=1: small tables; BENCH=options)
+	@python -m benchmarks.fib $(if $(QUICK),--quick) $(BENCH); $(BENCHMARKS_PAGE)
 
 setup:  ## install what the demo needs (Debian packages, virtual environment)
 	@sh labs/setup.sh
