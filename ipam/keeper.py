@@ -72,7 +72,7 @@ class BlockKeeper:
         """Blocks whose addresses containers here use though the store does not say they are ours."""
         self._growing = {family: asyncio.Lock() for family in FAMILIES}
         self._idle = IdleBlocks()
-        self._background: dict[str, asyncio.Task[None]] = {}
+        self._background: dict[str, asyncio.Task[Any]] = {}
         self._membership: Membership | None = None
         self._lender: Lender | None = None
         self._borrower: Borrower | None = None
@@ -91,6 +91,7 @@ class BlockKeeper:
                 for lock in self._growing.values():
                     async with lock:
                         pass
+        self.detach()  # who waits for a block is told so
         for task in list(self._background.values()):
             task.cancel()
             await asyncio.wait([task])
@@ -253,11 +254,20 @@ class BlockKeeper:
         """Take an address that another node lends, where borrowing is on and nothing of our own is left."""
         if not self._config.ipam.borrowing or self._borrower is None or self.holdings.resting(pools):
             return None
+        asking = asyncio.get_running_loop().create_task(self._borrower.borrow(family, pools))
+        self._background[f"borrow {NAMES[family]}"] = asking
         try:
-            loan = await self._borrower.borrow(family, pools)
+            loan = await asking
+        except asyncio.CancelledError:
+            if self._membership is None:
+                raise NotRunningError("the agent is stopping: try again") from None
+            asking.cancel()
+            raise
         except IpamError:
             self.compare_again()  # something may be on loan to us now
             raise
+        finally:
+            del self._background[f"borrow {NAMES[family]}"]
         if loan is None:
             return None
         await self._adopt([loan])
