@@ -92,7 +92,7 @@ async def fill(node: Ipam, prefix: str, count: int) -> list[str]:
 
 
 def lent_by(node: Ipam) -> list[str]:
-    return [one.ifname for one in node._ledger.by_handle if one.network == loans.NETWORK]
+    return [one.ifname for one in node.ledger.by_handle if one.network == loans.NETWORK]
 
 
 async def settled(node: Ipam, lent: list[str]) -> None:
@@ -210,8 +210,8 @@ async def test_a_dead_borrower_returns_everything_by_being_reclaimed(pair: Pair)
     await pair.stores["n1"].transact([], [Delete(records.live_key("n2"))])
     await cluster.reclaim(pair.stores["n1"], "n2", quarantine=60)
     assert await pair.loans() == {}
-    assert lender._keeper._lender is not None
-    await lender._keeper._lender.settle()
+    assert lender.keeper.lender is not None
+    await lender.keeper.lender.settle()
     assert lent_by(lender) == []
     # It comes back: the address is not its own any more
     again = await pair.start("n2")
