@@ -6,7 +6,7 @@ BENCHMARKS_PAGE = status=$$?; python -m benchmarks.page; exit $$status
 export PYTHONDONTWRITEBYTECODE := 1
 export PATH := $(CURDIR)/$(VENV):$(PATH)
 
-.PHONY: help demo lab-down test unit lab big-lab lint format conformance interop fuzz flood hammer bench-bgp bench-cni bench-fib
+.PHONY: help demo image lab-down test unit lab big-lab lint format conformance interop fuzz flood hammer bench-bgp bench-cni bench-fib
 .PHONY: bench-ipam setup setup-tests venv lock clean
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -28,6 +28,9 @@ lab: setup-tests  ## the tests that build networks: kernel, real routers, real r
 
 scenarios: setup-tests  ## every promise in a lab with traffic through it, onto one page: scenarios.html (SCENARIOS=names)
 	@python -m labs.scenarios $(SCENARIOS)
+
+image: setup-tests  ## build the agent's container image and run it as docs/cni.md says; minutes
+	@PODROUTE_IMAGE=1 python -m pytest -q tests/runtime/test_runtime_image.py
 
 big-lab: setup-tests  ## the lab of forty nodes: up, converged, every pod reaches every other, down
 	@PODROUTE_BIG=1 python -m pytest tests/interop/test_labs_topologies.py -k forty
@@ -67,8 +70,8 @@ bench-bgp: setup-tests  ## the speaker beside BIRD, FRR and GoBGP on the same in
 bench-cni: setup-tests  ## ADD and DEL beside Debian's ptp and bridge plugins (BENCH=options)
 	@python -m benchmarks.cni $(BENCH); $(BENCHMARKS_PAGE)
 
-bench-fib: setup-tests  ## routes into the kernel: podroute, BIRD and FRR side by side (QUICK=1: small tables)
-	@python -m benchmarks.fib $(if $(QUICK),--quick); $(BENCHMARKS_PAGE)
+bench-fib: setup-tests  ## routes into the kernel: podroute, BIRD and FRR side by side (QUICK=1: small tables; BENCH=options)
+	@python -m benchmarks.fib $(if $(QUICK),--quick) $(BENCH); $(BENCHMARKS_PAGE)
 
 setup:  ## install what the demo needs (Debian packages, virtual environment)
 	@sh labs/setup.sh

@@ -201,7 +201,7 @@ def render_conflist(settings: InstallSettings) -> bytes:
     return (json.dumps(conflist, indent=2) + "\n").encode()
 
 
-def choose_interpreter(wanted: str | None = None, *, system: str = "/usr/bin/python3") -> str:
+def choose_interpreter(wanted: str | None = None, *, preferred: str = "/usr/bin/python3") -> str:
     """Return the path of a Python that the kernel can start by itself: a binary, not a script that looks for one.
 
     The system's comes first: it outlives virtual environments, and the runtime starts the plugin without ours; then the
@@ -212,7 +212,7 @@ def choose_interpreter(wanted: str | None = None, *, system: str = "/usr/bin/pyt
             raise InstallError(f"{wanted} {trouble}")
         return wanted
     base = getattr(sys, "_base_executable", "") or sys.executable
-    candidates = [system, os.path.realpath(base)]
+    candidates = [preferred, os.path.realpath(base)]
     troubles = []
     for candidate in candidates:
         trouble = _unfit(candidate)

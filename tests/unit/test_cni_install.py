@@ -204,7 +204,7 @@ def test_no_interpreter_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(sys, "_base_executable")
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(InstallError, match=r"/nowhere does not start.*/false is not.*name one with --interpreter"):
-        choose_interpreter(system="/nowhere")
+        choose_interpreter(preferred="/nowhere")
 
 
 @pytest.mark.parametrize("interpreter", ["/opt/my python/python3", "/" + "x" * 130])
