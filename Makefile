@@ -3,12 +3,14 @@ SHELL := /bin/sh
 VENV := .venv/bin
 # Agents and commands are started hundreds of times: half of what a start costs is compiling, where nothing may be kept.
 unexport PYTHONDONTWRITEBYTECODE
+# What a benchmark ends with, whether its goals are met or missed.
+BENCHMARKS_PAGE = status=$$?; python -m benchmarks.page; exit $$status
 export PATH := $(CURDIR)/$(VENV):$(PATH)
 # Most tests wait for routers and timers: there are more processes than CPUs.
 WORKERS ?= 3
 PYTEST := python -m pytest -n $(WORKERS) --durations=25
 
-.PHONY: help demo lab-down test unit lab big-lab lint format conformance interop fuzz flood hammer bench-bgp bench-cni bench-fib
+.PHONY: help demo image lab-down test unit lab big-lab lint format conformance interop fuzz flood hammer bench-bgp bench-cni bench-fib
 .PHONY: bench-ipam setup setup-tests venv lock clean
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -30,6 +32,9 @@ lab: setup-tests  ## the tests that build networks: kernel, real routers, real r
 
 scenarios: setup-tests  ## every promise in a lab with traffic through it, onto one page: scenarios.html (SCENARIOS=names)
 	@python -m labs.scenarios $(SCENARIOS)
+
+image: setup-tests  ## build the agent's container image and run it as docs/cni.md says; minutes
+	@PODROUTE_IMAGE=1 python -m pytest -q tests/runtime/test_runtime_image.py
 
 big-lab: setup-tests  ## the lab of forty nodes: up, converged, every pod reaches every other, down
 	@PODROUTE_BIG=1 python -m pytest tests/interop/test_labs_topologies.py -k forty
@@ -55,7 +60,7 @@ flood: setup-tests  ## 5,000 connections a second from strangers for half a minu
 	@FLOOD_SECONDS=$(or $(SECONDS),30) python -m pytest -q tests/kernel/test_bgp_strangers.py
 
 bench-ipam: setup-tests  ## addresses, claims and a full node, beside host-local (BENCH=options)
-	@python -m benchmarks.ipam $(BENCH)
+	@python -m benchmarks.ipam $(BENCH); $(BENCHMARKS_PAGE)
 
 lint: venv  ## ruff, mypy --strict, import contracts
 	@ruff check --quiet . && ruff format --quiet --check . && mypy && lint-imports --no-logo
@@ -64,13 +69,13 @@ format: venv  ## apply the house's format
 	@ruff check --quiet --fix .; ruff format --quiet .
 
 bench-bgp: setup-tests  ## the speaker beside BIRD, FRR and GoBGP on the same input (BENCH=options)
-	@python -m benchmarks.bgp $(BENCH)
+	@python -m benchmarks.bgp $(BENCH); $(BENCHMARKS_PAGE)
 
 bench-cni: setup-tests  ## ADD and DEL beside Debian's ptp and bridge plugins (BENCH=options)
-	@python -m benchmarks.cni $(BENCH)
+	@python -m benchmarks.cni $(BENCH); $(BENCHMARKS_PAGE)
 
-bench-fib: setup-tests  ## routes into the kernel: podroute, BIRD and FRR side by side (QUICK=1: small tables)
-	@python -m benchmarks.fib $(if $(QUICK),--quick)
+bench-fib: setup-tests  ## routes into the kernel: podroute, BIRD and FRR side by side (QUICK=1: small tables; BENCH=options)
+	@python -m benchmarks.fib $(if $(QUICK),--quick) $(BENCH); $(BENCHMARKS_PAGE)
 
 setup:  ## install what the demo needs (Debian packages, virtual environment)
 	@sh labs/setup.sh

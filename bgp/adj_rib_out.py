@@ -267,7 +267,7 @@ class ExportGroup:
         """Return why a path may not be announced to this kind of session whatever the policy says; empty if it may."""
         if path.peer is None:
             return ""
-        scope = path.attributes.scope
+        scope = path.scope
         if scope & NO_ADVERTISE:
             return "community no-advertise (RFC 1997)"
         if not self.key.kind.ibgp:

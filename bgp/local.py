@@ -15,7 +15,6 @@ from bgp.status import SessionChange
 from config.nexthop import NextHopResolver
 
 if TYPE_CHECKING:
-    from bgp.peer import Peer
     from bgp.session import Session
 
 
@@ -40,8 +39,8 @@ class Local:
     """``readers`` is not empty."""
     notify: Callable[[], None]
     """Something changed that ``converged`` looks at."""
-    gone: Callable[[Peer], None]
-    """A dynamic neighbour has neither a connection nor paths any more."""
+    gone: Callable[[str], None]
+    """The dynamic neighbour of this name has neither a connection nor paths any more."""
     readers: deque[Session] = field(default_factory=deque)
     """Sessions with octets to process; the one whose turn it is comes first."""
     read_buffer: bytearray = field(default_factory=lambda: bytearray(READ_SIZE))

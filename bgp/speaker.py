@@ -92,6 +92,7 @@ class Speaker:
             router_id=router_id,
             resolver=resolver,
             on_fib=on_fib,
+            on_refused=self._refused,
             max_paths=max_paths,
             multipath_relax=multipath_relax,
             always_compare_med=always_compare_med,
@@ -278,10 +279,10 @@ class Speaker:
         admission.peers.add(peer.name)
         return peer.accept(sock)
 
-    def _gone(self, peer: Peer) -> None:
+    def _gone(self, name: str) -> None:
         """Forget a dynamic neighbour that has nothing left."""
-        self._leave_range(self._unlist(peer.name))
-        self._forget(peer.name)
+        self._leave_range(self._unlist(name))
+        self._forget(name)
         self._notify()
 
     def _dismiss(self, peer: Peer) -> None:
@@ -527,6 +528,11 @@ class Speaker:
     def deferred(self) -> frozenset[Family]:
         """Families in which nothing is selected yet, after a restart of ours."""
         return frozenset(self._local.restart.deferred)
+
+    def _refused(self, name: str, family: Family, prefix: bytes, own: bytes) -> None:
+        peer = self._peers.get(name)
+        if peer is not None:  # else it is being forgotten
+            peer.refused(family, prefix, own)
 
     def _begin_restart(self, retained: frozenset[Family], expected: Iterable[str]) -> None:
         restart = self._local.restart

@@ -26,6 +26,9 @@ WELL_KNOWN_COMMUNITIES: dict[str, tuple[int, int]] = {
     "no-peer": (65535, 0xFF04),  # RFC 3765
 }
 
+RESERVED_NETWORK = "-"
+"""Stands for the name of a network, and is none: its handles keep addresses of a block from containers."""
+
 _NODE_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _LABEL_KEY = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_./]{0,251}[A-Za-z0-9])?")

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from config import prefix
@@ -37,7 +37,7 @@ from ipam.loans import Borrower, Lender, is_loan
 from ipam.membership import Membership
 from ipam.pool import Pool
 from ipam.records import Block
-from ipam.recovery import addresses_in_use, recover, resting_addresses
+from ipam.recovery import recover
 
 log = logging.getLogger("podroute.ipam")
 
@@ -100,7 +100,10 @@ class BlockKeeper:
         self._membership = None
 
     def usage(self) -> list[Usage]:
-        return [Usage(held.block, held.free.used, held.free.size) for held in self.holdings.blocks.values()]
+        return [
+            Usage(held.block, held.free.used, held.free.reserved, held.free.size)
+            for held in self.holdings.blocks.values()
+        ]
 
     def gave_back(self, family: Family, block: bytes) -> None:
         """An address of a block was released: one on loan goes back at once."""
@@ -121,9 +124,8 @@ class BlockKeeper:
             for b in self._ledger.blocks.values()
             for loan in (is_loan(b.family, b.prefix, pools.get(b.pool)),)
         ]
-        used, resting = addresses_in_use(self._ledger), resting_addresses(self._ledger, self._ledger.blocks)
         async with self._growing[4], self._growing[6]:
-            await self._adopt(blocks, used, resting)
+            await self._adopt(blocks)
 
     async def joined(self, claims: Claims, pools: Sequence[Pool]) -> None:
         """Bring what we have in line with what the store says, and have one block per family."""
@@ -146,7 +148,7 @@ class BlockKeeper:
                 # Of a block that serves already the ledger knows more than the record as it was read
                 new = [block for key, block in found.owned.items() if key not in self.holdings.blocks]
                 await self._lender.remember(new)
-            await self._adopt(list(found.owned.values()), addresses_in_use(self._ledger), found.resting)
+            await self._adopt(list(found.owned.values()))
             if self._lender is not None:
                 await self._lender.settle()
             self._on_standing()
@@ -183,19 +185,13 @@ class BlockKeeper:
         for block in blocks:
             log.info("block granted", extra={"fields": {"block": block.cidr, "pool": block.pool}})
 
-    async def _adopt(
-        self,
-        blocks: Sequence[Block],
-        used: Mapping[Key, Iterable[int]] | None = None,
-        resting: Mapping[Key, Iterable[tuple[int, float]]] | None = None,
-    ) -> None:
+    async def _adopt(self, blocks: Sequence[Block]) -> None:
         """Use blocks that the store has for us, once the ledger remembers them."""
-        if any(_key(block) in self.lost for block in blocks):
-            used = addresses_in_use(self._ledger)
         news = [OwnedBlock(block.family, block.prefix, block.pool, block.generation) for block in blocks]
         if fresh := [block for block in news if self._ledger.blocks.get((block.family, block.prefix)) != block]:
             await self._ledger.own(fresh)
         granted = []
+        wall, mono = time.time(), time.monotonic()
         for block in blocks:
             key = (block.family, block.prefix)
             self.lost.pop(key, None)
@@ -203,15 +199,17 @@ class BlockKeeper:
                 self.holdings.refresh(block)
                 continue
             pool = next((pool for pool in self.pools if pool.name == block.pool), None)
-            self.holdings.add(block, (used or {}).get(key, ()), (resting or {}).get(key, ()), pool)
+            inside = self._ledger.inside(*key)
+            # A clock that was set back must not make an address rest longer than once
+            resting = [(address, mono - max(0.0, wall - at)) for address, at in inside.released]
+            self.holdings.add(block, inside.used, inside.kept, resting, pool)
             granted.append(block)
         if granted and self._on_blocks is not None:
             self._on_blocks(granted, [])
 
     async def forget_lost(self) -> None:
         """Forget lost blocks of which no container has an address any more."""
-        used = addresses_in_use(self._ledger)
-        for key in [key for key in self.lost if key not in used]:
+        for key in [key for key in self.lost if not self._ledger.inside(*key).used]:
             del self.lost[key]
             await self._ledger.disown(*key)
         self._on_standing()

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from config.prefix import BITS, Family
+from config.values import RESERVED_NETWORK
 from ipam import sqlite
 from ipam.errors import LedgerCorruptError, LedgerError
 from ipam.given import Assignment, Given, Handle
@@ -103,11 +104,15 @@ class OwnedBlock(NamedTuple):
     generation: int
 
 
-class Released(NamedTuple):
-    family: Family
-    packed: bytes
-    at: float
-    """Seconds since 1970; never less than that of one released before."""
+class Inside(NamedTuple):
+    """The addresses of a block, as numbers."""
+
+    used: list[int]
+    """By containers."""
+    kept: list[int]
+    """From containers."""
+    released: list[tuple[int, float]]
+    """Those that were in use before, and when they were released in seconds since 1970: the longest ago first."""
 
 
 class Ledger:
@@ -156,15 +161,26 @@ class Ledger:
         self._file.close()
         await self._writer.close()
 
-    @property
-    def released(self) -> list[Released]:
-        """Return addresses that were in use before, the longest released first."""
-        query = "SELECT family, address, released FROM address WHERE released IS NOT NULL ORDER BY released"
-        return [Released(*row) for row in self._file.rows(query)]
+    def inside(self, family: Family, block: bytes) -> Inside:
+        """Return the addresses of a block that are or were in use."""
+        query = "SELECT address, block, network, released FROM address WHERE family = ? AND address BETWEEN ? AND ?"
+        found = Inside([], [], [])
+        for packed, of, network, at in self._file.rows(query + " ORDER BY released", (family, *_edges(family, block))):
+            address = int.from_bytes(packed, "big")
+            if at is not None:
+                found.released.append((address, at))
+            elif of == block:
+                (found.kept if network == RESERVED_NETWORK else found.used).append(address)
+        return found
 
-    def in_use(self) -> Iterator[tuple[Family, bytes, bytes]]:
-        """Yield (family, block, packed address) of all addresses in use, those of a block one after the other."""
-        return self._file.stream("SELECT family, block, address FROM address WHERE released IS NULL")
+    def assigned(self, family: Family, block: bytes) -> list[tuple[Attachment, Assignment]]:
+        """Return who has the addresses of a block."""
+        return [
+            (attachment, one)
+            for attachment in self.by_handle.inside(family, *_edges(family, block))
+            for one in attachment.assignments
+            if (one.family, one.block) == (family, block)
+        ]
 
     async def add(self, handle: Handle, assignments: Sequence[Assignment], attributes: Mapping[str, Any]) -> Attachment:
         """Record the addresses of a handle that has none, all or none of them."""
@@ -204,15 +220,25 @@ class Ledger:
         )
 
     async def disown(self, family: Family, wire: bytes) -> None:
-        """Forget a block, and which of its addresses were in use before."""
-        edges = [address.to_bytes(BITS[family] // 8, "big") for address in span(family, wire)]
-        delete = "DELETE FROM address WHERE released IS NOT NULL AND family = ? AND address BETWEEN ? AND ?"
+        """Forget a block, which of its addresses were in use before, and which were kept from containers."""
+        had = [attachment.handle for attachment, _ in self.assigned(family, wire)]
+        kept = [handle for handle in dict.fromkeys(had) if handle.network == RESERVED_NETWORK]
+        delete = (
+            "DELETE FROM address WHERE (released IS NOT NULL OR network = ?) AND family = ? AND address BETWEEN ? AND ?"
+        )
+
+        def forget() -> None:
+            self.blocks.pop((family, wire), None)
+            for handle in kept:
+                self.given.drop(handle)
+
         await self._write(
             [
                 Statement("DELETE FROM block WHERE family = ? AND prefix = ?", (family, wire)),
-                Statement(delete, (family, *edges)),
+                Statement(delete, (RESERVED_NETWORK, family, *_edges(family, wire))),
+                *(Statement(f"DELETE FROM handle WHERE {_IS_HANDLE}", _key(handle)) for handle in kept),
             ],
-            lambda: self.blocks.pop((family, wire), None),
+            forget,
         )
 
     async def _write(self, statements: list[Statement], apply: Callable[[], object]) -> None:
@@ -295,7 +321,16 @@ class _ByHandle(Mapping[Handle, Attachment]):
         query = "SELECT network, container, ifname, created, attributes FROM handle WHERE network = ?"
         return list(self._attachments(query, (network,)))
 
-    def _attachments(self, query: str, values: tuple[str, ...] = ()) -> Iterator[Attachment]:
+    def inside(self, family: Family, first: bytes, last: bytes) -> Iterator[Attachment]:
+        """Yield who has addresses of a range."""
+        # Who has two of them is one all the same. CROSS: the range first, then each one's handle
+        query = (
+            "SELECT DISTINCT network, container, ifname, created, attributes FROM address CROSS JOIN handle"
+            " USING (container, ifname, network) WHERE family = ? AND address BETWEEN ? AND ?"
+        )
+        return self._attachments(query, (family, first, last))
+
+    def _attachments(self, query: str, values: Sequence[object] = ()) -> Iterator[Attachment]:
         for row in self._file.rows(query, values):
             handle = Handle(*row[:3])
             if (assignments := self._given.get(handle)) is not None:
@@ -336,6 +371,11 @@ class _ByAddress(Mapping[bytes, Attachment]):
 def _key(handle: Handle) -> tuple[str, str, str]:
     """Return a handle in the order of the file's keys: what tells most apart first."""
     return handle.container_id, handle.ifname, handle.network
+
+
+def _edges(family: Family, block: bytes) -> list[bytes]:
+    """Return the first and last address of a block, packed."""
+    return [address.to_bytes(BITS[family] // 8, "big") for address in span(family, block)]
 
 
 def _encode(attributes: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from config.model import Config
 from config.prefix import Family
+from config.values import RESERVED_NETWORK
 from ipam import choice, records
 from ipam.choice import Usage
 from ipam.errors import (
@@ -229,12 +230,7 @@ class Ipam:
 
     def assigned(self, family: Family, block: bytes) -> list[tuple[Attachment, Assignment]]:
         """Return the addresses of a block that are in use here, also where it is not ours any more."""
-        return [
-            (attachment, one)
-            for attachment in self._ledger.by_handle.values()
-            for one in attachment.assignments
-            if (one.family, one.block) == (family, block)
-        ]
+        return self._ledger.assigned(family, block)
 
     def picture(self, family: Family, wire: bytes) -> list[str]:
         """Return the state of each address of a block of ours, in order: used, reserved, resting or free."""
@@ -361,6 +357,9 @@ class Ipam:
                     taken.append(await self._keeper.take(family, pools))
             assignments = [one.assignment for one in taken]
             await self._ledger.add(handle, assignments, attributes or {})
+            if handle.network == RESERVED_NETWORK:
+                for one in taken:
+                    one.held.free.keep(one.ordinal)
             if lost := [one.held.block for one in taken if _key(one.held.block) not in self._keeper.holdings.blocks]:
                 await self._ledger.remove(handle)
                 raise NotRunningError(f"block {lost[0].cidr} was lost at this moment: try again")

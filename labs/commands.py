@@ -15,8 +15,8 @@ from rich.table import Table
 
 from labs import looking
 from labs.errors import LabError
+from labs.lab import Lab, load, resolve
 from labs.processes import sharing
-from labs.runner import Lab, load, resolve
 from labs.teardown import take_down
 
 

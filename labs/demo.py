@@ -20,10 +20,10 @@ from rich.table import Table
 from rich.text import Text
 
 from labs.errors import LabError
+from labs.lab import Lab
 from labs.leftovers import Host
 from labs.node import Node
 from labs.pods import Pod, start_pods
-from labs.runner import Lab
 from labs.teardown import take_down
 
 TOPOLOGY = "two-racks"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from labs.errors import LabError
+from labs.lab import Lab
 from labs.node import Node
-from labs.runner import Lab
 
 PODROUTE_IMAGE = "podroute"
 

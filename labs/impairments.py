@@ -14,7 +14,7 @@ from labs.errors import LabError
 from labs.node import Node
 
 if TYPE_CHECKING:
-    from labs.runner import Lab
+    from labs.lab import Lab
 
 TABLE = "podroute_lab_"
 """Begins the names of nftables' tables here; an interface's index follows."""

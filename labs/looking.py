@@ -16,7 +16,7 @@ import click
 from labs import capture
 from labs.errors import LabError
 from labs.impairments import Link
-from labs.runner import Lab
+from labs.lab import Lab
 from labs.saving import draw, fresh_folder, save
 
 

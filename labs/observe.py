@@ -6,14 +6,12 @@ import json
 import re
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from labs.errors import LabError
+from labs.lab import Lab
 from labs.node import Node
 from labs.waiting import together
-
-if TYPE_CHECKING:
-    from labs.runner import Lab
 
 FAMILIES = ("-4", "-6")
 

@@ -8,16 +8,13 @@ from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from labs import graph
 from labs.errors import LabError
+from labs.lab import Lab
 from labs.node import Node
 from labs.observe import observe, role_of
 from labs.waiting import together
-
-if TYPE_CHECKING:
-    from labs.runner import Lab
 
 EVERYWHERE = {
     "links.txt": ("ip", "-d", "link"),

@@ -19,11 +19,11 @@ from typing import Any
 import yaml
 
 from labs.errors import LabError
+from labs.lab import Lab
 from labs.node import Node
 from labs.observe import parse_bird
 from labs.pods import Pod
 from labs.processes import await_end
-from labs.runner import Lab
 from labs.scenarios.daemons import STAND_IN, nodes_of
 from labs.scenarios.looking import has_route
 from labs.topology import Bind, Topology

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Protocol
 
 from labs.fabric import converge, podroute_nodes
+from labs.lab import Lab
 from labs.node import Node
 from labs.pods import Pod, start_pods
-from labs.runner import Lab
 from labs.topology import Topology
 from labs.waiting import together
 

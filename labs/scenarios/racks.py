@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from labs.runner import load
+from labs.lab import load
 from labs.topology import Topology
 
 PER_RACK = 10

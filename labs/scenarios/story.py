@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from labs.errors import LabError
+from labs.lab import Lab, load
 from labs.node import Node
 from labs.pods import Pod
-from labs.runner import Lab, lab, load
+from labs.runner import lab
 from labs.saving import draw, fresh_folder, save
 from labs.scenarios.daemons import Daemon, Podroute
 from labs.scenarios.traffic import Flow, Traffic

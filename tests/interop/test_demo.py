@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from labs.runner import Lab
+from labs.lab import Lab
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("nothing_left"), pytest.mark.timeout(180)]
 

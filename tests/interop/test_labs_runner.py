@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from labs.errors import CommandError, LabError
+from labs.lab import Lab, load
 from labs.leftovers import Host
 from labs.processes import marked
-from labs.runner import Lab, lab, load
+from labs.runner import lab
 from labs.state import ROOT, Record
 from labs.teardown import take_down
 from labs.topology import Topology
@@ -267,7 +268,7 @@ async def test_a_lab_is_found_by_name(path: Path, name: str) -> None:
 
 
 BUILDER = (
-    "import asyncio, sys\nfrom labs.runner import Lab\n"
+    "import asyncio, sys\nfrom labs.lab import Lab\n"
     "asyncio.run(Lab.up(sys.argv[1], progress=lambda line: print(line, flush=True)))\nprint('up', flush=True)\n"
     "sys.stdin.read()"
 )

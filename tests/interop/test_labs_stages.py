@@ -11,7 +11,8 @@ import pytest
 
 from labs.errors import LabError
 from labs.host import has_dummy
-from labs.runner import Lab, lab
+from labs.lab import Lab
+from labs.runner import lab
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("nothing_left")]
 

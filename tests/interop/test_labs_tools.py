@@ -16,7 +16,8 @@ import pytest_asyncio
 from labs.capture import Capture
 from labs.errors import LabError
 from labs.impairments import Link
-from labs.runner import Lab, lab
+from labs.lab import Lab
+from labs.runner import lab
 
 pytestmark = [
     pytest.mark.root,

@@ -10,8 +10,9 @@ from itertools import permutations
 import pytest
 
 from labs.fabric import converge, podroute_nodes
+from labs.lab import TOPOLOGIES, load
 from labs.pods import Pod, start_pods
-from labs.runner import TOPOLOGIES, lab, load
+from labs.runner import lab
 
 pytestmark = [
     pytest.mark.root,

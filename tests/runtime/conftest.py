@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from labs.runner import Lab
+from labs.lab import Lab
 from tests.runtime import containerd, podman
 from tests.runtime.guard import Guard
 from tests.runtime.hosts import prepare

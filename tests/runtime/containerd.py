@@ -6,8 +6,8 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from labs.lab import Lab
 from labs.node import Node, Result
-from labs.runner import Lab
 from labs.waiting import off_loop
 from tests.runtime.hosts import CONTAINED, PLUGIN_DIR
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from labs.runner import Lab
+from labs.lab import Lab
 from tests.runtime.hosts import PLUGIN_DIR, PLUGINS, agent_starts, nothing_left
 
 pytestmark = pytest.mark.root

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
+from labs.lab import Lab
 from labs.libcni import Attachment
 from labs.pods import Pod
-from labs.runner import Lab
 from tests.runtime.containerd import Containerd
 from tests.runtime.hosts import addresses, agent_starts, nothing_left, pods, reaches
 

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 import pytest
 import pytest_asyncio
 
-from labs.runner import Lab
+from labs.lab import Lab
 from tests.runtime.containerd import Containerd
 from tests.runtime.cri import Cri, CriError, Sandbox, Status
 from tests.runtime.hosts import agent_starts, nothing_left, pods, reaches

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from labs.lab import Lab
 from labs.node import Node
-from labs.runner import Lab
 from tests.runtime import containerd, podman
 from tests.runtime.guard import Guard
 from tests.runtime.hosts import PLUGIN_DIR, addresses, ask, enter, pods, prepare, reaches

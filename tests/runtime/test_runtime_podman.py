@@ -8,7 +8,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from labs.runner import Lab
+from labs.lab import Lab
 from tests.runtime.hosts import addresses, agent_starts, nothing_left, pods, reaches
 from tests.runtime.podman import IMAGE, Podman
 

@@ -33,7 +33,7 @@ from ipam.etcd_store import EtcdStore
 from ipam.given import Handle
 from ipam.service import Ipam
 from ipam.sqlite_store import SqliteStore
-from ipam.store import Condition, Delete, Outcome, Range, Store, Write
+from ipam.store import Choice, Condition, Delete, Outcome, Range, Store, Write
 from tests.etcd import Etcd, etcd, needs_etcd
 from tests.unit.test_ipam_crash import sound, text
 
@@ -78,18 +78,26 @@ class CrashingSqlite(SqliteStore):
     trouble: Trouble
 
     async def transact(
-        self, conditions: Sequence[Condition], writes: Sequence[Write], otherwise: Sequence[Range] = ()
+        self,
+        conditions: Sequence[Condition],
+        writes: Sequence[Write],
+        otherwise: Sequence[Range] = (),
+        choices: Sequence[Choice] = (),
     ) -> Outcome:
-        return await self.trouble.transact(partial(super().transact, conditions, writes, otherwise))
+        return await self.trouble.transact(partial(super().transact, conditions, writes, otherwise, choices))
 
 
 class CrashingEtcd(EtcdStore):
     trouble: Trouble
 
     async def transact(
-        self, conditions: Sequence[Condition], writes: Sequence[Write], otherwise: Sequence[Range] = ()
+        self,
+        conditions: Sequence[Condition],
+        writes: Sequence[Write],
+        otherwise: Sequence[Range] = (),
+        choices: Sequence[Choice] = (),
     ) -> Outcome:
-        return await self.trouble.transact(partial(super().transact, conditions, writes, otherwise))
+        return await self.trouble.transact(partial(super().transact, conditions, writes, otherwise, choices))
 
 
 class CrashingNode(Ipam):

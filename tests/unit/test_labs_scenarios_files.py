@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from labs.frr import parse
-from labs.runner import load
+from labs.lab import load
 from labs.scenarios.bird import Bird
 from labs.scenarios.curves import picture
 from labs.scenarios.files import CONFIG, configured

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from labs.errors import LabError, TopologyError
+from labs.lab import TOPOLOGIES, load
 from labs.reading import load as load_file
-from labs.runner import TOPOLOGIES, load
 from labs.source import expand
 from labs.topology import Topology
 
