@@ -145,12 +145,13 @@ def explain(answer: Answer) -> None:
 
 
 def blocks(answer: Iterable[Answer]) -> None:
-    table = _table("BLOCK", "POOL", "USED", "FREE", "ADVERTISED TO")
+    table = _table("BLOCK", "POOL", "USED", "RESERVED", "FREE", "ADVERTISED TO")
     for block in answer:
         table.add_row(
             block["prefix"],
             block["pool"],
             str(block["used"]),
+            str(block["reserved"]),
             str(block["free"]),
             ", ".join(block["advertisedTo"]) or Text("nobody", "yellow"),
         )
@@ -206,10 +207,10 @@ def ipam_picture(answer: Answer) -> None:
 
 
 def ipam_blocks(answer: Iterable[Answer]) -> None:
-    table = _table("BLOCK", "POOL", "NODE", "USED", "CLAIMED AT", "GENERATION")
+    table = _table("BLOCK", "POOL", "NODE", "USED", "RESERVED", "CLAIMED AT", "GENERATION")
     for block in answer:
-        used = "" if block["used"] is None else str(block["used"])
-        cells = [block["prefix"], block["pool"], block["owner"], used, block["claimedAt"], str(block["generation"])]
+        counts = ["" if block[key] is None else str(block[key]) for key in ("used", "reserved")]
+        cells = [block["prefix"], block["pool"], block["owner"], *counts, block["claimedAt"], str(block["generation"])]
         table.add_row(*cells)
     _print(table, "no blocks")
 

@@ -93,7 +93,8 @@ async def blocks(node: Node) -> list[Json]:
             "generation": usage.block.generation,
             "claimedAt": usage.block.claimed_at,
             "used": usage.used,
-            "free": usage.size - usage.used,
+            "reserved": usage.reserved,
+            "free": usage.free,
             "size": usage.size,
             "advertisedTo": advertised.get((usage.block.family, usage.block.prefix), []),
         }

@@ -10,15 +10,16 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import click
 
 from benchmarks import fib_cases
 from benchmarks.curve import picture
-from benchmarks.fib_cases import QUICK, Load, Results, Sizes, percentile
+from benchmarks.fib_cases import QUICK, Load, Results, Run, Sizes, percentile
 from benchmarks.fib_lab import ROUTERS
 from benchmarks.report import RESULTS, Report, Row
 
@@ -42,55 +43,71 @@ QUIET = {50: 2.0, 99: 10.0}
 LOADING = {99: 50.0}
 """Milliseconds by percentile."""
 
-_CASES = ("tables", "internet", "ecmp", "latency", "curve")
+_CASES: dict[str, Callable[[Run], None]] = {
+    "ipv4": fib_cases.large_updates,
+    "small-updates": fib_cases.small_updates,
+    "ipv6": fib_cases.ipv6,
+    "internet": partial(fib_cases.real_table, path=DATA / TABLE),
+    "ecmp": fib_cases.ecmp,
+    "latency": fib_cases.latency,
+    "curve": fib_cases.curve,
+}
 
 
 @click.command()
 @click.option("--quick", is_flag=True, help="Small tables: whether it works, not how fast it is.")
-@click.option("--case", "cases", multiple=True, type=click.Choice(_CASES), help="Only these (repeatable).")
-@click.option("--only", is_flag=True, help="Only podroute, nobody beside it.")
+@click.option("--case", "cases", multiple=True, type=click.Choice(list(_CASES)), help="Only these (repeatable).")
+@click.option("--only", is_flag=True, help="Only podroute, nobody beside it; nothing is written.")
 def main(quick: bool, cases: tuple[str, ...], only: bool) -> None:
-    """Measure, print a table, and write benchmarks/results/fib.json and fib.svg (fib-quick with --quick)."""
+    """Measure, print a table, and write benchmarks/results/fib.json and fib.svg (fib-quick with --quick).
+
+    After each case its rows take the place of those that an earlier run has written; all others stay.
+    """
     sizes = QUICK if quick else Sizes()
-    routers = ROUTERS[:1] if only else ROUTERS
-    wanted = cases or _CASES
-    results = Results()
     began = time.monotonic()
-    table = DATA / TABLE
+    settings = {"prefixes": _shown(sizes), "versions": _versions()}
+    name = "fib-quick" if quick else "fib"
+    done: list[Row] = []
+    failed: list[str] = []
 
     def say(line: str) -> None:
         click.echo(f"{time.monotonic() - began:6.1f} s  {line}", err=True)
 
-    if "tables" in wanted:
-        fib_cases.tables(results, sizes, routers, say)
-    if "internet" in wanted and not quick:
-        if table.is_file():
-            fib_cases.real_table(results, table, routers, say)
-        else:
-            say(f"no {table}: the real table is left out (set PODROUTE_DATA)")
-    if "ecmp" in wanted:
-        fib_cases.ecmp(results, sizes, routers, say)
-    if "latency" in wanted:
-        fib_cases.latency(results, sizes, routers, say)
-    if "curve" in wanted:
-        fib_cases.curve(results, sizes, routers, say)
-    rows = [*_load_rows(results), *_ecmp_rows(results), *_latency_rows(results), *_curve_rows(results)]
-    settings = {"sizes": asdict(sizes), "quick": quick, "versions": _versions()}
-    name = "fib-quick" if quick else "fib"
-    report = Report(name, rows, settings)
+    results = Results()
+    for case in cases or [case for case in _CASES if case != "internet" or not quick]:
+        run = Run(results, sizes, ROUTERS[:1] if only else ROUTERS, say, failed)
+        run.attempt(case, partial(_CASES[case], run))
+        rows = [row for row in _rows(results) if row not in done]
+        done += rows
+        if not only:
+            Report(name, rows, settings).write(merge=True)
+    if results.curve and not only:
+        drawn = (RESULTS / f"{name}.svg").write_text(_drawing(results))
+        say(f"drawn: {name}.svg ({drawn} octets)")
+    report = Report(name, done, settings)
     report.print()
-    if only or cases:
-        return  # a part of the picture replaces no whole one
-    path = report.write()
-    drawn = (RESULTS / f"{name}.svg").write_text(_drawing(results))
-    say(f"written: {path}, {name}.svg ({drawn} octets)")
-    if report.missed and not quick:
+    for what in failed:
+        say(f"FAILED: {what}")
+    if failed or (report.missed and not quick):
         sys.exit(1)
+
+
+def _shown(sizes: Sizes) -> str:
+    return ", ".join(
+        f"{name.replace('_', ' ')} {' '.join(f'{n:,}' for n in value) if isinstance(value, tuple) else f'{value:,}'}"
+        for name, value in asdict(sizes).items()
+    )
+
+
+def _rows(results: Results) -> list[Row]:
+    return [*_load_rows(results), *_ecmp_rows(results), *_latency_rows(results), *_curve_rows(results)]
 
 
 def _load_rows(results: Results) -> Iterator[Row]:
     for case, found in results.loads.items():
-        ours = found["podroute"]
+        ours = found.get("podroute")
+        if ours is None:
+            continue
         for name, theirs in found.items():
             if theirs is not ours:
                 yield Row(f"{case}: to the kernel", "s", ours.wall, theirs.wall, name, WALL[case].get(name))
@@ -112,16 +129,18 @@ def _load_rows(results: Results) -> Iterator[Row]:
             if theirs is ours:
                 continue
             yield Row(f"{case}: peak memory", "MB", ours.peak, theirs.peak, name)
-            if ours.session_loss:
+            if ours.session_loss and theirs.session_loss:
                 goal = SESSION_LOSS[case] if name == "BIRD" else None
                 yield Row(f"{case}: session loss", "s", ours.session_loss, theirs.session_loss, name, goal)
-            if ours.withdrawal:
+            if ours.withdrawal and theirs.withdrawal:
                 goal = WITHDRAWAL if name == "BIRD" else None
                 yield Row(f"{case}: withdrawal", "s", ours.withdrawal, theirs.withdrawal, name, goal)
 
 
 def _ecmp_rows(results: Results) -> Iterator[Row]:
     for (what, count), found in results.ecmp.items():
+        if "podroute" not in found:
+            continue
         case = f"one of two lost, {what}, {count:,} routes"
         yield Row(case, "ms", found["podroute"] * 1000, goal=ECMP * 1000)
         for name, seconds in found.items():
@@ -132,7 +151,7 @@ def _ecmp_rows(results: Results) -> Iterator[Row]:
 def _latency_rows(results: Results) -> Iterator[Row]:
     for case, goals in (("quiet", QUIET), ("while loading", LOADING)):
         found = results.latency.get(case, {})
-        for percent in (50, 99) if found else ():
+        for percent in (50, 99) if "podroute" in found else ():
             ours = percentile(found["podroute"], percent) * 1000
             yield Row(f"one route, {case}: p{percent}", "ms", ours, goal=goals.get(percent))
             for name, figures in found.items():
@@ -144,8 +163,8 @@ def _latency_rows(results: Results) -> Iterator[Row]:
 def _curve_rows(results: Results) -> Iterator[Row]:
     for name, sizes in results.curve.items():
         for count, load in sizes.items():
-            ours = results.curve["podroute"][count]
-            if name != "podroute":
+            ours = results.curve.get("podroute", {}).get(count)
+            if ours is not None and name != "podroute":
                 yield Row(f"{count:,} routes: to the kernel", "s", ours.wall, load.wall, name)
 
 

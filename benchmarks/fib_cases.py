@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import random
 import socket
 import statistics
@@ -15,13 +16,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from benchmarks.fib_lab import PATIENCE, PEER_AS, Router, in_turn, packed, peer_address, running
+from benchmarks.fib_lab import PATIENCE, PEER_AS, Router, packed, peer_address, running
 from benchmarks.fib_streams import Stream, internet, made, update
-from config.prefix import Family
 from routes import netlink
 from routes.encode import ADD, SEQUENCES, Placement, new_group, new_nexthop, route_batch, via_nexthop, write_shapes
 from routes.messages import RT_SCOPE_UNIVERSE, RTN_UNICAST, LinkEvent, decode
 from tests.netns import Netns, link
+
+log = logging.getLogger("podroute.benchmarks")
 
 _FLOWS = 100
 """Flows through the lost peer that are looked up until each goes another way: about 1 ms for all."""
@@ -102,53 +104,105 @@ def empty(router: Router, stream: Stream, cause: Callable[[], object]) -> float:
     return max(end, late) - start
 
 
-def tables(results: Results, sizes: Sizes, routers: Sequence[type[Router]], say: Callable[[str], None]) -> None:
-    """Load, lose the session, load again, withdraw by UPDATE: IPv4 in large and small UPDATEs, and IPv6."""
-    cases: tuple[tuple[str, Family, int, int], ...] = (
-        ("ipv4, 200 per update", 4, sizes.table, 200),
-        ("ipv4, 4 per update", 4, sizes.small_updates, 4),
-        ("ipv6, 200 per update", 6, sizes.ipv6, 200),
-    )
-    for name, family, count, per_update in cases:
-        stream = made(family, count, per_update, packed(peer_address(family, 0)), PEER_AS[0])
-        found = results.loads[name] = {}
-        for router in in_turn(routers, family=family):
-            measured = found[router.name] = load(router, stream)
-            if per_update == 200:
-                measured.session_loss = empty(router, stream, router.feeders[0].reset)
-                if family == 4:
-                    router.feeders[0].connect()
-                    load(router, stream)
-                    measured.withdrawal = empty(
-                        router, stream, partial(router.feeders[0].send_later, stream.withdrawals)
-                    )
-            say(f"{name}: {router.name} {measured}")
-        results.bare[name] = bare_writer(stream)
-        say(f"{name}: bare writer {results.bare[name]:.2f} s")
+@dataclass
+class Run:
+    """What every case gets: where its figures go, at what sizes and with whom, and where to say what it is at."""
+
+    results: Results
+    sizes: Sizes
+    routers: Sequence[type[Router]]
+    say: Callable[[str], None]
+    failed: list[str] = field(default_factory=list)
+
+    def attempt(self, what: str, measure: Callable[[], None]) -> None:
+        """Measure; a failure is told and noted, and the others go on."""
+        try:
+            measure()
+        except Exception as error:
+            self.failed.append(f"{what}: {type(error).__name__}: {error}")
+            self.say(f"FAILED: {self.failed[-1]}")
+            log.debug("%s", what, exc_info=True)
 
 
-def real_table(results: Results, path: Path, routers: Sequence[type[Router]], say: Callable[[str], None]) -> None:
+def large_updates(run: Run) -> None:
+    """IPv4 in large UPDATEs: load, lose the session, load again, withdraw by UPDATE."""
+    stream = made(4, run.sizes.table, 200, packed(peer_address(4, 0)), PEER_AS[0])
+
+    def more(router: Router, measured: Load) -> None:
+        measured.session_loss = empty(router, stream, router.feeders[0].reset)
+        router.feeders[0].connect()
+        load(router, stream)
+        measured.withdrawal = empty(router, stream, partial(router.feeders[0].send_later, stream.withdrawals))
+
+    _table(run, "ipv4, 200 per update", stream, more)
+
+
+def small_updates(run: Run) -> None:
+    """IPv4 in small UPDATEs, each with attributes of its own."""
+    stream = made(4, run.sizes.small_updates, 4, packed(peer_address(4, 0)), PEER_AS[0])
+    _table(run, "ipv4, 4 per update", stream)
+
+
+def ipv6(run: Run) -> None:
+    """IPv6 in large UPDATEs: load, and lose the session."""
+    stream = made(6, run.sizes.ipv6, 200, packed(peer_address(6, 0)), PEER_AS[0])
+
+    def more(router: Router, measured: Load) -> None:
+        measured.session_loss = empty(router, stream, router.feeders[0].reset)
+
+    _table(run, "ipv6, 200 per update", stream, more)
+
+
+def real_table(run: Run, *, path: Path) -> None:
     """The recorded Internet table over iBGP: it carries LOCAL_PREF and ORIGINATOR_ID."""
+    if not path.is_file():
+        run.say(f"no {path}: the real table is left out (set PODROUTE_DATA)")
+        return
     stream = internet(path, packed(peer_address(4, 0)))
-    found = results.loads["internet table"] = {}
-    for router in in_turn(routers, ibgp=True):
-        found[router.name] = load(router, stream, tolerance=MARTIANS)
-        say(f"internet table: {router.name} {found[router.name]}")
-    results.bare["internet table"] = bare_writer(stream)
+    _table(run, "internet table", stream, tolerance=MARTIANS, ibgp=True)
 
 
-def ecmp(results: Results, sizes: Sizes, routers: Sequence[type[Router]], say: Callable[[str], None]) -> None:
+def _table(
+    run: Run,
+    name: str,
+    stream: Stream,
+    more: Callable[[Router, Load], None] = lambda router, measured: None,
+    *,
+    tolerance: int = 0,
+    ibgp: bool = False,
+) -> None:
+    """Load a stream into each daemon in turn, do ``more`` with each, and write it with nothing but a writer."""
+    found = run.results.loads[name] = {}
+
+    def measure(kind: type[Router]) -> None:
+        with running(lambda: kind(family=stream.family, ibgp=ibgp), 0) as router:
+            measured = found[kind.name] = load(router, stream, tolerance=tolerance)
+            more(router, measured)
+            run.say(f"{name}: {kind.name} {measured}")
+
+    for kind in run.routers:
+        run.attempt(f"{name}: {kind.name}", partial(measure, kind))
+    run.results.bare[name] = bare_writer(stream)
+    run.say(f"{name}: bare writer {run.results.bare[name]:.2f} s")
+
+
+def ecmp(run: Run) -> None:
     """Two peers announce the same; one session is reset, or one link cut, until nothing resolves to that peer."""
-    for count in sizes.ecmp:
+    for count in run.sizes.ecmp:
         streams = [made(4, count, 200, packed(peer_address(4, n)), PEER_AS[n]) for n in (0, 1)]
         for what in ("session reset", "link cut"):
-            found = results.ecmp[what, count] = {}
-            for kind in routers:
-                with running(kind, 0, 1) as router:
-                    for feeder, stream in zip(router.feeders, streams, strict=True):
-                        feeder.send_later(stream.data).join()
-                    found[router.name] = _lose(router, streams[0], what)
-                say(f"ecmp, {what}, {count} routes: {router.name} {found[router.name] * 1000:.1f} ms")
+            for kind in run.routers:
+                run.attempt(f"ecmp, {what}, {count} routes: {kind.name}", partial(_ecmp, run, kind, streams, what))
+
+
+def _ecmp(run: Run, kind: type[Router], streams: Sequence[Stream], what: str) -> None:
+    count = len(streams[0].prefixes)
+    with running(kind, 0, 1) as router:
+        for feeder, stream in zip(router.feeders, streams, strict=True):
+            feeder.send_later(stream.data).join()
+        seconds = _lose(router, streams[0], what)
+    run.results.ecmp.setdefault((what, count), {})[kind.name] = seconds
+    run.say(f"ecmp, {what}, {count} routes: {kind.name} {seconds * 1000:.1f} ms")
 
 
 def _lose(router: Router, stream: Stream, what: str) -> float:
@@ -196,11 +250,13 @@ def _link_down(watch: socket.socket, ifindex: int) -> None:
                 return
 
 
-def latency(results: Results, sizes: Sizes, routers: Sequence[type[Router]], say: Callable[[str], None]) -> None:
+def latency(run: Run) -> None:
     """One more prefix, announced by a second peer: until the kernel has it, at rest and while a table loads."""
+    sizes = run.sizes
     present = made(4, sizes.present, 200, packed(peer_address(4, 0)), PEER_AS[0])
     flood = made(4, sizes.table, 200, packed(peer_address(4, 0)), PEER_AS[0], offset=sizes.present)
-    for kind in routers:
+
+    def measure(kind: type[Router]) -> None:
         with running(kind, 0, 1) as router:
             load(router, present)
             with undisturbed():
@@ -212,11 +268,14 @@ def latency(results: Results, sizes: Sizes, routers: Sequence[type[Router]], say
                 ):
                     loading.append(_probe(router, sizes.probes + len(loading), 0.0005))
                 sender.join()
-        results.latency.setdefault("quiet", {})[kind.name] = quiet
-        results.latency.setdefault("while loading", {})[kind.name] = loading
+        run.results.latency.setdefault("quiet", {})[kind.name] = quiet
+        run.results.latency.setdefault("while loading", {})[kind.name] = loading
         for case, figures in (("quiet", quiet), ("while loading", loading)):
             p50, p99 = (percentile(figures, p) * 1000 for p in (50, 99))
-            say(f"latency, {case}: {kind.name} p50 {p50:.2f} ms p99 {p99:.2f} ms of {len(figures)}")
+            run.say(f"latency, {case}: {kind.name} p50 {p50:.2f} ms p99 {p99:.2f} ms of {len(figures)}")
+
+    for kind in run.routers:
+        run.attempt(f"latency: {kind.name}", partial(measure, kind))
 
 
 def _probe(router: Router, number: int, pause: float) -> float:
@@ -236,19 +295,23 @@ def percentile(figures: Sequence[float], percent: int) -> float:
     return statistics.quantiles(figures, n=100, method="inclusive")[percent - 1] if len(figures) > 1 else figures[0]
 
 
-def curve(results: Results, sizes: Sizes, routers: Sequence[type[Router]], say: Callable[[str], None]) -> None:
+def curve(run: Run) -> None:
     """The first case at other sizes; what it has measured already is taken from there."""
-    measured = results.loads.get("ipv4, 200 per update", {})
-    for kind in routers:
-        found = results.curve[kind.name] = {}
-        for count in sizes.curve:
-            if count == sizes.table and kind.name in measured:
-                found[count] = measured[kind.name]
-                continue
-            stream = made(4, count, 200, packed(peer_address(4, 0)), PEER_AS[0])
-            with running(kind, 0) as router:
-                found[count] = load(router, stream)
-            say(f"curve: {kind.name} {count}: {found[count]}")
+    measured = run.results.loads.get("ipv4, 200 per update", {})
+
+    def measure(kind: type[Router], count: int) -> None:
+        found = run.results.curve.setdefault(kind.name, {})
+        if count == run.sizes.table and kind.name in measured:
+            found[count] = measured[kind.name]
+            return
+        stream = made(4, count, 200, packed(peer_address(4, 0)), PEER_AS[0])
+        with running(kind, 0) as router:
+            found[count] = load(router, stream)
+        run.say(f"curve: {kind.name} {count}: {found[count]}")
+
+    for kind in run.routers:
+        for count in run.sizes.curve:
+            run.attempt(f"curve: {kind.name} {count}", partial(measure, kind, count))
 
 
 def bare_writer(stream: Stream) -> float:

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -368,13 +368,6 @@ def running(make: Callable[[], Router], *feeders: int) -> Iterator[Router]:
         yield router
     finally:
         router.close()
-
-
-def in_turn(routers: Sequence[type[Router]], **options: Any) -> Iterator[Router]:
-    """Yield each daemon in turn, running, its first session up."""
-    for kind in routers:
-        with running(lambda kind=kind: kind(**options), 0) as router:  # type: ignore[misc]
-            yield router
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

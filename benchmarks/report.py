@@ -79,13 +79,20 @@ class Report:
         for line in self.profile:
             console.print(line, style="dim", highlight=False)
 
-    def write(self, directory: Path = RESULTS) -> Path:
-        """Write ``<name>.json`` in one step; return its path."""
+    def write(self, directory: Path = RESULTS, *, merge: bool = False) -> Path:
+        """Write ``<name>.json`` in one step; return its path.
+
+        ``merge``: rows of the file that are not among ours (by case and peer) stay, in their places.
+        """
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"{self.name}.json"
         hidden = path.with_name(f".{path.name}.{os.getpid()}")
+        shown = self.as_json()
+        if merge and path.exists():
+            kept = {(row["case"], row["peer_name"]): row for row in json.loads(path.read_text())["rows"]}
+            shown["rows"] = list((kept | {(row["case"], row["peer_name"]): row for row in shown["rows"]}).values())
         try:
-            hidden.write_text(json.dumps(self.as_json(), indent=2) + "\n")
+            hidden.write_text(json.dumps(shown, indent=2) + "\n")
             os.replace(hidden, path)
         finally:
             hidden.unlink(missing_ok=True)

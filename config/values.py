@@ -18,6 +18,9 @@ FamilyName = Literal["ipv4", "ipv6"]
 MAX_SOCKET_PATH = 107
 """Octets of a Unix socket's path (``sun_path`` less its end, unix(7))."""
 
+RESERVED_NETWORK = "-"
+"""Stands for the name of a network, and is none: its handles keep addresses of a block from containers."""
+
 _NODE_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _LABEL_KEY = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_./]{0,251}[A-Za-z0-9])?")

@@ -80,8 +80,9 @@ class Fib:
         self._on_room = on_room
         self._cover = Target(Kind.COVER)
         self._pod_targets: dict[int, Target] = {}
-        self._pods: dict[tuple[Family, bytes], str] = {}
-        self._pods_of: dict[str, tuple[tuple[Family, bytes], ...]] = {}
+        # A host prefix tells its family.
+        self._pods: dict[bytes, str] = {}
+        self._pods_of: dict[str, tuple[bytes, ...]] = {}
         self._confirmed: dict[Family, set[str]] = {4: set(), 6: set()}
         self._early: list[Event] | None = []
         self._retained: set[Family] = set()
@@ -168,16 +169,16 @@ class Fib:
 
     def expect_pod(self, family: Family, prefix: bytes, device: str) -> None:
         """Desire a host route to a pod. It may exist already, under our protocol: then it is taken over as it is."""
-        self._unplace(family, prefix)
+        self._unplace(prefix)
         link = self._interfaces.named(device)
-        key, name = (family, prefix), link.name if link else device
-        self._pods[key] = name
-        self._pods_of[name] = (*self._pods_of.get(name, ()), key)
+        name = link.name if link else device
+        self._pods[prefix] = name
+        self._pods_of[name] = (*self._pods_of.get(name, ()), prefix)
         self._place_pod(family, prefix, device, link)
 
     def forget_pod(self, family: Family, prefix: bytes) -> None:
         """Desire it no more; call it before the route or its interface is deleted."""
-        self._unplace(family, prefix)
+        self._unplace(prefix)
         self._static(family, POD_METRIC[family], prefix, None)
 
     def peer_lost(self, peer: str) -> None:
@@ -301,7 +302,7 @@ class Fib:
 
     def unlearned(self, family: Family) -> list[bytes]:
         """Return the prefixes here that need no announcement: of pods, and what an earlier run left."""
-        found = [prefix for f, prefix in self._pods if f == family]
+        found = [prefix for prefix in self._pods if prefix[0] == BITS[family]]
         for (f, _), table in self._installer.tables.items():
             if f == family:
                 found += table.leftovers()
@@ -431,9 +432,9 @@ class Fib:
             target.absent, target.errno, target.text = True, errno.ENODEV, f"no interface {device}"
         self._static(family, POD_METRIC[family], prefix, target)
 
-    def _unplace(self, family: Family, prefix: bytes) -> None:
-        device = self._pods.pop((family, prefix), None)
-        if device is not None and (rest := tuple(key for key in self._pods_of.pop(device) if key != (family, prefix))):
+    def _unplace(self, prefix: bytes) -> None:
+        device = self._pods.pop(prefix, None)
+        if device is not None and (rest := tuple(one for one in self._pods_of.pop(device) if one != prefix)):
             self._pods_of[device] = rest
 
     def _effective(self, family: Family) -> int:
@@ -450,7 +451,8 @@ class Fib:
         link = event.link
         if event.gone:
             self._pod_targets.pop(link.ifindex, None)
-        for family, prefix in self._pods_of.get(link.name, ()):
+        for prefix in self._pods_of.get(link.name, ()):
+            family: Family = 4 if prefix[0] == BITS[4] else 6
             self._place_pod(family, prefix, link.name, None if event.gone else link)
             if link.up and not event.gone:
                 table = self._installer.table(family, POD_METRIC[family])

@@ -14,6 +14,7 @@ import pytest
 
 from config.nexthop import Gateway, Resolution
 from config.prefix import make
+from routes.messages import RouteEvent
 from routes.table import State
 from tests.kernel.routes_lab import gateways, nexthops, packed, routes, running, uplinks, via, wire, witness
 from tests.netns import WITHOUT_CAPABILITIES, Netns
@@ -143,10 +144,10 @@ async def test_peer_lost_and_back_before_the_speaker_noticed(netns: Maker, state
 
 async def test_peer_lost_while_its_routes_are_loaded(netns: Maker, state: Path) -> None:
     ns, _ = uplinks(netns)
-    async with running(ns, state) as node:
+    async with running(ns, state) as node, witness(ns) as seen:
         prefixes = [make(4, (20 << 24) + (number << 8), 24) for number in range(20_000)]
         node.fib.update(4, [(prefixes, via("a=10.0.0.2"))])
-        await node.fib._installer.nexthops_settled()
+        await seen.nexthop(lambda e: bool(e.nexthop.members))
         node.fib.peer_lost("a")
         node.fib.update(4, [(prefixes[:10_000], None)])
         node.fib.update(4, [(prefixes[10_000:], via("b=10.0.1.2"))])
@@ -374,12 +375,13 @@ async def test_flapping_ends_as_desired(netns: Maker, state: Path) -> None:
     ns, _ = uplinks(netns)
     first, second, two = via("a=10.0.0.2"), via("b=10.0.1.2"), via("a=10.0.0.2", "b=10.0.1.2")
     prefixes = [make(4, (20 << 24) + (number << 8), 24) for number in range(2000)]
-    async with running(ns, state) as node:
+    async with running(ns, state) as node, witness(ns) as seen:
         for turn in range(30):
+            seen.events.clear()
             hops = (first, second, two, None)[turn % 4]
             node.fib.update(4, [(prefixes[turn % 3 :: 3], hops)])
             if turn % 5 == 0:
-                await node.fib._installer.nexthops_settled()
+                await seen.until(lambda e: isinstance(e, RouteEvent))
         node.fib.update(4, [(prefixes[:1000], two)])
         node.fib.update(4, [(prefixes[1000:], None)])
         await node.drained()

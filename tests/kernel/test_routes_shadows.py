@@ -11,10 +11,8 @@ import pytest
 
 from config.prefix import Family
 from routes.differences import rows
-from routes.encode import Placement, delete_shapes, route_batch
-from routes.netlink import open_socket, port
 from routes.table import State
-from tests.kernel.routes_lab import METRIC, Node, gateways, routes, running, uplinks, via, wire
+from tests.kernel.routes_lab import METRIC, Node, Unheard, gateways, routes, running, uplinks, via, wire
 from tests.netns import Netns
 
 pytestmark = pytest.mark.root
@@ -143,11 +141,8 @@ async def test_the_kernel_read_now(netns: Maker, state: Path) -> None:
             node.learn(prefix, via("a=10.0.0.2", "b=10.0.0.2"))
         node.learn("20.0.1.0/24", via("a=172.16.0.1"))
         await node.drained()
-        quiet = ns.call(open_socket)
-        node.monitor.ignore([port(quiet)])
-        shapes = delete_shapes(Placement(4, 254, METRIC, 201))
-        quiet.send(route_batch([wire(P4)], [shapes[24]]))
-        quiet.close()
+        with Unheard(node) as unheard:
+            unheard.delete(P4)
         ns.run("ip", "route", "add", "198.51.100.0/24", "via", "10.0.1.2", "metric", "5", "proto", "static")
         with ns.entered():
             table = await node.fib.read_all(4)
