@@ -1,12 +1,16 @@
 # podroute: `sudo make demo` shows the main job, `sudo make test` runs the whole suite. Both install what they need.
 SHELL := /bin/sh
 VENV := .venv/bin
+# Agents and commands are started hundreds of times: half of what a start costs is compiling, where nothing may be kept.
+unexport PYTHONDONTWRITEBYTECODE
 # What a benchmark ends with, whether its goals are met or missed.
 BENCHMARKS_PAGE = status=$$?; python -m benchmarks.page; exit $$status
-export PYTHONDONTWRITEBYTECODE := 1
 export PATH := $(CURDIR)/$(VENV):$(PATH)
+# Most tests wait for routers and timers: there are more processes than CPUs.
+WORKERS ?= 3
+PYTEST := python -m pytest -n $(WORKERS) --durations=25
 
-.PHONY: help demo lab-down test unit lab big-lab lint format conformance interop fuzz flood hammer bench-bgp bench-cni bench-fib
+.PHONY: help demo image lab-down test unit lab big-lab lint format conformance interop fuzz flood hammer bench-bgp bench-cni bench-fib
 .PHONY: bench-ipam setup setup-tests venv lock clean
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -17,17 +21,20 @@ demo: setup  ## the main job: two racks, four nodes, eight pods, real ToR router
 lab-down: setup  ## remove the lab that `make demo KEEP=1` left up
 	@python -m labs.demo --down
 
-test: setup-tests lint  ## the whole suite: lint, unit, wire, kernel, labs with real routers and runtimes
-	@python -m pytest tests
+test: setup-tests lint  ## the whole suite: lint, unit, wire, kernel, labs with real routers and runtimes (WORKERS=3)
+	@$(PYTEST) tests
 
 unit: venv  ## the tests that need no root; seconds
-	@python -m pytest tests/unit tests/wire
+	@$(PYTEST) tests/unit tests/wire
 
 lab: setup-tests  ## the tests that build networks: kernel, real routers, real runtimes
-	@python -m pytest tests/kernel tests/interop tests/runtime
+	@$(PYTEST) tests/kernel tests/interop tests/runtime
 
 scenarios: setup-tests  ## every promise in a lab with traffic through it, onto one page: scenarios.html (SCENARIOS=names)
 	@python -m labs.scenarios $(SCENARIOS)
+
+image: setup-tests  ## build the agent's container image and run it as docs/cni.md says; minutes
+	@PODROUTE_IMAGE=1 python -m pytest -q tests/runtime/test_runtime_image.py
 
 big-lab: setup-tests  ## the lab of forty nodes: up, converged, every pod reaches every other, down
 	@PODROUTE_BIG=1 python -m pytest tests/interop/test_labs_topologies.py -k forty
@@ -84,3 +91,4 @@ lock: venv  ## write requirements.lock anew from setup.cfg
 
 clean:  ## remove the virtual environment and caches
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info build
+	@find . -name __pycache__ -prune -exec rm -rf {} +

@@ -153,7 +153,7 @@ async def _routes(request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
     await response.prepare(request)
     for family in families:
-        for batch in views.routes(request.app[_NODE], family, only):
+        async for batch in views.routes(request.app[_NODE], family, only):
             taken = batch[: int(min(limit, len(batch)))]
             limit -= len(taken)
             if taken:

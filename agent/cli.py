@@ -97,13 +97,13 @@ def peers(socket_path: str, as_json: bool) -> None:
 @click.option("--limit", type=click.IntRange(min=1), help="At most this many prefixes.")
 @asks_agent
 def routes(prefix: str | None, family: str | None, limit: int | None, socket_path: str, as_json: bool) -> None:
-    """Routes: every path of Loc-RIB, which is used, and what the kernel holds. PREFIX shows one."""
+    """Routes: every path, which is used, and what the kernel holds now. PREFIX shows one, and why these differ."""
     found = Client(socket_path).stream("/v1/routes", prefix=prefix, family=family, limit=limit)
     if as_json:
         for route in found:
             click.echo(json.dumps(route))
         return
-    show_answer(list(found), False, "routes")
+    show_answer(list(found), False, "route" if prefix else "routes")
 
 
 @cli.command()

@@ -9,8 +9,7 @@ from agent.node import Node
 from agent.views import path_json
 from bgp.inspection import Explanation, Route
 from config.prefix import BITS, NAMES, Family, contains, make, of_address, text
-from routes.fib import FibRoute
-from routes.live import KernelRoute, protocol_name
+from routes.differences import Row, rows
 from routes.table import State
 
 Json = dict[str, Any]
@@ -21,6 +20,7 @@ async def explain(node: Node, family: Family, asked: bytes) -> Json:
     prefix = _known(node, family, asked)
     held = node.fib.route(family, prefix)
     live = await node.fib.read(family, prefix)
+    found = rows(held, live, node.fib.protocol)
     known = node.speaker.rib.explain(family, prefix)
     return {
         "asked": text(family, asked),
@@ -29,7 +29,7 @@ async def explain(node: Node, family: Family, asked: bytes) -> Json:
         "summary": [
             *await _pods(node, family, asked),
             *_decision(known),
-            *_problems(known, held, live, node.fib.protocol),
+            *_problems(known, bool(held), found),
         ],
         "paths": [{**path_json(path), "reached": _reached(node, path)} for path in known.routes],
         "decided": known.decided,
@@ -43,7 +43,7 @@ async def explain(node: Node, family: Family, asked: bytes) -> Json:
             }
             for export in known.exports
         ],
-        "fib": _fib(held, live, node.fib.protocol),
+        "fib": [row._asdict() for row in found],
     }
 
 
@@ -88,50 +88,13 @@ def _decision(known: Explanation) -> Iterator[str]:
         yield f"decided by {known.decided} among {len(known.routes)} paths"
 
 
-def _problems(known: Explanation, held: list[FibRoute], live: list[KernelRoute], protocol: int) -> Iterator[str]:
+def _problems(known: Explanation, held: bool, found: list[Row]) -> Iterator[str]:
     """Say where what is desired and what the kernel holds are not the same, and why."""
-    ours = {route.metric: route for route in live if route.protocol == protocol}
-    foreign = [route for route in live if route.protocol != protocol]
-    for route in held:
-        there = ours.get(route.metric)
-        if route.state is not State.INSTALLED:
-            yield f"metric {route.metric}: {route.state}{f': {route.text}' if route.text else ''}"
-        elif there is None:
-            yield f"metric {route.metric}: missing in the kernel; it is repaired when the loss is seen"
-        elif route.kind == "learned" and _bare(route.desired) != set(there.ways):
-            yield f"metric {route.metric}: leads elsewhere than desired; it is repaired when that is seen"
-        for other in foreign:
-            if route.state is State.INSTALLED and other.metric < route.metric:
-                name = protocol_name(other.protocol)
-                yield f"metric {route.metric}: shadowed by a route of protocol {name} with metric {other.metric}"
+    for row in found:
+        if row.why:
+            yield f"metric {row.metric}: {row.state}{'' if row.state == State.SHADOWED else ':'} {row.why}"
     if not held and any(route.multipath and route.peer for route in known.routes):
         yield "not yet handed to the FIB"
-
-
-def _fib(held: list[FibRoute], live: list[KernelRoute], protocol: int) -> list[Json]:
-    """Return desired routes and the kernel's entries, by metric, side by side."""
-    rows = []
-    seen = set()
-    for route in held:
-        there = next((r for r in live if r.protocol == protocol and r.metric == route.metric), None)
-        seen.add(there)
-        ways = list(there.ways) if there is not None else []
-        rows.append(_row(route.metric, f"podroute, {route.kind}", list(route.desired), ways, route.state))
-    for entry in live:
-        if entry not in seen:
-            ours = entry.protocol == protocol
-            owner = "podroute" if ours else f"protocol {protocol_name(entry.protocol)}"
-            rows.append(_row(entry.metric, owner, [], list(entry.ways), "surplus" if ours else "foreign"))
-    return sorted(rows, key=lambda row: row["metric"])
-
-
-def _row(metric: int, owner: str, desired: list[str], kernel: list[str], state: str) -> Json:
-    return {"metric": metric, "owner": owner, "desired": desired, "kernel": kernel, "state": str(state)}
-
-
-def _bare(desired: tuple[str, ...]) -> set[str]:
-    """Return where a route is to lead, without who said so."""
-    return {way.partition(" peer ")[0] for way in desired}
 
 
 def _reached(node: Node, path: Route) -> str:

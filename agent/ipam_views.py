@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict
-from ipaddress import ip_address
 from typing import Any
 
 from agent.ipam_check import check
 from agent.node import Node
-from cni.delegate import special
 from cni.hooks import Handle
 from config import prefix
 from config.prefix import BITS, NAMES
 from ipam import cluster
 from ipam.errors import AddressHeldError, AddressNotInPoolError
-from ipam.pool import Pool, span
+from ipam.pool import Pool
 
 Json = dict[str, Any]
 
@@ -61,16 +59,11 @@ def picture(node: Node, cidr: str) -> Json:
     if not cells:
         own = ", ".join(block.cidr for block in node.ipam.blocks()) or "none"
         raise AddressNotInPoolError(f"{cidr} is no block of node {node.config.node.name}; its blocks are: {own}")
-    first = span(family, wire)[0]
-    for address in special(family, wire):
-        holder = node.ipam.holder(address)
-        if holder is not None and holder.attributes.get("reserved"):
-            cells[int(ip_address(address)) - first] = "reserved"
     return {"block": cidr, "node": node.config.node.name, "cells": cells}
 
 
 async def blocks(node: Node, pool: str | None, owner: str | None) -> list[Json]:
-    own = {(usage.block.family, usage.block.prefix): usage.used for usage in node.ipam.usage()}
+    own = {(usage.block.family, usage.block.prefix): usage for usage in node.ipam.usage()}
     return [
         {
             "prefix": block.cidr,
@@ -79,10 +72,12 @@ async def blocks(node: Node, pool: str | None, owner: str | None) -> list[Json]:
             "owner": block.owner,
             "generation": block.generation,
             "claimedAt": block.claimed_at,
-            "used": own.get((block.family, block.prefix)) if block.uuid == node.ipam.identity.uuid else None,
+            "used": mine.used if mine else None,
+            "reserved": mine.reserved if mine else None,
             "loans": {prefix.address_text(loan.packed): loan.node for loan in block.loans},
         }
         for block in await cluster.blocks(node.ipam.shared())
+        for mine in (own.get((block.family, block.prefix)) if block.uuid == node.ipam.identity.uuid else None,)
         if pool in (None, block.pool) and owner in (None, block.owner)
     ]
 

@@ -99,6 +99,7 @@ class Node:
             table=config.routes.table,
             metric=config.routes.metric,
             metric_ipv6=config.routes.metric_ipv6,
+            others=self.resolver.others if config.routes.table == self.resolver.others.table else None,
             on_room=lambda: self.speaker.fib_ready(),
         )
         self.speaker = Speaker(

@@ -8,7 +8,7 @@ NEEDED = {
     "CAP_SYS_ADMIN": 21,
 }
 """Port 179; routes, links and sysctls; entering containers' network namespaces. Without one of them nothing works."""
-USEFUL = ("CAP_NET_BROADCAST",)
+USEFUL = {"CAP_NET_BROADCAST": 11}
 """To hear of a container's MAC address that changes, at once instead of at CHECK."""
 
 

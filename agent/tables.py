@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -100,6 +100,23 @@ def routes(answer: Iterable[Answer]) -> None:
     _print(table, "no routes")
 
 
+def route(answer: Sequence[Answer]) -> None:
+    """One prefix: its paths, and what the kernel holds."""
+    routes(answer)
+    for one in answer:
+        _kernel(one["fib"])
+
+
+def _kernel(rows: Iterable[Answer]) -> None:
+    """What is desired of one prefix beside what the kernel holds."""
+    table = _table("METRIC", "WHOSE", "DESIRED", "IN THE KERNEL", "STATE", "WHY")
+    for row in rows:
+        state = Text(row["state"], "green" if row["state"] == "installed" else "yellow")
+        desired, kernel = (", ".join(row[side]) or "-" for side in ("desired", "kernel"))
+        table.add_row(str(row["metric"]), row["owner"], desired, kernel, state, row["why"])
+    _print(table, "no routes, neither desired nor in the kernel")
+
+
 def _origin(path: Answer) -> str:
     """Say who announced a path, and with which identifier (RFC 7911)."""
     number = "" if path["pathId"] is None else f" path {path['pathId']}"
@@ -119,12 +136,7 @@ def explain(answer: Answer) -> None:
         cells = [path["nextHop"] or "-", path["reached"], str(path["localPref"]), path["asPath"], path["rule"]]
         table.add_row(mark, origin, *cells, path["reason"])
     _print(table, "no paths")
-    fib = _table("METRIC", "WHOSE", "DESIRED", "IN THE KERNEL", "STATE")
-    for route in answer["fib"]:
-        state = Text(route["state"], "green" if route["state"] == "installed" else "yellow")
-        desired, kernel = (", ".join(route[side]) or "-" for side in ("desired", "kernel"))
-        fib.add_row(str(route["metric"]), route["owner"], desired, kernel, state)
-    _print(fib, "no routes, neither desired nor in the kernel")
+    _kernel(answer["fib"])
     exports = _table("TOLD TO", "", "PATH", "BY")
     for export in answer["exports"]:
         which = " ".join(str(part) for part in (export["origin"], export["pathId"]) if part)
@@ -133,12 +145,13 @@ def explain(answer: Answer) -> None:
 
 
 def blocks(answer: Iterable[Answer]) -> None:
-    table = _table("BLOCK", "POOL", "USED", "FREE", "ADVERTISED TO")
+    table = _table("BLOCK", "POOL", "USED", "RESERVED", "FREE", "ADVERTISED TO")
     for block in answer:
         table.add_row(
             block["prefix"],
             block["pool"],
             str(block["used"]),
+            str(block["reserved"]),
             str(block["free"]),
             ", ".join(block["advertisedTo"]) or Text("nobody", "yellow"),
         )
@@ -194,10 +207,10 @@ def ipam_picture(answer: Answer) -> None:
 
 
 def ipam_blocks(answer: Iterable[Answer]) -> None:
-    table = _table("BLOCK", "POOL", "NODE", "USED", "CLAIMED AT", "GENERATION")
+    table = _table("BLOCK", "POOL", "NODE", "USED", "RESERVED", "CLAIMED AT", "GENERATION")
     for block in answer:
-        used = "" if block["used"] is None else str(block["used"])
-        cells = [block["prefix"], block["pool"], block["owner"], used, block["claimedAt"], str(block["generation"])]
+        counts = ["" if block[key] is None else str(block[key]) for key in ("used", "reserved")]
+        cells = [block["prefix"], block["pool"], block["owner"], *counts, block["claimedAt"], str(block["generation"])]
         table.add_row(*cells)
     _print(table, "no blocks")
 

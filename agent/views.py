@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import groupby
@@ -21,7 +21,8 @@ from config import prefix
 from config.check import overlaps_with_subnets
 from config.prefix import FAMILIES, NAMES, Family
 from ipam.loans import NETWORK as LOANS
-from routes.fib import FibRoute
+from routes.differences import FibRoute, rows
+from routes.live import KernelRoute
 from routes.sysctl import findings
 from routes.table import State
 
@@ -92,7 +93,8 @@ async def blocks(node: Node) -> list[Json]:
             "generation": usage.block.generation,
             "claimedAt": usage.block.claimed_at,
             "used": usage.used,
-            "free": usage.size - usage.used,
+            "reserved": usage.reserved,
+            "free": usage.free,
             "size": usage.size,
             "advertisedTo": advertised.get((usage.block.family, usage.block.prefix), []),
         }
@@ -128,40 +130,53 @@ async def pods(node: Node) -> list[Json]:
     return found
 
 
-def routes(node: Node, family: Family, only: bytes | None) -> Iterator[list[Json]]:
-    """Yield slices of the Loc-RIB, between which other work may be done; there are empty ones while it is sorted.
+async def routes(node: Node, family: Family, only: bytes | None) -> AsyncIterator[list[Json]]:
+    """Yield slices of all routes, between which other work may be done; there are empty ones while they are sorted.
 
-    With ``only``, every path to that prefix, those that policy keeps out included.
+    The kernel is read, now: that of a full table takes a thread some seconds. With ``only``, every path to that
+    prefix, those that policy keeps out included. Raises OSError.
     """
     if only is not None:
         explained = node.speaker.rib.explain(family, only).routes
         held = node.fib.route(family, only) if node.running else []
-        if explained or held:
-            yield [_route(node, family, prefix.text(family, only), list(explained))]
+        live = await node.fib.read(family, only) if node.running else []
+        if explained or held or any(entry.protocol == node.fib.protocol for entry in live):
+            yield [_route(node, family, prefix.text(family, only), list(explained), held, live)]
         return
+    table = await node.fib.read_all(family) if node.running else None
+
+    def shown(text: str, paths: list[Route]) -> Json:
+        wire = prefix.parse(text)[1]
+        held = node.fib.route(family, wire) if node.running else []
+        return _route(node, family, text, paths, held, table.of(wire, held) if table is not None else [])
+
     for some in node.speaker.rib.inspection.loc_rib(family):
         by_prefix = groupby(some, key=attrgetter("prefix"))
-        yield [_route(node, family, text, list(paths)) for text, paths in by_prefix]
+        yield [shown(text, list(paths)) for text, paths in by_prefix]
+    if table is not None and node.running:
+        beside = {*node.fib.unlearned(family), *table.surplus()}
+        unknown = [p for p in sorted(beside) if not node.speaker.rib.explain(family, p).routes]
+        yield [shown(prefix.text(family, p), []) for p in unknown]
 
 
-def _route(node: Node, family: Family, text: str, paths: list[Route]) -> Json:
-    held = node.fib.route(family, prefix.parse(text)[1]) if node.running else []
-    shown = max(held, key=_worst, default=None)
+def _route(
+    node: Node, family: Family, text: str, paths: list[Route], held: list[FibRoute], live: list[KernelRoute]
+) -> Json:
+    found = rows(held, live, node.fib.protocol)
+    ours = [row for row in found if row.state != "foreign"]
+    # Where a prefix has several routes, the one that is not as it should be is the one to show
+    shown = max(ours, key=lambda row: row.state != State.INSTALLED, default=None)
     return {
         "prefix": text,
         "family": NAMES[family],
         "paths": [path_json(path) for path in paths],
-        "kernel": shown.state.value if shown else "-",
+        "kernel": shown.state if shown else "-",
         "desired": list(shown.desired) if shown else [],
         "installed": list(shown.kernel) if shown else [],
         "metric": shown.metric if shown else None,
-        "problem": shown.text if shown else "",
+        "problem": shown.why if shown else "",
+        "fib": [row._asdict() for row in found],
     }
-
-
-def _worst(route: FibRoute) -> bool:
-    """Where a prefix has several routes, the one that is not as it should be is the one to show."""
-    return route.state is not State.INSTALLED
 
 
 def path_json(path: Route) -> Json:
@@ -178,7 +193,7 @@ def path_json(path: Route) -> Json:
         "origin": path.origin,
         "localPref": path.local_pref,
         "med": path.med,
-        "communities": [*path.communities, *path.large_communities],
+        "communities": [*path.communities, *path.extended_communities, *path.large_communities],
         "accepted": path.accepted,
         "rule": path.rule,
         "reason": path.ineligible or (f"not best: {path.lost}" if path.lost else ""),

@@ -2,11 +2,12 @@
 
     python -m benchmarks.cni [--rounds N] [--calls N] [--burst N] [--pods N]
 
-All calls are made as a runtime makes them, one process each, inside one network namespace that stands for the host;
-addresses are IPv4, because the peers wait seconds for duplicate address detection. In each round the systems take turns
-in changing order: first ``--calls`` ADDs and DELs one after the other, then ``--burst`` of each at once. podroute is
-measured as `podroute cni install` installs it, which is the compiled plugin where there is a C compiler; beside it, for
-information, the plugin that a host without one gets.
+All calls are made as a runtime makes them, one process each, inside one network namespace that stands for the host,
+with an uplink that has an address: without one the kernel looks for a source address at every interface when it adds a
+route. Pods' addresses are IPv4, because the peers wait seconds for duplicate address detection. In each round the
+systems take turns in changing order: first ``--calls`` ADDs and DELs one after the other, then ``--burst`` of each at
+once. podroute is measured as `podroute cni install` installs it, which is the compiled plugin where there is a C
+compiler; beside it, for information, the plugin that a host without one gets.
 """
 
 from __future__ import annotations
@@ -53,7 +54,11 @@ class Density:
     """Seconds of an ADD on an empty node, median."""
     last: float
     memory: float
-    """Octets of the agent per pod."""
+    """Octets of the agent per pod; 0 where there is no agent."""
+
+    @property
+    def growth(self) -> float:
+        return self.last / self.first
 
 
 def main() -> int:
@@ -80,8 +85,9 @@ def main() -> int:
 def measure(directory: Path, arguments: argparse.Namespace) -> Report:
     """Run everything in the calling thread's network namespace. Raises BenchmarkError."""
     samples, plugin = in_turn(directory, arguments.rounds, arguments.calls, arguments.burst)
-    density = fill(directory / "density", arguments.pods) if arguments.pods else None
-    rows = list(_rows(samples, arguments.burst, density, arguments.pods))
+    rows = list(_rows(samples, arguments.burst))
+    if arguments.pods:
+        rows += _density_rows(*densities(directory / "density", arguments.pods), arguments.pods)
     settings = {
         "rounds": arguments.rounds,
         "calls": arguments.calls,
@@ -138,32 +144,41 @@ def _round(system: System, agent: Agent, pods: Sequence[str], calls: int, burst:
     samples.cpu.append((sum(call.cpu for call in added) + agents) / calls)
 
 
-def fill(directory: Path, count: int) -> Density:
-    """Fill a node with pods; compare the first ADDs with the last, and the agent's memory."""
-    probes = min(50, count // 4)
+def densities(directory: Path, count: int) -> tuple[Density, Density]:
+    """Fill a node with pods of podroute, and then with ptp's: what the kernel takes for many, both pay."""
     agent = Agent(directory)
     with ExitStack() as stack:
-        pods = {f"pod-{number}": pod for number, pod in enumerate(_pods(stack, count))}
-        names = list(pods)
-        stack.callback(agent.stop)
-        system = agent.start()
-        system.prepare()
+        pods = _pods(stack, count)
+        with ExitStack() as running:
+            running.callback(agent.stop)
+            ours = fill(agent.start(), pods, agent)
+        return ours, fill(debian("ptp", directory / "ptp", "10.98.0.0/16"), pods, None)
 
-        def probe(some: Sequence[str]) -> float:
-            return statistics.median(system.call("ADD", name, pods[name]).seconds for name in some)
 
-        probe(names[:10])  # what is loaded at first use is no pod's
-        first = probe(names[10 : 10 + probes])
-        agent.settle()
-        before = agent.memory()
-        middle = names[10 + probes : -probes]
-        for start in range(0, len(middle), FILL):
-            system.at_once("ADD", {name: pods[name] for name in middle[start : start + FILL]})
-        agent.settle()
-        last = probe(names[-probes:])
-        memory = (agent.memory() - before) / (len(middle) + probes)
-        for start in range(0, count, FILL):
-            system.at_once("DEL", {name: pods[name] for name in names[start : start + FILL]})
+def fill(system: System, namespaces: Sequence[str], agent: Agent | None) -> Density:
+    """Fill a node with pods; compare the first ADDs with the last, and the agent's memory."""
+    pods = {f"pod-{number}": namespace for number, namespace in enumerate(namespaces)}
+    names, count = list(pods), len(pods)
+    probes = min(50, count // 4)
+    system.prepare()
+
+    def all_of(verb: str, some: Sequence[str]) -> None:
+        for start in range(0, len(some), FILL):
+            system.at_once(verb, {name: pods[name] for name in some[start : start + FILL]})
+        if agent:
+            agent.settle()
+
+    def probe(some: Sequence[str]) -> float:
+        return statistics.median(system.call("ADD", name, pods[name]).seconds for name in some)
+
+    all_of("ADD", names[:FILL])  # what is loaded or started at first use is no pod's
+    first = probe(names[FILL : FILL + probes])
+    before = agent.memory() if agent else 0
+    middle = names[FILL + probes : -probes]
+    all_of("ADD", middle)
+    last = probe(names[-probes:])
+    memory = ((agent.memory() if agent else 0) - before) / (len(middle) + probes)
+    all_of("DEL", names)
     return Density(first, last, memory)
 
 
@@ -208,7 +223,7 @@ def _steps(log: Path, verb: str) -> dict[str, list[float]]:
     return found
 
 
-def _rows(samples: dict[str, Samples], burst: int, density: Density | None, pods: int) -> Iterator[Row]:
+def _rows(samples: dict[str, Samples], burst: int) -> Iterator[Row]:
     def per_round(select: Callable[[Samples], list[list[float]]]) -> Callable[[Samples], float]:
         return lambda one: statistics.median(statistics.median(values) for values in select(one)) * 1e3
 
@@ -230,10 +245,14 @@ def _rows(samples: dict[str, Samples], burst: int, density: Density | None, pods
             yield Row(name, unit, ours, theirs, f"{peer} + host-local", goal if peer == "ptp" else None)
         theirs = select(samples["ptp"])
         yield Row(f"{name}, plugin in Python", unit, select(samples[IN_PYTHON]), theirs, "ptp + host-local")
-    if density:
-        first = Row(f"ADD on a node with {pods} pods", "ms", density.last * 1e3, density.first * 1e3, "empty node", 1.3)
-        yield first
-        yield Row("agent RSS per pod", "KB", density.memory / 1024, goal=2.0)
+
+
+def _density_rows(ours: Density, ptp: Density, pods: int) -> Iterator[Row]:
+    case = f"ADD on a node with {pods} pods"
+    yield Row(case, "ms", ours.last * 1e3, ours.first * 1e3, "empty node", 1.3)
+    yield Row(case, "ms", ours.last * 1e3, ptp.last * 1e3, "ptp + host-local")
+    yield Row(f"{case}, in those on an empty one", "", ours.growth, ptp.growth, "ptp + host-local")
+    yield Row("agent RSS per pod", "KB", ours.memory / 1024, goal=2.0)
 
 
 def _pods(stack: ExitStack, count: int) -> list[str]:
@@ -252,6 +271,8 @@ def _host() -> Iterator[None]:
     host = Netns()
     try:
         host.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+        host.run("ip", "link", "add", "uplink", "type", "veth", "peer", "name", "fabric")
+        host.run("ip", "address", "add", "192.0.2.1/24", "dev", "uplink")
         with host.entered():
             yield
     finally:

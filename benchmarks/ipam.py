@@ -1,10 +1,11 @@
 """`make bench-ipam`: addresses, claims and a full node, on this machine, in one run.
 
-    python -m benchmarks.ipam [--seconds S] [--callers N] [--nodes N,N,...] [--blocks N] [--executions N]
+    python -m benchmarks.ipam [--parts pairs,claims,mesh,full] [--seconds S] [--callers N] [--nodes N,N,...]
+                              [--blocks N] [--executions N] [--tries N]
 
 Addresses are allocated and released in the agent, durably, by concurrent callers; Debian's ``host-local``, which keeps
 one file an address, stands beside it as runtimes use it, one process per call. Claims go to one etcd, from simulated
-nodes. The full node has a million addresses in use.
+nodes. A mesh of whole agents gets a new node. The full node has a million addresses in use.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import resource
 import shutil
 import sqlite3
@@ -32,6 +34,7 @@ import yaml
 
 from agent import ipam_views
 from agent.garbage import GarbageCollector
+from benchmarks.ipam_mesh import new_nodes
 from benchmarks.report import Report, Row
 from config.load import check_text
 from config.model import Config
@@ -46,37 +49,53 @@ from ipam.pool import Pool, span
 from ipam.records import Block, NodeRecord
 from ipam.service import LEDGER_FILE, Ipam
 from ipam.sqlite_store import SqliteStore
-from ipam.store import Condition, Entry, Listing, Outcome, Put, Range, Write
+from ipam.store import Put
 from tests.etcd import etcd
+from tests.stores import Counting
 
 HOST_LOCAL = Path("/usr/lib/cni/host-local")
 PLACE = "/var/tmp"
 """A disk, not a tmpfs: what is measured is durable."""
 _CLIENTS = 16
 """Connections' owners among which simulated nodes are spread."""
+_PARTS = ("pairs", "claims", "mesh", "full")
+_MESH = 3
+"""Nodes that are there before a new one."""
 _PATIENCE = 60.0
 """Seconds that a request may take: all nodes' pass through one process here."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="podroute's IPAM, and host-local beside it.")
+    parser.add_argument(
+        "--parts", default="pairs,claims,mesh,full", help="which; only all together are written to the results"
+    )
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--callers", type=int, default=50)
     parser.add_argument("--nodes", default="200,500,1000,2000")
     parser.add_argument("--blocks", type=int, default=15_625)
     parser.add_argument("--executions", type=int, default=200)
+    parser.add_argument("--tries", type=int, default=10)
     options = parser.parse_args()
+    parts = options.parts.split(",")
+    rows: list[Row] = []
     directory = Path(tempfile.mkdtemp(prefix="bench-ipam-", dir=PLACE))
     try:
-        rows = pairs(directory / "pairs", options.seconds, options.callers, options.executions)
-        if shutil.which("etcd"):
+        if "pairs" in parts:
+            rows += pairs(directory / "pairs", options.seconds, options.callers, options.executions)
+        if "claims" in parts and shutil.which("etcd"):
             rows += claims([int(number) for number in options.nodes.split(",")])
-        rows += full_node(directory / "full", options.blocks)
+        if "mesh" in parts and os.geteuid() == 0:
+            rows += new_nodes("sqlite", _MESH, options.tries)
+            rows += new_nodes("etcd", _MESH, options.tries) if shutil.which("etcd") else []
+        if "full" in parts:
+            rows += full_node(directory / "full", options.blocks)
     finally:
         shutil.rmtree(directory)
     report = Report("ipam", rows, vars(options))
     report.print()
-    report.write()
+    if set(parts) == set(_PARTS):
+        report.write()
     return 1 if report.missed else 0
 
 
@@ -176,32 +195,6 @@ def percentile(values: Sequence[float], part: float) -> float:
 
 
 # Claims
-
-
-class Counting(EtcdStore):
-    """One node's view of a shared client, with a count of its own."""
-
-    def __init__(self, inner: EtcdStore) -> None:
-        self._inner = inner
-        self.trips = 0
-
-    @property
-    def url(self) -> str:
-        return self._inner.url
-
-    async def get(self, key: str) -> Entry | None:
-        self.trips += 1
-        return await self._inner.get(key)
-
-    async def list(self, wanted: Range) -> Listing:
-        self.trips += 1
-        return await self._inner.list(wanted)
-
-    async def transact(
-        self, conditions: Sequence[Condition], writes: Sequence[Write], otherwise: Sequence[Range] = ()
-    ) -> Outcome:
-        self.trips += 1
-        return await self._inner.transact(conditions, writes, otherwise)
 
 
 def claims(sizes: Sequence[int]) -> list[Row]:

@@ -1,6 +1,6 @@
 """What a peer announces with path identifiers: several paths to one prefix, told apart by them (RFC 7911).
 
-A session that has not negotiated them never comes here. NLRI are those of ``bgp.nlri.decode_numbered``.
+A session that has not negotiated them never comes here. NLRI are those of ``bgp.nlri.decode`` with path identifiers.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from bgp.attributes import (
 )
 from bgp.interning import Interned
 from bgp.messages import BgpError, Negotiated
-from bgp.nlri import Neighbours
+from bgp.nlri import Neighbours, decode
 from bgp.paths import Hop, Path, Peer
 from bgp.policy import Policy
 from bgp.table import PLACE, TOP, Queue, Table
@@ -35,8 +35,6 @@ from bgp.update import (
     MpReach,
     decode_mp_reach,
     decode_mp_unreach,
-    decode_nlri,
-    decode_numbered_nlri,
     end_of_rib,
     split,
 )
@@ -68,8 +66,6 @@ class Received(NamedTuple):
     end_of_rib: Family | None = None
     faults: tuple[str, ...] = ()
     """What was wrong with it short of a session reset, for the log."""
-    announced: dict[Family, list[bytes]] | None = None
-    """Prefixes by family; None where there are none."""
 
 
 class SessionFacts(NamedTuple):
@@ -124,8 +120,8 @@ class AdjRibIn:
         self._intern = intern
         self._session: SessionFacts | None = None
         self._parser = self._make_parser(True)
+        self._judge_usual = self._parser.judge_usual
         self._ipv4_over_ipv6 = False
-        self._decode4 = decode_nlri
         self._native: Interned[bytes, Path] = Interned()
         """By attribute section, for the native IPv4 fields."""
         self._multiprotocol: Interned[bytes, Path] = Interned()
@@ -143,13 +139,13 @@ class AdjRibIn:
         both = negotiated.local.extended_next_hop & negotiated.peer.extended_next_hop
         self._session = session
         self._parser = self._make_parser(negotiated.four_octet_as)
+        self._judge_usual = self._parser.judge_usual
         self._ipv4_over_ipv6 = (4, 6) in both
         for family in FAMILIES:
             if negotiated.receives_paths(family) != (family in self.numbered):
                 self._withdraw_all(family)  # what is stale cannot be told from what comes now
                 if self.numbered.pop(family, None) is None:
                     self.numbered[family] = NumberedPaths()
-        self._decode4 = decode_numbered_nlri if 4 in self.numbered else decode_nlri
         self._next_hops.clear()
         self.end_of_rib.clear()
 
@@ -299,16 +295,21 @@ class AdjRibIn:
                     self.drop_stale(marker)
                     return Received(end_of_rib=marker)
                 return Received(faults=(f"End-of-RIB of {NAMES[marker]}, which was not negotiated",))
-        withdrawn = self._decode4(4, withdrawn_field) if withdrawn_field else []
-        reach = self._decode4(4, nlri_field) if nlri_field else []
+        numbered = 4 in self.numbered
+        try:
+            withdrawn = decode(withdrawn_field, 32, numbered) if withdrawn_field else []
+            reach = decode(nlri_field, 32, numbered) if nlri_field else []
+        except ValueError as error:  # RFC 7606 sections 3 (j) and 5.3
+            raise BgpError(3, 10, reason=str(error)) from error
         if 4 not in families and (withdrawn or reach):
             return Received(faults=("IPv4 routes, which were not negotiated",))
         if reach:
-            path = self._native.get(raw) or self._usual_native(raw)
+            path = self._native.find(raw, self._usual_native)
             if path is not None:
                 if withdrawn:
                     self._withdraw(4, withdrawn)
-                return Received(None, (), {4: self._announce(4, reach, path)})
+                self._announce(4, reach, path)
+                return _NOTHING
         elif not raw:
             self._withdraw(4, withdrawn)
             return _NOTHING
@@ -316,17 +317,14 @@ class AdjRibIn:
             known = self._known_mp_reach(raw)
             if known is not None:
                 self._withdraw(4, withdrawn)
-                family, _, prefixes = known[0]
-                return Received(announced={family: self._announce(family, prefixes, known[1])})
+                self._announce(known[0].family, known[0].prefixes, known[1])
+                return _NOTHING
         return self._judge(raw, withdrawn, reach)
 
     def _usual_native(self, raw: bytes) -> Path | None:
         """Return the path of a section of the usual form in an UPDATE with native routes, None for another section."""
-        judged = self._parser.judge_usual(raw)
-        if judged is None or judged[1] is None:
-            return None
-        path = self._native[raw] = self._path(judged[0], judged[1])
-        return path
+        next_hop = self._judge_usual(raw)
+        return self._path(raw, next_hop) if next_hop else None
 
     def _known_mp_reach(self, raw: bytes) -> tuple[MpReach, Path] | None:
         """Return the MP_REACH_NLRI at the start of a section, and its path where all else in it is known."""
@@ -337,17 +335,13 @@ class AdjRibIn:
         next_hop, value, rest = found
         key = next_hop + rest
         path = self._multiprotocol.get(key)
-        judged = None
-        if path is None:
-            judged = self._parser.judge_usual(rest)
-            if judged is None:
-                return None
+        if path is None and self._judge_usual(rest) is None:
+            return None
         reach = decode_mp_reach(value, session.negotiated.families, self._ipv4_over_ipv6, self.numbered)
         if reach is None or not reach.prefixes:
             return None
-        if judged is not None:
-            path = self._multiprotocol[key] = self._path(judged[0], reach.next_hop)
-        assert path is not None
+        if path is None:
+            path = self._multiprotocol[key] = self._path(rest, reach.next_hop)
         return reach, path
 
     def _judge(self, raw: bytes, withdrawn: list[bytes], native: list[bytes]) -> Received:
@@ -380,53 +374,49 @@ class AdjRibIn:
         self._withdraw(4, withdrawn)
         if unreach is not None:
             self._withdraw(*unreach)
-        announced: dict[Family, list[bytes]] = {}
         if native:
             if withdraw or parsed.next_hop is None:
                 self._withdraw(4, native)
             else:
-                path = self._path(parsed.attributes, parsed.next_hop)
+                path = self._path(parsed.attributes, parsed.next_hop, parsed.own_as_count)
                 if not parsed.codes & (1 << MP_REACH | 1 << MP_UNREACH):
                     self._native[raw] = path
-                announced[4] = self._announce(4, native, path)
+                self._announce(4, native, path)
         if reach is not None:
             if withdraw:
                 self._withdraw(reach.family, reach.prefixes)
             elif reach.prefixes:
-                path = self._path(parsed.attributes, reach.next_hop)
+                path = self._path(parsed.attributes, reach.next_hop, parsed.own_as_count)
                 leading = _leading_mp_reach(raw)
                 if leading is not None and not parsed.codes >> MP_UNREACH & 1:
                     self._multiprotocol[leading[0] + leading[2]] = path
-                prefixes = self._announce(reach.family, reach.prefixes, path)
-                announced[reach.family] = announced.get(reach.family, []) + prefixes
-        return Received(None, tuple(faults), announced or None)
+                self._announce(reach.family, reach.prefixes, path)
+        return Received(faults=tuple(faults)) if faults else _NOTHING
 
-    def _announce(self, family: Family, prefixes: list[bytes], path: Path) -> list[bytes]:
-        """Set the path of prefixes, with identifiers before them where those are negotiated; return the prefixes."""
+    def _announce(self, family: Family, prefixes: list[bytes], path: Path) -> None:
+        """Set the path of prefixes, with identifiers before them where those are negotiated."""
         dirty = self.dirty[family]
         if self.numbered and family in self.numbered:
-            prefixes = self.numbered[family].announce(prefixes, path)
-            dirty.add(prefixes)
+            dirty.add(self.numbered[family].announce(prefixes, path))
             if self.numbered[family].overfull:
                 raise BgpError(6, 8, reason=f"more than {MOST_PATHS} paths to one prefix")
-            return prefixes
+            return
         table = self.tables[family]
         shards, lead = table.shards, table.lead
         if isinstance(prefixes, Neighbours):
             for run in prefixes.runs:
                 table.writable(PLACE[hash(run[0][:lead]) >> TOP]).update(dict.fromkeys(run, path))
                 dirty.add(run)
+        elif table.shared:
+            for prefix in prefixes:
+                table[prefix] = path
+            dirty.add(prefixes)
         else:
-            if table.shared:
-                for prefix in prefixes:
-                    table[prefix] = path
-            else:
-                for prefix in prefixes:
-                    shards[PLACE[hash(prefix[:lead]) >> TOP]][prefix] = path
+            for prefix in prefixes:
+                shards[PLACE[hash(prefix[:lead]) >> TOP]][prefix] = path
             dirty.add(prefixes)
         if family in self._stale or self._leaving[family]:
             self._freshen(family, prefixes)
-        return prefixes
 
     def _withdraw(self, family: Family, prefixes: list[bytes]) -> None:
         dirty = self.dirty[family]
@@ -451,14 +441,20 @@ class AdjRibIn:
                 for prefix in prefixes:
                     old.pop(prefix)
 
-    def _path(self, attributes: Attributes, next_hop: bytes) -> Path:
+    def _path(self, attributes: Attributes | bytes, next_hop: bytes, own_as_count: int = 0) -> Path:
+        """Return a path of ours; octets for ``attributes`` must be what ``judge_usual`` found without fault."""
         known = self._next_hops.get(next_hop)
         if known is None:
             if len(self._next_hops) >= _KNOWN_NEXT_HOPS:
                 self._next_hops.clear()
             known = self._next_hops[next_hop] = self._examine(next_hop)
         hop, next_hops, fault = known
-        return Path(self.peer, attributes, hop, next_hops, self._attribute_fault(attributes) or fault)
+        path = Path(self.peer, attributes, hop, next_hops, fault)
+        if own_as_count and own_as_count > self.settings.allow_own_as:
+            path.fault = f"AS_PATH holds our own AS {self._local_as}"
+        elif self.peer.ibgp:
+            path.fault = self._reflected_back(path) or path.fault
+        return path
 
     def _examine(self, next_hop: bytes) -> _KnownNextHop:
         session = self._session
@@ -474,15 +470,14 @@ class AdjRibIn:
         next_hops = self._intern((NextHop(self.peer.name, address, device),))
         return _KnownNextHop(self._hop(address, device), next_hops, fault)
 
-    def _attribute_fault(self, attributes: Attributes) -> str:
-        session = self._session
+    def _reflected_back(self, path: Path) -> str:
+        """Tell why a reflected path is a loop; empty where it is none (RFC 4456 section 8)."""
+        session, raw = self._session, path.raw
         assert session is not None
-        if attributes.own_as_count > self.settings.allow_own_as:
-            return f"AS_PATH holds our own AS {self._local_as}"
-        if attributes.originator == session.router_id:
+        if raw.find(session.router_id) >= 0 and path.attributes.originator == session.router_id:
             return "ORIGINATOR_ID is our own BGP identifier"
-        if self.peer.ibgp and session.cluster_id in attributes.raw:
-            clusters = attributes.value(CLUSTER_LIST) or b""
+        if raw.find(session.cluster_id) >= 0:
+            clusters = path.attributes.value(CLUSTER_LIST) or b""
             if session.cluster_id in [clusters[at : at + 4] for at in range(0, len(clusters), 4)]:
                 return "CLUSTER_LIST holds our own cluster"
         return ""

@@ -74,7 +74,6 @@ def imported(attributes: Attributes, changes: Changes, peer_as: int) -> Attribut
     changed.origin = attributes.origin
     changed.path_length = attributes.path_length + changes.prepend
     changed.neighbor_as = peer_as if changes.prepend else attributes.neighbor_as
-    changed.own_as_count = attributes.own_as_count
     changed.med = attributes.med if changes.med is None else changes.med
     changed.local_pref = attributes.local_pref if changes.local_pref is None else changes.local_pref
     changed.originator = attributes.originator

@@ -72,6 +72,8 @@ class Parsed(NamedTuple):
     faults: tuple[Fault, ...]
     withdraw: bool
     """The routes are to be treated as withdrawn."""
+    own_as_count: int
+    """How often our own AS occurs in the AS_PATH."""
 
 
 class _Walk:
@@ -86,6 +88,7 @@ class _Walk:
         "mp_reach",
         "mp_unreach",
         "next_hop",
+        "own_as_count",
         "parser",
     )
 
@@ -96,6 +99,7 @@ class _Walk:
         self.mp_reach: bytes | None = None
         self.mp_unreach: bytes | None = None
         self.as_path = b""
+        self.own_as_count = 0
         self.as4_path: list[as_path.Segment] | None = None
         self.aggregator: bytes | None = None
         self.as4_aggregator: bytes | None = None
@@ -127,7 +131,14 @@ class AttributeParser:
         self.ibgp = ibgp
         self.first_as = None if ibgp else first_as
         self.width = 4 if four_octet_as else 2
-        self._usual = UsualSections(local_as=local_as, ibgp=ibgp, first_as=self.first_as) if four_octet_as else None
+        self.judge_usual = _walk_over_it
+        """Returns the value of NEXT_HOP of a section that has the usual form and no fault, empty where it has none.
+
+        It holds neither MP_REACH_NLRI nor MP_UNREACH_NLRI, and a path of it needs no more than these octets. None:
+        ``parse`` has to say what is in the section.
+        """
+        if four_octet_as:
+            self.judge_usual = UsualSections(local_as=local_as, ibgp=ibgp, first_as=self.first_as).judge
         self._rules = dict(_RULES)
         if not ibgp:
             for code in (LOCAL_PREF, ORIGINATOR_ID, CLUSTER_LIST):  # RFC 7606 sections 7.5, 7.9 and 7.10
@@ -135,13 +146,6 @@ class AttributeParser:
         if four_octet_as:
             for code in (AS4_PATH, AS4_AGGREGATOR):  # RFC 6793 section 4.1
                 self._rules[code] = _REFUSED
-
-    def judge_usual(self, raw: bytes) -> tuple[Attributes, bytes | None] | None:
-        """Return the attributes and the value of NEXT_HOP of a section that has the usual form, and no fault.
-
-        It holds neither MP_REACH_NLRI nor MP_UNREACH_NLRI. None: ``parse`` has to say what is in the section.
-        """
-        return None if self._usual is None else self._usual.judge(raw)
 
     def parse(self, raw: bytes) -> Parsed:
         """Walk an attribute section.
@@ -200,7 +204,20 @@ class AttributeParser:
             attributes.raw = _without(raw, dropped)
         if self.width == 2 and not withdraw:
             attributes.raw = _widen(walk)
-        return Parsed(attributes, walk.next_hop, walk.mp_reach, walk.mp_unreach, codes, tuple(faults), withdraw)
+        return Parsed(
+            attributes,
+            walk.next_hop,
+            walk.mp_reach,
+            walk.mp_unreach,
+            codes,
+            tuple(faults),
+            withdraw,
+            walk.own_as_count,
+        )
+
+
+def _walk_over_it(raw: bytes) -> bytes | None:
+    return None
 
 
 def _widen(walk: _Walk) -> bytes:
@@ -216,7 +233,7 @@ def _widen(walk: _Walk) -> bytes:
     merged = as_path.merge(walk.as_path, as4_path)
     found = as_path.examine(merged, 4, walk.parser.local_as)
     if isinstance(found, as_path.Summary):
-        attributes.path_length, attributes.neighbor_as, attributes.own_as_count = found
+        attributes.path_length, attributes.neighbor_as, walk.own_as_count = found
     replaced = {AS_PATH: merged, AGGREGATOR: as4_aggregator}
     return b"".join(pack_attribute(flags, code, replaced.get(code) or value) for flags, code, value in attributes)
 
@@ -251,7 +268,7 @@ def _as_path(walk: _Walk, value: bytes) -> str:
         return found
     walk.as_path = value
     attributes = walk.attributes
-    attributes.path_length, attributes.neighbor_as, attributes.own_as_count = found
+    attributes.path_length, attributes.neighbor_as, walk.own_as_count = found
     return ""
 
 

@@ -45,6 +45,9 @@ NAMES = MappingProxyType(
 )
 """The attributes that podroute recognises."""
 
+SCOPED = b"\xff\xff\xff"
+"""What all communities that limit where a route may go begin with."""
+
 _SCOPES = (
     (b"\xff\xff\xff\x01", NO_EXPORT),
     (b"\xff\xff\xff\x02", NO_ADVERTISE),
@@ -61,7 +64,6 @@ class Attributes:
         "neighbor_as",
         "origin",
         "originator",
-        "own_as_count",
         "path_length",
         "raw",
         "scope",
@@ -76,8 +78,6 @@ class Attributes:
         """AS_PATH length as RFC 4271 section 9.1.2.2 (a) counts it."""
         self.neighbor_as = 0
         """First AS of an AS_PATH that starts with a sequence, else 0."""
-        self.own_as_count = 0
-        """How often the receiver's own AS occurs in the AS_PATH."""
         self.med: int | None = None
         self.local_pref: int | None = None
         self.originator: bytes | None = None
@@ -105,7 +105,7 @@ def attribute_name(code: int) -> str:
 
 def scope_of(communities: bytes) -> int:
     """Return the scope bits that a COMMUNITIES value sets (RFC 1997)."""
-    if b"\xff\xff\xff" not in communities:
+    if SCOPED not in communities:
         return 0
     found = {communities[at : at + 4] for at in range(0, len(communities), 4)}
     return sum(bit for community, bit in _SCOPES if community in found)

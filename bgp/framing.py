@@ -75,9 +75,10 @@ class Framer:
 
     def messages(self) -> Iterator[tuple[int, bytes]]:
         """Return an iterator over the whole messages that are left, as ``feed`` does."""
-        while len(self._buffer) - self._position >= HEADER_SIZE:
-            start = self._position
-            marker, length, kind = _HEADER.unpack_from(self._buffer, start)
+        buffer, start = self._buffer, self._position
+        size = len(buffer)
+        while size - start >= HEADER_SIZE:
+            marker, length, kind = _HEADER.unpack_from(buffer, start)
             if marker != MARKER:
                 raise BgpError(1, 1, reason=f"marker is {marker.hex()}, expected all ones")
             if not HEADER_SIZE <= length <= self.limit:
@@ -85,10 +86,11 @@ class Framer:
             if kind != _UPDATE or length < _SHORTEST_UPDATE:
                 self._check(length, kind)
             end = start + length
-            if len(self._buffer) < end:
+            if size < end:
                 return
             self._position = end
-            yield kind, self._buffer[start + HEADER_SIZE : end]
+            yield kind, buffer[start + HEADER_SIZE : end]
+            start = end
 
     def _check(self, length: int, kind: int) -> None:
         """Raise BgpError for a type that does not exist, or may not have this length."""

@@ -1,7 +1,7 @@
 """NLRI in bulk: between the octets of an UPDATE and prefixes as wire bytes (RFC 4271 section 4.3, RFC 4760 section 5).
 
 This is the hottest code of the speaker, so a prefix never becomes an object here. Where path identifiers were
-negotiated (RFC 7911) a route is four octets of identifier with the prefix behind them: ``decode_numbered``.
+negotiated (RFC 7911) a route is four octets of identifier with the prefix behind them.
 """
 
 from __future__ import annotations
@@ -32,14 +32,17 @@ def longest(numbered: bool) -> int:
     return 17 + PATH_ID if numbered else 17
 
 
-def decode(data: bytes, bits: int) -> list[bytes]:
+def decode(data: bytes, bits: int, numbered: bool = False) -> list[bytes]:
     """Return the prefixes of an NLRI field, host bits masked, in the order received.
 
-    ``bits`` is the address size, 32 or 128. Raises ValueError for a length beyond it and for a field cut short.
+    ``bits`` is the address size, 32 or 128. ``numbered``: each prefix has its path identifier before it, PATH_ID octets
+    (RFC 7911 section 3). Raises ValueError for a length beyond ``bits`` and for a field cut short.
     """
     size = len(data)
     if not size:
         return []
+    if numbered:
+        return _one_by_one(data, bits, PATH_ID)
     length = data[0]
     step = 1 + (length + 7 >> 3)
     if size == step and not length & 7 and length <= bits:
@@ -51,12 +54,21 @@ def decode(data: bytes, bits: int) -> list[bytes]:
             return alike
         runs = _runs(data, step, _LEAD[bits], alike)
         return Neighbours(alike, runs) if runs else alike
+    return _one_by_one(data, bits, 0)
+
+
+def _one_by_one(data: bytes, bits: int, lead: int) -> list[bytes]:
+    """Decode prefixes with ``lead`` octets before each."""
+    size = len(data)
     found: list[bytes] = []
     append = found.append
     at = 0
     while at < size:
-        length = data[at]
-        end = at + 1 + (length + 7 >> 3)
+        start = at + lead
+        if start >= size:
+            raise ValueError("path identifier without a prefix")
+        length = data[start]
+        end = start + 1 + (length + 7 >> 3)
         if length > bits:
             raise ValueError(f"prefix length {length} exceeds {bits}")
         if end > size:
@@ -83,33 +95,6 @@ def _runs(data: bytes, step: int, lead: int, prefixes: list[bytes]) -> list[Run]
         columns = [column[length:] for column in columns]
         start, left = start + length, left - length
     return runs if len(set(prefixes)) == len(prefixes) else []
-
-
-def decode_numbered(data: bytes, bits: int) -> list[bytes]:
-    """Return the routes of an NLRI field with path identifiers, host bits masked, in the order received.
-
-    Each is its identifier (``PATH_ID`` octets) and its prefix (RFC 7911 section 3). Raises ValueError like ``decode``.
-    """
-    size = len(data)
-    found: list[bytes] = []
-    append = found.append
-    at = 0
-    while at < size:
-        if at + PATH_ID >= size:
-            raise ValueError("path identifier without a prefix")
-        length = data[at + PATH_ID]
-        end = at + PATH_ID + 1 + (length + 7 >> 3)
-        if length > bits:
-            raise ValueError(f"prefix length {length} exceeds {bits}")
-        if end > size:
-            raise ValueError(f"prefix of length {length} is cut short")
-        host = 0xFF >> (length & 7) if length & 7 else 0
-        if host and data[end - 1] & host:
-            append(data[at : end - 1] + bytes((data[end - 1] & ~host,)))
-        else:
-            append(data[at:end])
-        at = end
-    return found
 
 
 def chunks(prefixes: Iterable[bytes], room: int) -> Iterator[bytes]:

@@ -8,10 +8,10 @@ from bgp.nlri import Neighbours
 from bgp.policy import Source
 from config.prefix import Family, Run, contains
 
-_GUARDED: tuple[Source, ...] = ("block", "exception")
+_GUARDED: tuple[Source, ...] = ("block",)
 """Sources of prefixes that are ours alone. What configuration adds may be announced by several nodes (anycast)."""
 
-_PRECEDENCE: tuple[Source, ...] = ("block", "exception", "aggregate", "configured", "static")
+_PRECEDENCE: tuple[Source, ...] = ("block", "aggregate", "configured")
 
 
 class OwnPrefixes:
@@ -24,6 +24,8 @@ class OwnPrefixes:
         self._lent: frozenset[bytes] = frozenset()
         self.guard_changes = 0
         """Counts how often what the guard keeps out has changed."""
+        self.guards = False
+        """There is something that peers may not announce."""
         self._leads: frozenset[bytes] = frozenset()
         self._any_lead = False
 
@@ -55,11 +57,6 @@ class OwnPrefixes:
 
     def __contains__(self, prefix: bytes) -> bool:
         return prefix in self._owners
-
-    @property
-    def guards(self) -> bool:
-        """There is something that peers may not announce."""
-        return bool(self._guarded)
 
     def touched(self, prefixes: Iterable[bytes]) -> list[bytes]:
         """Return those of many prefixes for which ``violated`` may have something to say."""
@@ -97,5 +94,6 @@ class OwnPrefixes:
             self._guarded[prefix] = None
         else:
             del self._guarded[prefix]
+        self.guards = bool(self._guarded)
         self._leads = frozenset(p[1:2] for p in self._guarded)
         self._any_lead = any(p[0] < 8 for p in self._guarded)

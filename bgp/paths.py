@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bgp.attributes import DEFAULT_LOCAL_PREF, Attributes
+from bgp.attributes import DEFAULT_LOCAL_PREF, SCOPED, Attributes
+from bgp.usual_attributes import read
 from config.nexthop import NextHops, Resolution
 
 
@@ -40,12 +41,12 @@ class Hop:
 class Path:
     """Attributes as one peer announced them, with their next hop: the value that a peer's prefixes share."""
 
-    __slots__ = ("__weakref__", "attributes", "fault", "hop", "next_hops", "path_id", "peer")
+    __slots__ = ("__weakref__", "_attributes", "fault", "hop", "next_hops", "path_id", "peer")
 
     def __init__(
         self,
         peer: Peer | None,
-        attributes: Attributes,
+        attributes: Attributes | bytes,
         hop: Hop | None,
         next_hops: NextHops | None,
         fault: str = "",
@@ -53,7 +54,9 @@ class Path:
     ) -> None:
         self.peer = peer
         """None: the route starts here."""
-        self.attributes = attributes
+        self._attributes = attributes
+        """Octets of the usual form until somebody asks what is in them: nobody may, and an object takes time and room
+        that the octets do not."""
         self.hop = hop
         """None for our own routes only."""
         self.next_hops = next_hops
@@ -62,6 +65,25 @@ class Path:
         """Why the path may never be chosen, whatever its next hop; empty where it may."""
         self.path_id = path_id
         """The identifier that the peer gave it, which tells its paths to one prefix apart (RFC 7911); None without."""
+
+    @property
+    def attributes(self) -> Attributes:
+        found = self._attributes
+        if isinstance(found, bytes):
+            found = self._attributes = read(found)
+        return found
+
+    @property
+    def raw(self) -> bytes:
+        """The octets of the attributes."""
+        found = self._attributes
+        return found if isinstance(found, bytes) else found.raw
+
+    @property
+    def scope(self) -> int:
+        """The communities that limit where the path may go."""
+        found = self._attributes
+        return 0 if isinstance(found, bytes) and found.find(SCOPED) < 0 else self.attributes.scope
 
     @property
     def eligible(self) -> bool:

@@ -12,7 +12,6 @@ import socket
 import time
 from collections.abc import Coroutine
 from dataclasses import replace
-from struct import pack
 
 from bgp import codec, graceful_restart
 from bgp.collision import Collision
@@ -21,15 +20,15 @@ from bgp.fsm_table import Event, State
 from bgp.history import History
 from bgp.local import Local
 from bgp.messages import BORR, BgpError, Negotiated, Notification, Open, RouteRefresh
-from bgp.opening import AFI, UNICAST
+from bgp.prefix_limit import LimitWatch
 from bgp.quiet import Quiet
 from bgp.receiving import Receiving
 from bgp.report import no_next_hop, report
 from bgp.session import Session
-from bgp.settings import PeerSettings, PrefixLimit
+from bgp.settings import PeerSettings
 from bgp.sockets import Endpoint, dialling
 from bgp.status import PeerStatus, SessionChange
-from config.prefix import NAMES, Family
+from config.prefix import NAMES, Family, text
 
 log = logging.getLogger("podroute.bgp")
 
@@ -60,7 +59,7 @@ class Peer:
         self._held = ""
         """Why there is to be no session for now; empty: there is to be one."""
         self._release_timer: asyncio.TimerHandle | None = None
-        self._warned: set[Family] = set()
+        self._limit = LimitWatch(settings.name, limit, local.rib) if (limit := settings.prefix_limit) else None
         self._established: Session | None = None
         self._faults = Quiet(_QUIET)
         self._next_hops: dict[Family, bytes] = {}
@@ -251,15 +250,16 @@ class Peer:
     def update(self, session: Session, body: bytes) -> None:
         received = self._local.rib.receive(self.name, body)
         if received.faults:
-            count = self._faults.admit(time.monotonic())
-            if count:
-                log.warning("UPDATE with a fault: %s", "; ".join(received.faults[:3]), extra=self._fields(count=count))
-        if received.announced is not None and self.settings.prefix_limit is not None:
-            for announced in received.announced:
-                self._check_limit(announced, self.settings.prefix_limit)
+            self._note_fault("; ".join(received.faults[:3]))
+        if self._limit is not None and (excess := self._limit.exceeded()):
+            self.hold(*excess, seconds=self._limit.restart_after)
         if received.end_of_rib is not None:
             self._receiving.complete(received.end_of_rib)
         self._local.wake()
+
+    def refused(self, family: Family, prefix: bytes, own: bytes) -> None:
+        """The peer announces a prefix that is one of our own, or a part of it."""
+        self._note_fault(f"refused {text(family, prefix)}: {text(family, own)} is our own")
 
     def refresh(self, session: Session, request: RouteRefresh) -> None:
         agreed, family, rib = session.negotiated, request.family, self._local.rib
@@ -300,7 +300,8 @@ class Peer:
         for other in [s for s in self.sessions if s is not session]:
             other.handle(Event.AutomaticStop if other.state is State.IDLE else Event.OpenCollisionDump)
         self._next_hops = self._own_next_hops(session, negotiated)
-        self._warned.clear()
+        if self._limit is not None:
+            self._limit.start()
         self._receiving.up(negotiated)
         self._local.rib.peer_up(
             self.name,
@@ -420,17 +421,10 @@ class Peer:
         if not (self._stopped or self._held or self._established) and self._history.failed(reason):
             self._local.notify()
 
-    def _check_limit(self, family: Family, limit: PrefixLimit) -> None:
-        """Hold a peer that announces too much, and warn before."""
-        count = self._local.rib.received(self.name, family)
-        if count > limit.maximum:
-            data = pack("!HBI", AFI[family], UNICAST, limit.maximum)
-            reason = f"{count} {NAMES[family]} prefixes received, the maximum is {limit.maximum}"
-            self.hold(reason, Notification(6, 1, data), seconds=limit.restart_after)
-        elif count >= limit.maximum * limit.warning and family not in self._warned:
-            self._warned.add(family)
-            fields = self._fields(family=NAMES[family], count=count, maximum=limit.maximum)
-            log.warning("prefixes near the maximum", extra=fields)
+    def _note_fault(self, fault: str) -> None:
+        count = self._faults.admit(time.monotonic())
+        if count:
+            log.warning("UPDATE with a fault: %s", fault, extra=self._fields(count=count))
 
     def _cancel_release(self) -> None:
         if self._release_timer is not None:

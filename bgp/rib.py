@@ -26,10 +26,13 @@ from bgp.policy import NO_CHANGES, ImportPolicy, Policy, Source
 from bgp.table import SHARDS, Queue
 from bgp.telling import Told
 from config.nexthop import NextHopResolver, NextHops
-from config.prefix import FAMILIES, Family, text
+from config.prefix import FAMILIES, Family
 
 OnFib = Callable[[Family, list[tuple[Sequence[bytes], NextHops | None]]], None]
 """Takes prefixes and their next hops, None: no route; learned routes only."""
+
+OnRefused = Callable[[str, Family, bytes, bytes], None]
+"""Takes the name of a peer, a prefix that it may not announce, and the one of our own that this is, or is a part of."""
 
 _INTERNED_LIMIT = 65536
 
@@ -44,7 +47,8 @@ class Rib:
     """The Adj-RIBs-In, the Loc-RIB and the Adj-RIBs-Out of one speaker.
 
     ``router_id`` is four octets. ``resolver`` says which next hops can be reached; ``next_hops_changed`` must be called
-    when that changes. ``on_fib`` is called out of ``run``, once per family and call at most.
+    when that changes. ``on_fib`` is called out of ``run``, once per family and call at most; ``on_refused``
+    too, once for each prefix that a peer begins to announce though it is ours.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class Rib:
         router_id: bytes,
         resolver: NextHopResolver,
         on_fib: OnFib,
+        on_refused: OnRefused = lambda name, family, prefix, own: None,
         max_paths: int = 64,
         cluster_id: bytes | None = None,
         multipath_relax: bool = True,
@@ -68,6 +73,7 @@ class Rib:
         self.peers: dict[str, PeerRib] = {}
         self._resolver = resolver
         self._on_fib = on_fib
+        self._on_refused = on_refused
         self._leaving: list[PeerRib] = []
         self._deferred: set[Family] = set()
         self._catching_up: set[Family] = set()
@@ -174,6 +180,10 @@ class Rib:
         """Return how many paths a peer announces: one to a prefix, but for path identifiers."""
         return self.peers[name].adj_in.count(family)
 
+    def told(self, name: str, family: Family) -> int:
+        """Return of how many prefixes a peer has said something since the beginning, each as often as it did."""
+        return self.peers[name].adj_in.dirty[family].added
+
     def stale(self, name: str, family: Family) -> int:
         """Return how many paths of a peer are stale (RFC 4724 section 4.2)."""
         return self.peers[name].adj_in.stale(family)
@@ -224,19 +234,7 @@ class Rib:
 
         Raises BgpError 3/x where the session is to be reset (RFC 4271 section 6.3 as revised by RFC 7606).
         """
-        rib = self.peers[name]
-        received = rib.adj_in.receive(body)
-        if received.announced is None:
-            return received
-        refusals: list[str] = []
-        for family, prefixes in received.announced.items():
-            own, refused = self.own[family], rib.refused[family]
-            for prefix in own.touched(prefixes) if own.guards else ():
-                violated = own.violated(prefix)
-                if violated is not None and prefix not in refused:
-                    refused[prefix] = violated
-                    refusals.append(f"refused {text(family, prefix)}: {text(family, violated)} is our own")
-        return received._replace(faults=received.faults + tuple(refusals)) if refusals else received
+        return self.peers[name].adj_in.receive(body)
 
     def refresh(self, name: str, family: Family) -> None:
         """Announce a family to a peer once more, because it asked (RFC 2918)."""
@@ -332,6 +330,7 @@ class Rib:
         first = self._turn % len(ribs) if ribs else 0
         for family in FAMILIES if self._turn % 2 else FAMILIES[::-1]:
             left -= self._run_walks(family, left)
+            left -= self._shorten_logs(family, left)
             for rib in ribs[first:] + ribs[:first]:
                 if left <= 0 or family in self._deferred:
                     break
@@ -371,7 +370,7 @@ class Rib:
             or any(c.best or c.others or c.fib for c in self._changes.values())
             or bool(self._catching_up)
             or self.waiting > 0
-            or not all(group.complete for group in self._groups.values())
+            or any(group.overlong or not group.complete for group in self._groups.values())
         )
 
     def outgoing(self, name: str, max_bytes: int) -> list[bytes]:
@@ -475,6 +474,8 @@ class Rib:
     def _import(self, rib: PeerRib, family: Family, prefix: bytes, path: Path | None) -> Path | None:
         violated = self.own[family].violated(prefix)
         if path is not None and violated is not None:
+            if prefix not in rib.refused[family]:
+                self._on_refused(rib.settings.name, family, prefix, violated)
             rib.refused[family][prefix] = violated
             return None
         rib.refused[family].pop(prefix, None)
@@ -517,6 +518,13 @@ class Rib:
         # What was withdrawn meanwhile is in no table, but in the queues.
         queues = [rib.adj_in.dirty[family] for rib in (*self.peers.values(), *self._leaving)]
         self._settling[family].append([(queue, queue.added) for queue in queues])
+
+    def _shorten_logs(self, family: Family, budget: int) -> int:
+        done = 0
+        for group in self._groups.values():
+            if group.key.family == family and done < budget:
+                done += -(-group.catch_up((budget - done) * _LIGHT) // _LIGHT)
+        return done
 
     def _settle(self, family: Family) -> None:
         for marks in list(self._settling[family]):

@@ -92,6 +92,7 @@ class Speaker:
             router_id=router_id,
             resolver=resolver,
             on_fib=on_fib,
+            on_refused=self._refused,
             max_paths=max_paths,
             multipath_relax=multipath_relax,
             always_compare_med=always_compare_med,
@@ -527,6 +528,11 @@ class Speaker:
     def deferred(self) -> frozenset[Family]:
         """Families in which nothing is selected yet, after a restart of ours."""
         return frozenset(self._local.restart.deferred)
+
+    def _refused(self, name: str, family: Family, prefix: bytes, own: bytes) -> None:
+        peer = self._peers.get(name)
+        if peer is not None:  # else it is being forgotten
+            peer.refused(family, prefix, own)
 
     def _begin_restart(self, retained: frozenset[Family], expected: Iterable[str]) -> None:
         restart = self._local.restart

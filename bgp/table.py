@@ -37,20 +37,32 @@ PLACE = _places()
 Loops over many prefixes say it themselves, without ``[:lead]`` where the whole prefix counts."""
 WHOLE = 17
 
+K = TypeVar("K")
 V = TypeVar("V")
 D = TypeVar("D")
+
+
+class Shard(dict[K, V]):
+    """A dict that the garbage collector knows from the beginning.
+
+    It comes to know a plain dict with the first value, as a young object, so that the next collections of young objects
+    walk over all of what may be a large part of a table by then. And it forgets an empty one.
+    """
+
+    __slots__ = ()
 
 
 class Table(Generic[V]):
     """A mapping from prefix to value. Iterating goes shard by shard, over each as it was when its turn came."""
 
-    __slots__ = ("_shared", "lead", "shards")
+    __slots__ = ("lead", "shards", "shared")
 
     def __init__(self, lead: int = WHOLE) -> None:
         self.lead = lead
         """Octets of a prefix that choose its shard: those that have them in common are together."""
-        self.shards: list[dict[bytes, V]] = [{} for _ in range(SHARDS)]
-        self._shared: set[int] = set()
+        self.shards: list[dict[bytes, V]] = [Shard() for _ in range(SHARDS)]
+        self.shared: set[int] = set()
+        """Shards that are not this table's alone, and only to be written to by way of ``writable``."""
 
     def __len__(self) -> int:
         return sum(map(len, self.shards))
@@ -92,20 +104,15 @@ class Table(Generic[V]):
 
     def snapshot(self) -> list[dict[bytes, V]]:
         """Return the shards as they are now. Nobody may change them: the table copies one before it writes to it."""
-        self._shared = set(range(SHARDS))
+        self.shared = set(range(SHARDS))
         return list(self.shards)
 
     def copy(self) -> Table[V]:
         """Return a table of the same content. A shard becomes two when one of the tables writes to it."""
         twin: Table[V] = Table(self.lead)
         twin.shards = self.snapshot()
-        twin._shared = set(range(SHARDS))
+        twin.shared = set(range(SHARDS))
         return twin
-
-    @property
-    def shared(self) -> bool:
-        """Some shards are not this table's alone, and only to be written to by way of ``writable``."""
-        return bool(self._shared)
 
     def take(self, limit: int) -> list[tuple[bytes, V]]:
         """Remove and return up to ``limit`` items."""
@@ -118,9 +125,9 @@ class Table(Generic[V]):
 
     def writable(self, index: int) -> dict[bytes, V]:
         """Return a shard to write to. Who never takes a snapshot may write to ``shards`` at once."""
-        if index in self._shared:
-            self._shared.discard(index)
-            self.shards[index] = dict(self.shards[index])
+        if index in self.shared:
+            self.shared.discard(index)
+            self.shards[index] = Shard(self.shards[index])
         return self.shards[index]
 
 
@@ -130,13 +137,15 @@ class Queue:
     What arrives together is kept as it came, so that adding costs the same for one prefix and for a thousand.
     """
 
-    __slots__ = ("_current", "_stretches", "added", "taken")
+    __slots__ = ("_current", "_single", "_stretches", "added", "taken")
 
     def __init__(self) -> None:
         self.added = 0
         self.taken = 0
         """How many have been added, and taken, since the beginning."""
         self._stretches: deque[Collection[bytes]] = deque()
+        self._single: list[bytes] = []
+        """The last stretch, where it is made of prefixes that came one at a time."""
         self._current: Iterator[bytes] = iter(())
 
     @property
@@ -145,9 +154,15 @@ class Queue:
 
     def add(self, prefixes: Collection[bytes]) -> None:
         """Add prefixes. The collection must not change afterwards."""
-        if prefixes:
-            self.added += len(prefixes)
+        count = len(prefixes)
+        self.added += count
+        if count > 1:
             self._stretches.append(prefixes)
+        elif count:
+            if not self._stretches or self._stretches[-1] is not self._single:
+                self._single = []
+                self._stretches.append(self._single)
+            self._single += prefixes
 
     def take(self, limit: int) -> list[bytes]:
         """Remove and return up to ``limit`` prefixes; those of a Run apart, as a Run."""

@@ -39,32 +39,13 @@ def split(body: bytes) -> tuple[bytes, bytes, bytes]:
     Raises BgpError 3/1 where their lengths contradict the message's (RFC 7606 section 3 (b)).
     """
     size = len(body)
-    start = 2 + (body[0] << 8 | body[1]) if size > 1 else 2
-    if start + 2 > size:
-        raise BgpError(3, 1, reason=f"withdrawn routes length {start - 2} overruns a body of {size} octets")
-    end = start + 2 + (body[start] << 8 | body[start + 1])
+    start = 4 + (body[0] << 8 | body[1]) if size > 1 else 4
+    if start > size:
+        raise BgpError(3, 1, reason=f"withdrawn routes length {start - 4} overruns a body of {size} octets")
+    end = start + (body[start - 2] << 8 | body[start - 1])
     if end > size:
-        raise BgpError(3, 1, reason=f"path attribute length {end - start - 2} overruns a body of {size} octets")
-    return body[2:start], body[start + 2 : end], body[end:]
-
-
-def decode_nlri(family: Family, data: bytes) -> list[bytes]:
-    """Return the prefixes of the NLRI or the Withdrawn Routes field.
-
-    Raises BgpError 3/10 (RFC 7606 sections 3 (j) and 5.3).
-    """
-    try:
-        return nlri.decode(data, BITS[family])
-    except ValueError as error:
-        raise BgpError(3, 10, reason=str(error)) from error
-
-
-def decode_numbered_nlri(family: Family, data: bytes) -> list[bytes]:
-    """Do ``decode_nlri`` for a family with path identifiers (RFC 7911 section 3): each prefix has its own before it."""
-    try:
-        return nlri.decode_numbered(data, BITS[family])
-    except ValueError as error:
-        raise BgpError(3, 10, reason=str(error)) from error
+        raise BgpError(3, 1, reason=f"path attribute length {end - start} overruns a body of {size} octets")
+    return body[2 : start - 2], body[start:end], body[end:]
 
 
 def decode_mp_reach(
@@ -200,9 +181,8 @@ def _family(value: bytes) -> Family | None:
 
 
 def _mp_nlri(code: int, value: bytes, family: Family, start: int, numbered: Collection[Family]) -> list[bytes]:
-    decode = nlri.decode_numbered if family in numbered else nlri.decode
     try:
-        return decode(value[start:], BITS[family])
+        return nlri.decode(value[start:], BITS[family], family in numbered)
     except ValueError as error:
         raise _mp_error(code, value, str(error)) from error
 

@@ -32,7 +32,7 @@ def cni_commands(load: Callable[[str], InstallSettings], default_config: str) ->
         type=click.Choice(get_args(Kind)),
         default="auto",
         show_default=True,
-        help="Which plugin; auto compiles it where there is a C compiler.",
+        help="Which plugin; auto: compiled, where there is or was a C compiler.",
     )
     def install_command(config: str, force: bool, chain: str, interpreter: str | None, plugin: Kind) -> None:
         """Write the plugin and its network configuration where the runtime looks for them."""

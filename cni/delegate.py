@@ -18,10 +18,9 @@ from cni.request import Request
 from cni.result import Ip, Result, Route
 from config import prefix
 from config.prefix import BITS, Family
+from config.values import RESERVED_NETWORK
 
 _DEFAULT: dict[Family, str] = {4: "0.0.0.0/0", 6: "::/0"}
-_RESERVED = "-"
-"""A network name that no configuration can have."""
 GATEWAY = "gateway"
 
 
@@ -91,7 +90,7 @@ class Delegate:
                 await self._reserve(assignment, assignment.address, purpose)
 
     async def _reserve(self, assignment: Assignment, address: str, purpose: str) -> None:
-        handle = Handle(_RESERVED, prefix.text(assignment.family, assignment.block), purpose)
+        handle = Handle(RESERVED_NETWORK, prefix.text(assignment.family, assignment.block), purpose)
         if await self._addresses.lookup(handle):
             return
         attributes = {"reserved": purpose, "createdAt": datetime.now(UTC).isoformat()}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from cni.compiled import CompilerError, compile_plugin, find_compiler
+from cni.compiled import CompilerError, fill, program
 from cni.request import LATEST
 
 NETWORK: Final = "podroute"
@@ -77,7 +77,7 @@ def install(
 ) -> list[str]:
     """Write the plugin and its network configuration list; return lines that say what was done.
 
-    ``plugin``: the one in Python, the one that is compiled, or that one where the host has a C compiler.
+    ``plugin``: the one in Python, the one that is compiled, or that one where there is a C compiler, or was.
 
     The plugin comes first, so that no runtime reads of a plugin that is not there. Both are replaced by renaming: a
     plugin that runs meanwhile keeps its old file. Raises InstallError.
@@ -152,19 +152,17 @@ def _render(settings: InstallSettings, interpreter: str, wanted: Kind) -> tuple[
     """Return the executable, and of what kind it is, in words."""
     why = "not asked for"
     if wanted != "python":
-        compiler = find_compiler()
         try:
-            if compiler is None:
-                raise CompilerError("there is no `cc`")
-            executable = compile_plugin(
-                compiler, socket=settings.socket, interpreter=interpreter, script=_script(settings), mark=_MARK
+            code, how = program()
+            executable = fill(
+                code, mark=_MARK, socket=settings.socket, interpreter=interpreter, script=_script(settings)
             )
         except CompilerError as error:
             why = str(error)
             if wanted == "compiled":
                 raise InstallError(f"the plugin cannot be compiled: {why}") from None
         else:
-            return executable, f"compiled by {compiler}"
+            return executable, how
     return render_plugin(settings, interpreter), f"Python, run by {interpreter}; compiled: {why}"
 
 
@@ -203,18 +201,18 @@ def render_conflist(settings: InstallSettings) -> bytes:
     return (json.dumps(conflist, indent=2) + "\n").encode()
 
 
-def choose_interpreter(wanted: str | None = None) -> str:
+def choose_interpreter(wanted: str | None = None, *, preferred: str = "/usr/bin/python3") -> str:
     """Return the path of a Python that the kernel can start by itself: a binary, not a script that looks for one.
 
-    The system's comes first: it outlives virtual environments, and the runtime starts the plugin without ours.
-    Raises InstallError.
+    The system's comes first: it outlives virtual environments, and the runtime starts the plugin without ours; then the
+    one that runs this. Raises InstallError.
     """
     if wanted:
         if trouble := _unfit(wanted):
             raise InstallError(f"{wanted} {trouble}")
         return wanted
     base = getattr(sys, "_base_executable", "") or sys.executable
-    candidates = ["/usr/bin/python3", os.path.realpath(base)]
+    candidates = [preferred, os.path.realpath(base)]
     troubles = []
     for candidate in candidates:
         trouble = _unfit(candidate)

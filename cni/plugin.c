@@ -5,8 +5,9 @@
  * answer, no verb, VERSION) is the script's, which it carries with it and becomes then; PODROUTE_FAULT tells the script
  * the errno that ended the attempt.
  *
- * ``cni/compiled.py`` defines MARK, SOCKET, INTERPRETER and SCRIPT in front of this text.
+ * Compiled once, it serves any host: ``cni/compiled.py`` writes a host's paths and the script into ``texts``.
  */
+#define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <stdint.h>
@@ -22,9 +23,12 @@
 #define PATIENCE 60 /* seconds without an octet from the agent after which it counts as away */
 #define HEADER 12   /* octets: magic (4), version (2), fields or exit status (2), length of the rest (4) */
 #define PART 65536
+#define TEXTS 32768
 
 extern char **environ;
-static const char mark[] __attribute__((used)) = MARK;
+/* A mark by which the file is known again and the texts below, one after the other, each ended by NUL. */
+static const char texts[TEXTS] __attribute__((used)) = "podroute cni install writes here.\n";
+enum text { SOCKET = 1, INTERPRETER, SCRIPT };
 static const char magic_and_version[] = "PRCN\0\1";
 
 struct buffer {
@@ -33,6 +37,15 @@ struct buffer {
 };
 
 static void become_script(const struct buffer *input, int fault);
+
+static const char *text(enum text wanted)
+{
+    const char *at = texts;
+    __asm__("" : "+r"(at)); /* they change once this is compiled: nothing may be concluded from what they are now */
+    for (int number = 0; number < (int)wanted; number++)
+        at += strlen(at) + 1;
+    return at;
+}
 
 /* Make room for further octets and return where they go. */
 static char *extend(struct buffer *buffer, size_t more)
@@ -136,8 +149,9 @@ static int send_request(int agent, const struct buffer *frame, int netns)
 /* Have the agent answer a request. Returns 0 or an errno. */
 static int ask(const struct buffer *frame, int netns, struct buffer *answer)
 {
-    struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = SOCKET};
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
     struct timeval patience = {PATIENCE, 0};
+    snprintf(address.sun_path, sizeof address.sun_path, "%s", text(SOCKET));
     int agent = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (agent < 0 || setsockopt(agent, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience)
         || setsockopt(agent, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience))
@@ -161,20 +175,20 @@ static int ask(const struct buffer *frame, int netns, struct buffer *answer)
 /* Go on as the script, which reads standard input anew. */
 static void become_script(const struct buffer *input, int fault)
 {
-    char text[16];
+    char number[16];
+    const char *interpreter = text(INTERPRETER);
     if (input) {
         int again = memfd_create("stdin", 0);
         if (again < 0 || write_out(again, input->data, input->length) || lseek(again, 0, SEEK_SET) || dup2(again, 0))
             _exit(1);
         close(again);
     }
-    snprintf(text, sizeof text, "%d", fault);
+    snprintf(number, sizeof number, "%d", fault);
     if (fault)
-        setenv("PODROUTE_FAULT", text, 1);
-    execl(INTERPRETER, INTERPRETER, "-IS", "-c", SCRIPT, (char *)NULL);
-    static const char broken[] = "{\"cniVersion\":\"1.0.0\",\"code\":5,\"msg\":\"podroute's plugin cannot start "
-                                 INTERPRETER "\",\"details\":\"run `podroute cni install` again\"}\n";
-    write_out(1, broken, sizeof broken - 1);
+        setenv("PODROUTE_FAULT", number, 1);
+    execl(interpreter, interpreter, "-IS", "-c", text(SCRIPT), (char *)NULL);
+    dprintf(1, "{\"cniVersion\":\"1.0.0\",\"code\":5,\"msg\":\"podroute's plugin cannot start %s\","
+               "\"details\":\"run `podroute cni install` again\"}\n", interpreter);
     _exit(1);
 }
 

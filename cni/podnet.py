@@ -297,15 +297,17 @@ class PodLinks:
         return pair
 
     def _open_host_end(self, host: Netlink, index: int, plan: Plan) -> None:
-        name = plan.host_ifname
-        if self._ipv6:
+        name, ipv6 = plan.host_ifname, 6 in plan.families
+        if ipv6:
             # The pod is a host, not a router: what it announces must not give this node addresses or routes.
             set_sysctl(f"ipv6/conf/{name}/accept_ra", 0, below=self._ipv6_links)
-        if 6 in plan.families:
             set_sysctl(f"ipv6/conf/{name}/forwarding", 1, below=self._ipv6_links)
+        elif self._ipv6:
+            # Each change of a link that has IPv6 leads the kernel past all IPv6 routes of the node.
+            set_sysctl(f"ipv6/conf/{name}/disable_ipv6", 1, below=self._ipv6_links)
         host.transact(
             [
-                set_link(index, _host_settings(ipv6=self._ipv6), f"configure {name}"),
+                set_link(index, _host_settings(ipv6=ipv6), f"configure {name}"),
                 set_link(index, b"", f"bring {name} up", up=True),
                 *(netlink.set_neighbour(family, address, plan.mac, index) for family, address in plan.addresses),
             ]

@@ -21,12 +21,14 @@ class FreeAddresses:
         used: Iterable[int] = (),
         released: Iterable[tuple[int, float]] = (),
         reserved: Iterable[int] = (),
+        kept: Iterable[int] = (),
     ) -> None:
         """``released`` holds ordinals and the times they were released, oldest first. ``reserved`` ones are given to
-        nobody but who asks for them."""
+        nobody but who asks for them; ``kept`` ones, among those in use, are no container's."""
         self.size = size
         self._used = _mask(used)
         self._reserved = _mask(reserved)
+        self._kept = _mask(kept)
         self._released = OrderedDict(
             (ordinal, since) for ordinal, since in released if not (self._used | self._reserved) >> ordinal & 1
         )
@@ -34,7 +36,13 @@ class FreeAddresses:
 
     @property
     def used(self) -> int:
-        return self._used.bit_count()
+        """How many containers have."""
+        return (self._used & ~self._kept).bit_count()
+
+    @property
+    def reserved(self) -> int:
+        """How many are free, or in use, for nobody who does not ask for them."""
+        return (self._kept | self._reserved & ~self._used).bit_count()
 
     @property
     def free(self) -> int:
@@ -43,6 +51,8 @@ class FreeAddresses:
 
     def state(self, ordinal: int) -> str:
         """Return ``used``, ``reserved``, ``resting`` (free, and in use before) or ``free``."""
+        if self._kept >> ordinal & 1:
+            return "reserved"
         if self._used >> ordinal & 1:
             return "used"
         if self._reserved >> ordinal & 1:
@@ -82,9 +92,14 @@ class FreeAddresses:
         self._used |= 1 << ordinal
         return True
 
+    def keep(self, ordinal: int) -> None:
+        """Take note that an ordinal in use is no container's."""
+        self._kept |= 1 << ordinal
+
     def give_back(self, ordinal: int, now: float) -> None:
         """Return an ordinal that was in use: it comes last."""
         self._used &= ~(1 << ordinal)
+        self._kept &= ~(1 << ordinal)
         if self._reserved >> ordinal & 1:
             return
         self._released[ordinal] = now

@@ -14,7 +14,14 @@ from ipam.records import Block
 class Usage(NamedTuple):
     block: Block
     used: int
+    """Addresses that containers have."""
+    reserved: int
+    """Those that no container has, or gets without asking for them."""
     size: int
+
+    @property
+    def free(self) -> int:
+        return self.size - self.used - self.reserved
 
 
 def automatic(pools: Sequence[Pool]) -> list[Pool]:

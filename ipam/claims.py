@@ -7,27 +7,35 @@ what they were. There is no state between free and owned, so a crash at any mome
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from hashlib import blake2s
-from itertools import cycle
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from config import prefix
 from ipam import records
-from ipam.errors import AddressInUseError, NameTakenError, PoolChangedError, PoolConflictError
+from ipam.errors import AddressInUseError, NameTakenError, PoolChangedError, PoolConflictError, StoreUnavailableError
 from ipam.identity import Identity
+from ipam.offers import Candidate, Claimed, Offers
 from ipam.pool import Pool, overlap, span
-from ipam.records import Block, NodeRecord, SuperBlock
-from ipam.store import Condition, Delete, Entry, Put, Quiet, Range, Store, Unchanged, Write
-from ipam.superblocks import Around, ChangedError, SuperBlocks
+from ipam.records import Block, NodeRecord
+from ipam.search import BLIND, Search
+from ipam.store import (
+    MOST_CONDITIONS,
+    Attempt,
+    Choice,
+    Delete,
+    Entry,
+    Put,
+    Quiet,
+    Range,
+    Store,
+    Unchanged,
+)
+from ipam.superblocks import Around, SuperBlocks
 
 log = logging.getLogger("podroute.ipam")
 
-_PAGE = 256
-"""Block records read at a time in search of a gap."""
-_BULK = 1000
-_SPREAD = 64
-"""Free blocks behind one that is taken among which nodes choose the next to try."""
+BULK = 1000
+"""Block records read at a time in search of our own."""
 
 
 class Claims:
@@ -43,6 +51,11 @@ class Claims:
         """The store's revision as of which the pools are known."""
         self._mine: set[str] = set()
         """Keys of the blocks that we know to be ours."""
+        self._record = NodeRecord(identity.name, identity.uuid)
+        self._doubts: set[str] = set()
+        """Keys of the blocks that we may have claimed: the answer was lost."""
+        self._strays: list[Block] = []
+        """Those of them that we have claimed, and have not used yet."""
         self._next: dict[tuple[str, bytes], int] = {}
         """Where to look next in a pool or a super-block of it: behind the block of ours that was granted last."""
         self.supers = SuperBlocks(store, self, identity.name)
@@ -54,6 +67,7 @@ class Claims:
         """
         key = records.node_key(self._me.name)
         self.supers.labels = record.labels
+        self._record = record
         while True:
             entry = await self._store.get(key)
             if entry is not None:
@@ -100,7 +114,7 @@ class Claims:
     async def owned(self) -> list[Block]:
         """Return the blocks that the store says are this node's, and the addresses on loan to it."""
         mine: list[Block] = []
-        wanted = records.BLOCKS._replace(limit=_BULK)
+        wanted = records.BLOCKS._replace(limit=BULK)
         while True:
             entries = (await self._store.list(wanted)).entries
             # Others' records are not even read: a newer agent may have written them
@@ -108,7 +122,7 @@ class Claims:
                 if self._me.uuid.encode() in entry.value:
                     found = records.decode_block(entry)
                     mine += [found] if found.uuid == self._me.uuid else found.on_loan(self._me.uuid)
-            if len(entries) < _BULK:
+            if len(entries) < BULK:
                 for block in mine:
                     if not block.lender:
                         self._note(block)
@@ -118,90 +132,132 @@ class Claims:
     async def claim(self, wants: Sequence[Sequence[Pool]]) -> list[Block | None]:
         """Claim one block for each want, out of the first of its pools that has one; None: they are all exhausted.
 
-        Raises NameTakenError and PoolConflictError where the store has changed meanwhile.
+        One transaction tries many blocks, and its refusal brings the records around them along: where pools have room
+        two round trips do, also while others claim. No two wants may have a pool in common. Raises NameTakenError and
+        PoolConflictError where the store has changed meanwhile.
         """
-        if not any(pool.split for pools in wants for pool in pools):
-            return await self.claim_from(wants)
-        return [await self._claim_one(pools) for pools in wants]
+        await self._settle_doubts()
+        if any(pool.split for pools in wants for pool in pools):
+            return [await self._claim_one(pools) for pools in wants]
+        return await self._claim_together(wants)
 
     async def _claim_one(self, pools: Sequence[Pool]) -> Block | None:
+        if (stray := self._stray(pools)) is not None:
+            return stray
         for pool in pools:
-            found = await self.supers.claim(pool) if pool.split else (await self.claim_from([[pool]]))[0]
+            found = await self.supers.claim(pool) if pool.split else (await self._claim_together([[pool]]))[0]
             if found is not None:
                 return found
         return None
 
-    async def claim_from(self, wants: Sequence[Sequence[Pool]], guard: SuperBlock | None = None) -> list[Block | None]:
-        """Do what ``claim`` says for pools that are not split, or for the super-block ``guard`` of one that is.
-
-        All are claimed in one transaction. Where the first choice is taken, the refusal brings the records around it
-        along, so two round trips are the rule. Raises ChangedError where the super-block has changed.
-        """
-        searches = [_Search(pools, self._next, self._me.name) for pools in wants]
-        guards = [(records.super_key(guard.family, guard.prefix), guard.revision)] if guard else []
-        conditions = [Unchanged(*one) for one in guards]
-        while live := [search for search in searches if search.found is None and search.candidate is not None]:
-            reads = [*(Range.key(key) for key, _ in guards), *(search.window() for search in live)]
-            granted, read = await self.attempt([search.place for search in live], conditions, reads=reads)
-            if granted:
-                for search, block in zip(live, granted, strict=True):
-                    search.found = block
-                continue
-            for (_, revision), entries in zip(guards, read, strict=False):
-                if [entry.modified for entry in entries] != [revision]:
-                    raise ChangedError
-            moved = [
-                await self._move(search, entries) for search, entries in zip(live, read[len(guards) :], strict=True)
+    async def _claim_together(self, wants: Sequence[Sequence[Pool]]) -> list[Block | None]:
+        found = [self._stray(pools) for pools in wants]
+        searches = [self.search(pools) for pools in wants]
+        while live := [n for n, search in enumerate(searches) if found[n] is None and search.pool is not None]:
+            offers = [
+                Offers([Candidate(search.here, index) for index in search.candidates], search.windows())
+                for search in (searches[n] for n in live)
             ]
-            if not any(moved):
-                # Refused by what no window shows: a greater block around one of them, or one that is gone again
-                for search in live:
-                    search.step()
-        return [search.found for search in searches]
+            for n, claimed in zip(live, await self.first_of(offers), strict=True):
+                found[n] = claimed.block
+                if claimed.block is None:
+                    searches[n].see(claimed.tried, claimed.read)
+                    await self.read_on(searches[n])
+        return found
 
-    async def attempt(
-        self,
-        places: Sequence[tuple[Pool, int]],
-        conditions: Sequence[Condition],
-        writes: Sequence[Write] = (),
-        reads: Sequence[Range] = (),
-    ) -> tuple[list[Block], Sequence[Sequence[Entry]]]:
-        """Claim these blocks in one transaction; return them, or none and what was read in the same moment."""
-        blocks = [self._block(*place) for place in places]
-        pools = list(dict.fromkeys(block.pool for block in blocks))
-        outcome = await self._store.transact(
-            [*self._conditions(blocks), *conditions],
-            [*self._puts(blocks), *writes],
-            [
-                Range.key(records.node_key(self._me.name)),
-                *(Range.key(records.pool_key(name)) for name in pools),
-                *reads,
-            ],
-        )
+    def search(self, pools: Sequence[Pool], blind: int = BLIND) -> Search:
+        """Return a search through pools that are not split; each begins behind the node's last block there."""
+        return Search(pools, self._next, self._me.name, blind)
+
+    async def read_on(self, search: Search) -> None:
+        """Read until a search has something to try, or has seen everything."""
+        while search.pool is not None and not search.candidates:
+            search.see(0, [(await self._store.list(wanted)).entries for wanted in search.windows()])
+
+    async def first_of(self, wants: Sequence[Offers]) -> list[Claimed]:
+        """Claim the first of each that can be had, as many as one transaction can try."""
+        names = list(dict.fromkeys(one.pool.name for want in wants for one in want.candidates))
+        own = Range.key(records.node_key(self._me.name))
+        while True:
+            conditions = [Unchanged(own.start, self._node_revision)]
+            conditions += [Unchanged(records.pool_key(name), self._pool_revisions[name]) for name in names]
+            room = MOST_CONDITIONS - max(len(conditions), len(wants))
+            tried = [list(self._attempts(want.candidates, room - len(want.reads))) for want in wants]
+            choices = [
+                Choice([attempt for _, attempt in each], want.reads) for each, want in zip(tried, wants, strict=True)
+            ]
+            try:
+                outcome = await self._store.transact(
+                    conditions, [], [own, *(Range.key(records.pool_key(name)) for name in names)], choices
+                )
+            except StoreUnavailableError:
+                self._doubts |= {_key(block) for each in tried for block, _ in each}
+                raise
+            if outcome.committed:
+                break
+            # What refused it may have been our own record, written anew
+            self._check_node(outcome.read[0])
+            self._check_pools(names, outcome.read[1:])
+        found = []
+        for each, chosen in zip(tried, outcome.chosen, strict=True):
+            if chosen.attempt is None:
+                found.append(Claimed(None, len(each), chosen.read))
+                continue
+            block = replace(each[chosen.attempt][0], generation=outcome.revision)
+            self._note(block)
+            found.append(Claimed(block, chosen.attempt, ()))
+        return found
+
+    def _attempts(self, candidates: Sequence[Candidate], room: int) -> Iterator[tuple[Block, Attempt]]:
+        """Yield claims of as many blocks as there is room for conditions."""
+        for one in candidates:
+            block = Block(
+                one.pool.family,
+                one.pool.block(one.index),
+                one.pool.name,
+                self._me.name,
+                self._me.uuid,
+                0,
+                records.now(),
+            )
+            conditions = [*records.nothing_overlaps(block.family, block.prefix), *one.conditions]
+            room -= len(conditions)
+            if room < 0:
+                return
+            yield block, Attempt(conditions, [Put(_key(block), records.encode_block(block)), *one.writes])
+
+    async def _settle_doubts(self) -> None:
+        """Find out what became of claims whose answers were lost; after a new record of this node they are too late."""
+        if not self._doubts:
+            return
+        own = Range.key(records.node_key(self._me.name))
+        put = Put(own.start, records.encode_node(self._record))
+        outcome = await self._store.transact([Unchanged(own.start, self._node_revision)], [put], [own])
         if outcome.committed:
-            return self._granted(blocks, outcome.revision), ()
-        self._check_node(outcome.read[0])
-        self._check_pools(pools, outcome.read[1 : 1 + len(pools)])
-        return [], outcome.read[1 + len(pools) :]
+            self._node_revision = outcome.revision
+        else:
+            self._check_node(outcome.read[0])
+        for key in sorted(self._doubts):
+            entry = await self._store.get(key)
+            if entry is not None and key not in self._mine and self._me.uuid.encode() in entry.value:
+                block = records.decode_block(entry)
+                if block.uuid == self._me.uuid:
+                    self._strays.append(block)
+        self._doubts.clear()
 
-    async def _move(self, search: _Search, entries: Sequence[Entry]) -> bool:
-        """Let a search see what is around its candidate; return whether it has another one now."""
-        before = search.place
-        for entry in entries:
-            # A claim of ours whose answer was lost
-            if self._me.uuid.encode() in entry.value and entry.key not in self._mine:
-                stray = records.decode_block(entry)
-                if stray.uuid == self._me.uuid and stray.pool == before[0].name:
-                    self._note(stray)
-                    search.found = stray
-                    return True
-        while not search.see(entries):
-            entries = (await self._store.list(search.window())).entries
-        return search.candidate is None or search.place != before
+    def _stray(self, pools: Sequence[Pool]) -> Block | None:
+        """Return a block out of these pools that was claimed though the answer was lost."""
+        names = [pool.name for pool in pools]
+        for block in self._strays:
+            if block.pool in names:
+                self._strays.remove(block)
+                self._note(block)
+                return block
+        return None
 
     async def give_back(self, block: Block) -> None:
         """Delete the record of a block that is ours and that nobody uses."""
-        key = records.block_key(block.family, block.prefix)
+        key = _key(block)
         entry = await self._store.get(key)
         if entry is not None and records.decode_block(entry).uuid == self._me.uuid:
             await self._store.transact([Unchanged(key, entry.modified)], [Delete(key)])
@@ -212,53 +268,34 @@ class Claims:
 
     async def claim_exactly(self, pool: Pool, index: int) -> Block:
         """Claim one certain block. Raises AddressInUseError where another node has it or a part of it."""
-        block = self._block(pool, index)
-        key = records.block_key(block.family, block.prefix)
-        overlaps = [Range(quiet.start, quiet.end, 1) for quiet in records.nothing_overlaps(block.family, block.prefix)]
+        await self._settle_doubts()
+        family, wire = pool.family, pool.block(index)
+        cidr, key = prefix.text(family, wire), records.block_key(family, wire)
+        overlaps = [Range(quiet.start, quiet.end, 1) for quiet in records.nothing_overlaps(family, wire)]
         refused = False
         while True:
-            around = await self.supers.around(pool, block, fresh=refused) if pool.split else Around()
-            reads = [*overlaps, *around.reads]
-            granted, read = await self.attempt([(pool, index)], around.conditions, around.writes, reads)
-            if granted:
+            around = await self.supers.around(pool, wire, fresh=refused) if pool.split else Around()
+            candidate = Candidate(pool, index, around.conditions, around.writes)
+            (claimed,) = await self.first_of([Offers([candidate], [*overlaps, *around.reads])])
+            if claimed.block is not None:
                 if around.writes:
                     await self.supers.read(pool)
-                return granted[0]
-            there = next((entry for entries in read for entry in entries), None)
+                return claimed.block
+            there = next((entry for entries in claimed.read for entry in entries), None)
             if there is None:
-                refused = True  # our own record had been written anew, or the super-block's
+                refused = True  # the super-block's record had been written anew
                 continue
             found = records.decode_block(there)
             if there.key == key and found.uuid == self._me.uuid:
                 self._note(found)
                 return found
             raise AddressInUseError(
-                f"block {block.cidr} of pool {pool.name} belongs to node {found.owner}, not to {self._me.name}"
+                f"block {cidr} of pool {pool.name} belongs to node {found.owner}, not to {self._me.name}"
             )
-
-    def _block(self, pool: Pool, index: int) -> Block:
-        return Block(pool.family, pool.block(index), pool.name, self._me.name, self._me.uuid, 0, records.now())
-
-    def _conditions(self, blocks: Sequence[Block]) -> list[Condition]:
-        conditions: list[Condition] = [Unchanged(records.node_key(self._me.name), self._node_revision)]
-        for name in dict.fromkeys(block.pool for block in blocks):
-            conditions.append(Unchanged(records.pool_key(name), self._pool_revisions[name]))
-        for block in blocks:
-            conditions += records.nothing_overlaps(block.family, block.prefix)
-        return conditions
-
-    def _puts(self, blocks: Sequence[Block]) -> list[Write]:
-        return [Put(records.block_key(block.family, block.prefix), records.encode_block(block)) for block in blocks]
-
-    def _granted(self, blocks: Sequence[Block], revision: int) -> list[Block]:
-        granted = [replace(block, generation=revision) for block in blocks]
-        for block in granted:
-            self._note(block)
-        return granted
 
     def _note(self, block: Block) -> None:
         """Remember a block as ours, and to go on behind it."""
-        self._mine.add(records.block_key(block.family, block.prefix))
+        self._mine.add(_key(block))
         pool = self._pools.get(block.pool)
         if pool and pool.split:
             pool = pool.part(block.prefix)
@@ -315,94 +352,8 @@ class Claims:
                 )
 
 
-@dataclass
-class _Place:
-    pool: Pool
-    index: int
-
-
-class _Search:
-    """Goes through the blocks of some pools, each from a start of the node's own and once around."""
-
-    def __init__(self, pools: Sequence[Pool], starts: Mapping[tuple[str, bytes], int], node: str) -> None:
-        """``starts``: where to begin in a pool, instead of where the node's name says."""
-        self._rest = list(pools)
-        self._starts = starts
-        self._node = node
-        self._skips = cycle(byte % _SPREAD for byte in blake2s(node.encode()).digest())
-        self.found: Block | None = None
-        self._start = 0
-        self._wrapped = False
-        self.candidate: _Place | None = None
-        self._next_pool()
-
-    @property
-    def place(self) -> tuple[Pool, int]:
-        assert self.candidate is not None
-        return self.candidate.pool, self.candidate.index
-
-    def window(self) -> Range:
-        """Return the range of the records that tell whether the candidate and those behind it are taken."""
-        pool, index = self.place
-        return records.blocks_from(pool, index, self._high(pool), _PAGE)
-
-    def see(self, entries: Sequence[Entry]) -> bool:
-        """Move on to the first block that these records of the window leave free.
-
-        Returns False where the records say too little, and those of the new window must be seen.
-        """
-        pool, index = self.place
-        spans = [records.block_span(entry.key) for entry in entries]
-        high = self._high(pool)
-        free = pool.first_free(index, high, spans)
-        if free == high:
-            self.candidate = _Place(pool, free)
-            return self._run_out(pool)
-        # What these records tell of: up to the last of them where there may be more
-        told = high if len(entries) < _PAGE else pool.index(spans[-1][0]) or high
-        # Others that met here at once look at the same records: not all must try the same block next
-        for _ in range(next(self._skips)):
-            further = pool.first_free(free + 1, told, spans)
-            if further >= told:
-                break
-            free = further
-        self.candidate = _Place(pool, free)
-        return free < told or len(entries) < _PAGE
-
-    def step(self) -> None:
-        """Move on by one block."""
-        pool, index = self.place
-        self.candidate = _Place(pool, pool.first_free(index + 1, self._high(pool), ()))
-        if self.candidate.index == self._high(pool):
-            self._run_out(pool)
-
-    def _high(self, pool: Pool) -> int:
-        return self._start if self._wrapped else pool.count
-
-    def _run_out(self, pool: Pool) -> bool:
-        """Go on at the pool's beginning, or with the next pool; return whether the candidate may be tried unseen."""
-        if self._wrapped or self._start == 0:
-            self._next_pool()
-            return True
-        self._wrapped = True
-        self.candidate = _Place(pool, 0)
-        return False
-
-    def _next_pool(self) -> None:
-        self._wrapped = False
-        if not self._rest:
-            self.candidate = None
-            return
-        pool = self._rest.pop(0)
-        self._start = self._starts.get((pool.name, pool.prefix), pool.start(self._node))
-        first = pool.first_free(self._start, pool.count, ())
-        if first == pool.count:  # nothing but reserved ones behind the start
-            self._start = pool.count
-            first = pool.first_free(0, pool.count, ())
-            self._wrapped = True
-        self.candidate = _Place(pool, first)
-        if first == pool.count:
-            self._next_pool()
+def _key(block: Block) -> str:
+    return records.block_key(block.family, block.prefix)
 
 
 def _definition(pool: Pool) -> str:

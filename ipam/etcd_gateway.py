@@ -26,7 +26,8 @@ Endpoint = tuple[str, int]
 
 TIMEOUT = 5.0
 """Seconds that one member may take for one call."""
-_CONNECT = 2.0
+_CONNECT = 0.4
+"""How much of that until there is a connection."""
 _IDLE = 3.0
 """Seconds of silence on a stream before its member is asked whether it still lives."""
 
@@ -60,16 +61,19 @@ class Gateway:
         user: str | None = None,
         password: str = "",
         timeout: float = TIMEOUT,
+        first: int | None = None,
     ) -> None:
+        """``first``: the number of the member to begin with; None: any."""
         self.url = url
         self._scheme = "https" if tls else "http"
         self._tls = tls
         self._endpoints = list(endpoints)
-        self._next = random.randrange(len(self._endpoints))
+        self._next = random.randrange(len(self._endpoints)) if first is None else first
         self._user = user
         self._password = password
         self._timeout = timeout
-        self._limits = aiohttp.ClientTimeout(total=timeout, sock_connect=_CONNECT)
+        self._connect = _CONNECT * timeout
+        self._limits = aiohttp.ClientTimeout(total=timeout, sock_connect=self._connect)
         self._token: str | None = None
         self._session: aiohttp.ClientSession | None = None
         self.calls = 0
@@ -147,7 +151,7 @@ class Gateway:
             async with self._request(endpoint, path, body) as response:
                 text = await response.read()
         except (OSError, aiohttp.ClientError, TimeoutError) as error:
-            raise _lost(error, self._timeout) from error
+            raise self._lost(error) from error
         answer = _parse(text, response.status)
         if response.status != 200:
             self._refuse(answer, path)
@@ -156,7 +160,7 @@ class Gateway:
     async def _messages(self, endpoint: Endpoint, path: str, body: Json) -> AsyncGenerator[Json, None]:
         if self._user is not None:
             self._token = await self._authenticate(endpoint)
-        forever = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT)
+        forever = aiohttp.ClientTimeout(total=None, sock_connect=self._connect)
         rest = b""
         try:
             async with self._request(endpoint, path, body, forever) as response:
@@ -178,7 +182,7 @@ class Gateway:
                             self._refuse(message["error"], path)
                         yield message.get("result", {})
         except (OSError, aiohttp.ClientError, TimeoutError) as error:
-            raise _lost(error, self._timeout) from error
+            raise self._lost(error) from error
 
     async def _check(self, endpoint: Endpoint) -> None:
         """Raise _Failure where a silent member has stopped, or has lost its cluster."""
@@ -216,6 +220,18 @@ class Gateway:
             )
         raise StoreError(f"store {self.url} refuses {path}: {text}")
 
+    def _lost(self, error: Exception) -> _Failure:
+        """Say what became of a connection."""
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            return _Failure(f"its certificate is not trusted: {error.certificate_error}", sure=True)
+        if isinstance(error, aiohttp.ClientConnectorError):
+            return _Failure(str(error.os_error.strerror or error.os_error), sure=True)
+        if isinstance(error, aiohttp.ConnectionTimeoutError):
+            return _Failure(f"no connection within {self._connect:g} s", sure=True)
+        if isinstance(error, TimeoutError):
+            return _Failure(f"no answer within {self._timeout:g} s", sure=False)
+        return _Failure(f"connection lost ({error or type(error).__name__})", sure=False)
+
 
 class _StaleTokenError(Exception):
     """The token has expired, or the member has been started anew."""
@@ -234,16 +250,3 @@ def _parse(text: bytes, status: int) -> Json:
     except ValueError:
         pass
     raise _Failure(f"answers what no etcd does (HTTP status {status}: {text[:60]!r})", sure=status == 404)
-
-
-def _lost(error: Exception, limit: float) -> _Failure:
-    """Say what became of a connection."""
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return _Failure(f"its certificate is not trusted: {error.certificate_error}", sure=True)
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return _Failure(str(error.os_error.strerror or error.os_error), sure=True)
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return _Failure(f"no connection within {_CONNECT:g} s", sure=True)
-    if isinstance(error, TimeoutError):
-        return _Failure(f"no answer within {limit:g} s", sure=False)
-    return _Failure(f"connection lost ({error or type(error).__name__})", sure=False)

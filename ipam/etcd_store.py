@@ -8,13 +8,28 @@ import ssl
 from base64 import b64decode, b64encode
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Self
 
 from config.password import read_password
 from config.store import Store as Settings
 from ipam.errors import LeaseExpiredError, StoreError, StoreUnavailableError
 from ipam.etcd_gateway import Gateway, Json, NotFoundError
-from ipam.store import Change, Changes, Condition, Entry, Listing, Outcome, Put, Range, Unchanged, Write
+from ipam.store import (
+    Change,
+    Changes,
+    Choice,
+    Chosen,
+    Condition,
+    Differs,
+    Entry,
+    Holds,
+    Listing,
+    Outcome,
+    Put,
+    Range,
+    Unchanged,
+    Write,
+)
 
 log = logging.getLogger("podroute.ipam")
 
@@ -30,7 +45,7 @@ class EtcdStore:
         self._gateway = gateway
 
     @classmethod
-    def of(cls, settings: Settings) -> EtcdStore:
+    def of(cls, settings: Settings) -> Self:
         """Return the store of a configuration. Raises StoreError where a file of it cannot be used."""
         tls = None
         if settings.secured:
@@ -75,21 +90,26 @@ class EtcdStore:
         return Listing(_entries(answer), _revision(answer))
 
     async def transact(
-        self, conditions: Sequence[Condition], writes: Sequence[Write], otherwise: Sequence[Range] = ()
+        self,
+        conditions: Sequence[Condition],
+        writes: Sequence[Write],
+        otherwise: Sequence[Range] = (),
+        choices: Sequence[Choice] = (),
     ) -> Outcome:
         body = {
             "compare": [_compare(condition) for condition in conditions],
-            "success": [_operation(write) for write in writes],
-            "failure": [{"request_range": _range(wanted)} for wanted in otherwise],
+            "success": [*map(_operation, writes), *map(_alternatives, choices)],
+            "failure": [*map(_reading, otherwise)],
         }
         try:
             answer = await self._gateway.call("/kv/txn", body, repeatable=False)
         except NotFoundError as error:
             raise LeaseExpiredError("the lease of a record has expired: it must be granted anew") from error
-        if answer.get("succeeded"):
-            return Outcome(True, _revision(answer))
-        read = tuple(_entries(response["response_range"]) for response in answer.get("responses", ()))
-        return Outcome(False, _revision(answer), read)
+        responses = answer.get("responses", [])
+        if not answer.get("succeeded"):
+            return Outcome(False, _revision(answer), _ranges_read(responses))
+        chosen = tuple(_chosen(response["response_txn"]) for response in responses[len(writes) :])
+        return Outcome(True, _revision(answer), chosen=chosen)
 
     async def watch(self, wanted: Range, since: int) -> AsyncGenerator[Changes, None]:
         pause = _RETRY
@@ -149,6 +169,9 @@ def _range(wanted: Range) -> Json:
 
 def _compare(condition: Condition) -> Json:
     """Return an etcd compare; one over a range holds for every key in it, and for "none" where it is empty."""
+    if isinstance(condition, Holds | Differs):  # neither holds where there is no record
+        result = "EQUAL" if isinstance(condition, Holds) else "NOT_EQUAL"
+        return {"target": "VALUE", "key": _b64(condition.key), "result": result, "value": _b64(condition.value)}
     compared: dict[str, Any] = {"target": "MOD"}
     if isinstance(condition, Unchanged):
         return compared | {
@@ -168,6 +191,34 @@ def _operation(write: Write) -> Json:
     if isinstance(write, Put):
         return {"request_put": {"key": _b64(write.key), "value": _b64(write.value), "lease": str(write.lease)}}
     return {"request_delete_range": {"key": _b64(write.key)}}
+
+
+def _reading(wanted: Range) -> Json:
+    return {"request_range": _range(wanted)}
+
+
+def _alternatives(choice: Choice) -> Json:
+    """Return a transaction whose failure is the next attempt's, and so on: etcd knows transactions inside of others."""
+    rest = [*map(_reading, choice.otherwise)]
+    for attempt in reversed(choice.attempts):
+        compare = [_compare(condition) for condition in attempt.conditions]
+        rest = [{"request_txn": {"compare": compare, "success": [*map(_operation, attempt.writes)], "failure": rest}}]
+    return rest[0]
+
+
+def _chosen(answer: Json) -> Chosen:
+    """Return what became of a choice, from the answer to its first attempt."""
+    number = 0
+    while not answer.get("succeeded"):
+        responses = answer.get("responses", [])
+        if not responses or "response_txn" not in responses[0]:
+            return Chosen(None, _ranges_read(responses))
+        answer, number = responses[0]["response_txn"], number + 1
+    return Chosen(number)
+
+
+def _ranges_read(responses: Sequence[Json]) -> tuple[tuple[Entry, ...], ...]:
+    return tuple(_entries(response["response_range"]) for response in responses)
 
 
 def _entries(answer: Json) -> tuple[Entry, ...]:

@@ -1,6 +1,6 @@
 """Which addresses each handle has, in memory, small: about 150 octets a handle.
 
-A handle is known by a digest of 16 octets, and what it has is packed; names and attributes stay in the ledger's file.
+A handle is known by a digest of 15 octets, and what it has is packed; names and attributes stay in the ledger's file.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ class Assignment:
 
 _HOST = {4: b"\x20", 16: b"\x80"}
 """The length octet of a host prefix, by the octets of an address."""
+_DIGEST = 15
+"""Octets: with one more a digest takes sixteen more."""
 _PLACES = [bytes((place,)) for place in range(256)]
 
 
@@ -80,7 +82,7 @@ class Given:
         for text, address, block, pool, place in rows:
             if (block, pool) != last:
                 last, tail = (block, pool), self._tail(block[0], pool)
-            digest = blake2b(text, digest_size=16).digest()
+            digest = blake2b(text, digest_size=_DIGEST).digest()
             one = b"".join((_HOST[len(address)], address, tail, _PLACES[place]))
             packed[digest] = packed[digest] + one if digest in packed else one
 
@@ -111,4 +113,4 @@ def handle_text(handle: Handle) -> bytes:
 
 
 def _digest(handle: Handle) -> bytes:
-    return blake2b(handle_text(handle), digest_size=16).digest()
+    return blake2b(handle_text(handle), digest_size=_DIGEST).digest()

@@ -50,16 +50,18 @@ class Holdings:
         self,
         block: Block,
         used: Iterable[int] = (),
+        kept: Iterable[int] = (),
         released: Iterable[tuple[int, float]] = (),
         pool: Pool | None = None,
     ) -> None:
-        """Add a block; ``used`` are addresses, ``released`` addresses and when, oldest first."""
+        """Add a block; ``used`` and ``kept`` are addresses, ``released`` addresses and when, oldest first."""
         first, last = span(block.family, block.prefix)
         free = FreeAddresses(
             last - first + 1,
-            (address - first for address in used),
+            (address - first for address in (*used, *kept)),
             ((at - first, since) for at, since in released),
             (address - first for address in pool.reserved(first, last)) if pool else (),
+            (address - first for address in kept),
         )
         held = Held(block, first, free)
         self.blocks[block.family, block.prefix] = held

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from config import prefix
@@ -37,7 +37,7 @@ from ipam.loans import Borrower, Lender, is_loan
 from ipam.membership import Membership
 from ipam.pool import Pool
 from ipam.records import Block
-from ipam.recovery import addresses_in_use, recover, resting_addresses
+from ipam.recovery import recover
 
 log = logging.getLogger("podroute.ipam")
 
@@ -72,13 +72,13 @@ class BlockKeeper:
         """Blocks whose addresses containers here use though the store does not say they are ours."""
         self._growing = {family: asyncio.Lock() for family in FAMILIES}
         self._idle = IdleBlocks()
-        self._background: dict[str, asyncio.Task[None]] = {}
+        self._background: dict[str, asyncio.Task[Any]] = {}
         self._membership: Membership | None = None
-        self._lender: Lender | None = None
+        self.lender: Lender | None = None
         self._borrower: Borrower | None = None
 
     def attach(self, membership: Membership, lender: Lender, borrower: Borrower) -> None:
-        self._membership, self._lender, self._borrower = membership, lender, borrower
+        self._membership, self.lender, self._borrower = membership, lender, borrower
 
     def start(self) -> None:
         """Give back, from now on, what has been empty for a while."""
@@ -91,6 +91,7 @@ class BlockKeeper:
                 for lock in self._growing.values():
                     async with lock:
                         pass
+        self.detach()  # who waits for a block is told so
         for task in list(self._background.values()):
             task.cancel()
             await asyncio.wait([task])
@@ -99,8 +100,16 @@ class BlockKeeper:
         """Have no dealings with the store any more."""
         self._membership = None
 
+    @property
+    def busy(self) -> bool:
+        """Whether blocks or loans are on their way without anybody waiting for them."""
+        return bool(self._background.keys() - {"tend"})
+
     def usage(self) -> list[Usage]:
-        return [Usage(held.block, held.free.used, held.free.size) for held in self.holdings.blocks.values()]
+        return [
+            Usage(held.block, held.free.used, held.free.reserved, held.free.size)
+            for held in self.holdings.blocks.values()
+        ]
 
     def gave_back(self, family: Family, block: bytes) -> None:
         """An address of a block was released: one on loan goes back at once."""
@@ -121,9 +130,8 @@ class BlockKeeper:
             for b in self._ledger.blocks.values()
             for loan in (is_loan(b.family, b.prefix, pools.get(b.pool)),)
         ]
-        used, resting = addresses_in_use(self._ledger), resting_addresses(self._ledger, self._ledger.blocks)
         async with self._growing[4], self._growing[6]:
-            await self._adopt(blocks, used, resting)
+            await self._adopt(blocks)
 
     async def joined(self, claims: Claims, pools: Sequence[Pool]) -> None:
         """Bring what we have in line with what the store says, and have one block per family."""
@@ -142,13 +150,13 @@ class BlockKeeper:
                 else:
                     await self._return(loan)
             self._drop([key for key in self.holdings.blocks if key not in found.owned])
-            if self._lender is not None:
+            if self.lender is not None:
                 # Of a block that serves already the ledger knows more than the record as it was read
                 new = [block for key, block in found.owned.items() if key not in self.holdings.blocks]
-                await self._lender.remember(new)
-            await self._adopt(list(found.owned.values()), addresses_in_use(self._ledger), found.resting)
-            if self._lender is not None:
-                await self._lender.settle()
+                await self.lender.remember(new)
+            await self._adopt(list(found.owned.values()))
+            if self.lender is not None:
+                await self.lender.settle()
             self._on_standing()
             usable = choice.labelled(choice.automatic(self.pools), labels)
             by_family = {family: [pool for pool in usable if pool.family == family] for family in FAMILIES}
@@ -183,19 +191,13 @@ class BlockKeeper:
         for block in blocks:
             log.info("block granted", extra={"fields": {"block": block.cidr, "pool": block.pool}})
 
-    async def _adopt(
-        self,
-        blocks: Sequence[Block],
-        used: Mapping[Key, Iterable[int]] | None = None,
-        resting: Mapping[Key, Iterable[tuple[int, float]]] | None = None,
-    ) -> None:
+    async def _adopt(self, blocks: Sequence[Block]) -> None:
         """Use blocks that the store has for us, once the ledger remembers them."""
-        if any(_key(block) in self.lost for block in blocks):
-            used = addresses_in_use(self._ledger)
         news = [OwnedBlock(block.family, block.prefix, block.pool, block.generation) for block in blocks]
         if fresh := [block for block in news if self._ledger.blocks.get((block.family, block.prefix)) != block]:
             await self._ledger.own(fresh)
         granted = []
+        wall, mono = time.time(), time.monotonic()
         for block in blocks:
             key = (block.family, block.prefix)
             self.lost.pop(key, None)
@@ -203,15 +205,17 @@ class BlockKeeper:
                 self.holdings.refresh(block)
                 continue
             pool = next((pool for pool in self.pools if pool.name == block.pool), None)
-            self.holdings.add(block, (used or {}).get(key, ()), (resting or {}).get(key, ()), pool)
+            inside = self._ledger.inside(*key)
+            # A clock that was set back must not make an address rest longer than once
+            resting = [(address, mono - max(0.0, wall - at)) for address, at in inside.released]
+            self.holdings.add(block, inside.used, inside.kept, resting, pool)
             granted.append(block)
         if granted and self._on_blocks is not None:
             self._on_blocks(granted, [])
 
     async def forget_lost(self) -> None:
         """Forget lost blocks of which no container has an address any more."""
-        used = addresses_in_use(self._ledger)
-        for key in [key for key in self.lost if key not in used]:
+        for key in [key for key in self.lost if not self._ledger.inside(*key).used]:
             del self.lost[key]
             await self._ledger.disown(*key)
         self._on_standing()
@@ -224,7 +228,7 @@ class BlockKeeper:
         """
         pools = self._serving(family, names)
         if found := self._rested(pools):
-            self._look_ahead(family, pools)
+            self.look_ahead(family, pools)
             return found
         async with self._growing[family]:
             if found := self._rested(pools):  # whoever had the lock before us may have claimed
@@ -255,11 +259,20 @@ class BlockKeeper:
         """Take an address that another node lends, where borrowing is on and nothing of our own is left."""
         if not self._config.ipam.borrowing or self._borrower is None or self.holdings.resting(pools):
             return None
+        asking = asyncio.get_running_loop().create_task(self._borrower.borrow(family, pools))
+        self._background[f"borrow {NAMES[family]}"] = asking
         try:
-            loan = await self._borrower.borrow(family, pools)
+            loan = await asking
+        except asyncio.CancelledError:
+            if self._membership is None:
+                raise NotRunningError("the agent is stopping: try again") from None
+            asking.cancel()
+            raise
         except IpamError:
             self.compare_again()  # something may be on loan to us now
             raise
+        finally:
+            del self._background[f"borrow {NAMES[family]}"]
         if loan is None:
             return None
         await self._adopt([loan])
@@ -274,7 +287,7 @@ class BlockKeeper:
                 f"{limit}: delete containers, or raise it in the file of node {self._config.node.name}"
             )
 
-    def _look_ahead(self, family: Family, pools: Sequence[Pool]) -> None:
+    def look_ahead(self, family: Family, pools: Sequence[Pool]) -> None:
         """Fetch another block while an eighth of one is left, or one address, so that nobody waits for it."""
         few = max(1, min(1 << (BITS[family] - pool.block_size) for pool in pools) // 8)
         limit = self._config.ipam.blocks_per_node
@@ -306,10 +319,10 @@ class BlockKeeper:
             now = time.monotonic()
             for family in FAMILIES:
                 async with self._growing[family]:
-                    await self._give_back_idle(family, now, after)
+                    await self.give_back_idle(family, now, after)
                 await self._return_loans(family)
 
-    async def _give_back_idle(self, family: Family, now: float, after: float) -> None:
+    async def give_back_idle(self, family: Family, now: float, after: float) -> None:
         for block in self._idle.due(self.holdings, family, now, after):
             if not self.holdings.blocks[_key(block)].free.used:  # nor in the meantime
                 await self._give_back(block)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from config.prefix import BITS, Family
+from config.values import RESERVED_NETWORK
 from ipam import sqlite
 from ipam.errors import LedgerCorruptError, LedgerError
 from ipam.given import Assignment, Given, Handle
@@ -103,11 +104,15 @@ class OwnedBlock(NamedTuple):
     generation: int
 
 
-class Released(NamedTuple):
-    family: Family
-    packed: bytes
-    at: float
-    """Seconds since 1970; never less than that of one released before."""
+class Inside(NamedTuple):
+    """The addresses of a block, as numbers."""
+
+    used: list[int]
+    """By containers."""
+    kept: list[int]
+    """From containers."""
+    released: list[tuple[int, float]]
+    """Those that were in use before, and when they were released in seconds since 1970: the longest ago first."""
 
 
 class Ledger:
@@ -123,7 +128,7 @@ class Ledger:
         self.by_handle = _ByHandle(self._file, self.given)
         self.by_address: Mapping[bytes, Attachment] = _ByAddress(self._file, self.by_handle)
         """By packed address; 4 and 16 octets tell the families apart."""
-        self._clock = clock
+        self.clock = clock
         self._last_release = 0.0
         self._writer = GroupCommit(KIND, path)
 
@@ -156,24 +161,35 @@ class Ledger:
         self._file.close()
         await self._writer.close()
 
-    @property
-    def released(self) -> list[Released]:
-        """Return addresses that were in use before, the longest released first."""
-        query = "SELECT family, address, released FROM address WHERE released IS NOT NULL ORDER BY released"
-        return [Released(*row) for row in self._file.rows(query)]
+    def inside(self, family: Family, block: bytes) -> Inside:
+        """Return the addresses of a block that are or were in use."""
+        query = "SELECT address, block, network, released FROM address WHERE family = ? AND address BETWEEN ? AND ?"
+        found = Inside([], [], [])
+        for packed, of, network, at in self._file.rows(query + " ORDER BY released", (family, *_edges(family, block))):
+            address = int.from_bytes(packed, "big")
+            if at is not None:
+                found.released.append((address, at))
+            elif of == block:
+                (found.kept if network == RESERVED_NETWORK else found.used).append(address)
+        return found
 
-    def in_use(self) -> Iterator[tuple[Family, bytes, bytes]]:
-        """Yield (family, block, packed address) of all addresses in use, those of a block one after the other."""
-        return self._file.stream("SELECT family, block, address FROM address WHERE released IS NULL")
+    def assigned(self, family: Family, block: bytes) -> list[tuple[Attachment, Assignment]]:
+        """Return who has the addresses of a block."""
+        return [
+            (attachment, one)
+            for attachment in self.by_handle.inside(family, *_edges(family, block))
+            for one in attachment.assignments
+            if (one.family, one.block) == (family, block)
+        ]
 
     async def add(self, handle: Handle, assignments: Sequence[Assignment], attributes: Mapping[str, Any]) -> Attachment:
         """Record the addresses of a handle that has none, all or none of them."""
-        attachment = Attachment(handle, tuple(assignments), dict(attributes), self._clock())
+        attachment = Attachment(handle, tuple(assignments), dict(attributes), self.clock())
         key = _key(handle)
         statements = [Statement(_ADD, (*key, attachment.created, _encode(attributes)))]
         for place, one in enumerate(assignments):
             statements.append(Statement(_TAKE, (one.family, one.packed, one.pool, one.block, *key, place), _TAKEN))
-        await self._write(statements, lambda: self.given.put(handle, assignments))
+        await self.write(statements, lambda: self.given.put(handle, assignments))
         return attachment
 
     async def remove(self, handle: Handle) -> tuple[Assignment, ...]:
@@ -182,10 +198,10 @@ class Ledger:
         if gone is None:
             return ()
         # Releases are told apart by their times, which are also their order
-        self._last_release = max(self._clock(), self._last_release + _TICK)
+        self._last_release = max(self.clock(), self._last_release + _TICK)
         statements = [Statement(f"DELETE FROM handle WHERE {_IS_HANDLE}", _key(handle))]
         statements += (Statement(_RELEASE, (self._last_release, one.family, one.packed)) for one in gone)
-        await self._write(statements, lambda: self.given.drop(handle))
+        await self.write(statements, lambda: self.given.drop(handle))
         return gone
 
     async def annotate(self, handle: Handle, attributes: Mapping[str, Any]) -> bool:
@@ -193,29 +209,40 @@ class Ledger:
         if self.given.get(handle) is None:
             return False
         update = Statement(f"UPDATE handle SET attributes = ? WHERE {_IS_HANDLE}", (_encode(attributes), *_key(handle)))
-        await self._write([update], _nothing)
+        await self.write([update], _nothing)
         return True
 
     async def own(self, blocks: Sequence[OwnedBlock]) -> None:
         """Remember blocks as this node's own."""
-        await self._write(
+        await self.write(
             [Statement("INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?)", tuple(block)) for block in blocks],
             lambda: self.blocks.update(((block.family, block.prefix), block) for block in blocks),
         )
 
     async def disown(self, family: Family, wire: bytes) -> None:
-        """Forget a block, and which of its addresses were in use before."""
-        edges = [address.to_bytes(BITS[family] // 8, "big") for address in span(family, wire)]
-        delete = "DELETE FROM address WHERE released IS NOT NULL AND family = ? AND address BETWEEN ? AND ?"
-        await self._write(
-            [
-                Statement("DELETE FROM block WHERE family = ? AND prefix = ?", (family, wire)),
-                Statement(delete, (family, *edges)),
-            ],
-            lambda: self.blocks.pop((family, wire), None),
+        """Forget a block, which of its addresses were in use before, and which were kept from containers."""
+        had = [attachment.handle for attachment, _ in self.assigned(family, wire)]
+        kept = [handle for handle in dict.fromkeys(had) if handle.network == RESERVED_NETWORK]
+        delete = (
+            "DELETE FROM address WHERE (released IS NOT NULL OR network = ?) AND family = ? AND address BETWEEN ? AND ?"
         )
 
-    async def _write(self, statements: list[Statement], apply: Callable[[], object]) -> None:
+        def forget() -> None:
+            self.blocks.pop((family, wire), None)
+            for handle in kept:
+                self.given.drop(handle)
+
+        await self.write(
+            [
+                Statement("DELETE FROM block WHERE family = ? AND prefix = ?", (family, wire)),
+                Statement(delete, (RESERVED_NETWORK, family, *_edges(family, wire))),
+                *(Statement(f"DELETE FROM handle WHERE {_IS_HANDLE}", _key(handle)) for handle in kept),
+            ],
+            forget,
+        )
+
+    async def write(self, statements: list[Statement], apply: Callable[[], object]) -> None:
+        """Write statements, all or none of them, and apply them to memory once they are on disk."""
         await self._writer.write(statements, apply)
 
 
@@ -295,7 +322,16 @@ class _ByHandle(Mapping[Handle, Attachment]):
         query = "SELECT network, container, ifname, created, attributes FROM handle WHERE network = ?"
         return list(self._attachments(query, (network,)))
 
-    def _attachments(self, query: str, values: tuple[str, ...] = ()) -> Iterator[Attachment]:
+    def inside(self, family: Family, first: bytes, last: bytes) -> Iterator[Attachment]:
+        """Yield who has addresses of a range."""
+        # Who has two of them is one all the same. CROSS: the range first, then each one's handle
+        query = (
+            "SELECT DISTINCT network, container, ifname, created, attributes FROM address CROSS JOIN handle"
+            " USING (container, ifname, network) WHERE family = ? AND address BETWEEN ? AND ?"
+        )
+        return self._attachments(query, (family, first, last))
+
+    def _attachments(self, query: str, values: Sequence[object] = ()) -> Iterator[Attachment]:
         for row in self._file.rows(query, values):
             handle = Handle(*row[:3])
             if (assignments := self._given.get(handle)) is not None:
@@ -336,6 +372,11 @@ class _ByAddress(Mapping[bytes, Attachment]):
 def _key(handle: Handle) -> tuple[str, str, str]:
     """Return a handle in the order of the file's keys: what tells most apart first."""
     return handle.container_id, handle.ifname, handle.network
+
+
+def _edges(family: Family, block: bytes) -> list[bytes]:
+    """Return the first and last address of a block, packed."""
+    return [address.to_bytes(BITS[family] // 8, "big") for address in span(family, block)]
 
 
 def _encode(attributes: Mapping[str, Any]) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from ipam import records
@@ -41,6 +42,12 @@ class StoreState(NamedTuple):
     """Why it is away; empty: it is not."""
     confirmed: float | None
     """When the store last confirmed that this node is alive, in seconds since the machine's start."""
+
+
+@dataclass
+class _Alive:
+    since: float
+    """When the store was last asked, of the times it said that this node is alive."""
 
 
 class Membership:
@@ -123,31 +130,59 @@ class Membership:
         self._fence.promise(started)
         self._granted = lease = await self._store.grant(self._seconds)
         claims = Claims(self._store, self._identity)
-        await claims.register(self._node, lease)
-        pools = await claims.seed(self._pools)
-        await self._on_joined(claims, pools)
-        await self._say(lease)
+        async with self._kept_alive(lease, started) as alive:
+            await claims.register(self._node, lease)
+            pools = await claims.seed(self._pools)
+            await self._on_joined(claims, pools)
+            await self._say(lease)
         old, self._lease = self._lease, lease
         self.claims = claims
-        self._fence.kept(started)
-        self._back(started)
+        # Whatever the store said while this node was alive all the time still holds
+        self._fence.kept(alive.since)
+        self._back(alive.since)
         if not self._accompanying:
             self._pools_since = claims.pools_as_of
             loop = asyncio.get_running_loop()
-            self._accompanying = [loop.create_task(self._accompany(work)) for work in self._companions]
+            self._accompanying = [loop.create_task(persistently(work, RETRY)) for work in self._companions]
         if old:
             await self._store.revoke(old)
 
+    @contextlib.asynccontextmanager
+    async def _kept_alive(self, lease: int, granted: float) -> AsyncIterator[_Alive]:
+        """Keep a lease alive while something takes its time."""
+        alive = _Alive(granted)
+
+        async def keep() -> None:
+            while True:
+                await asyncio.sleep(self._seconds / 3)
+                now = self._clock()
+                with contextlib.suppress(IpamError):  # whoever needs the store finds out
+                    if await self._store.keep_alive(lease):
+                        alive.since = now
+
+        keeping = asyncio.get_running_loop().create_task(keep(), name="lease")
+        try:
+            yield alive
+        finally:
+            keeping.cancel()
+            await asyncio.wait([keeping])
+
     async def _stay(self) -> None:
         while True:
-            pause = RETRY if self._problem else self._seconds / 3
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._again.wait()
+            if self._problem:
+                await asyncio.sleep(RETRY)
+            else:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._seconds / 3):
+                        await self._again.wait()
             try:
                 if self.claims is None or self._again.is_set():
                     self._again.clear()
-                    await self._join()
+                    try:
+                        await self._join()
+                    except BaseException:
+                        self._again.set()  # what was to be compared still is
+                        raise
                     continue
                 now = self._clock()
                 if await self._store.keep_alive(self._lease):
@@ -170,15 +205,6 @@ class Membership:
             await self._store.transact([], news)
         self._said = says
 
-    async def _accompany(self, work: Companion) -> None:
-        """Do work that ends only with what the store refuses, over and over."""
-        while True:
-            try:
-                await work()
-            except IpamError as error:
-                log.debug("store followed anew", extra={"fields": {"why": str(error)}})
-            await asyncio.sleep(RETRY)
-
     async def _watch_pools(self) -> None:
         """Join again when somebody changes a pool."""
         async for changes in self._store.watch(records.POOLS, self._pools_since):
@@ -198,3 +224,13 @@ class Membership:
         if self._problem:
             self._problem = ""
             log.warning("store is back", extra={"fields": {"store": self._store.url}})
+
+
+async def persistently(work: Companion, pause: float) -> None:
+    """Do work that ends only with what the store refuses, over and over, so many seconds apart."""
+    while True:
+        try:
+            await work()
+        except IpamError as error:
+            log.debug("store followed anew", extra={"fields": {"why": str(error)}})
+        await asyncio.sleep(pause)

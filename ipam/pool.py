@@ -139,7 +139,11 @@ class Pool:
         return int.from_bytes(digest, "big") % self.count
 
     def first_free(self, low: int, high: int, taken: Iterable[Span]) -> int:
-        """Return the first block of [low, high) that no range of ``taken`` touches; ``high`` where there is none.
+        """Return the first block that ``free`` yields; ``high`` where there is none."""
+        return next(self.free(low, high, taken), high)
+
+    def free(self, low: int, high: int, taken: Iterable[Span]) -> Iterator[int]:
+        """Yield the blocks of [low, high) that no range of ``taken`` touches.
 
         ``taken`` is sorted by first address; ranges of any size, and outside of the pool, are allowed. A block that is
         reserved as a whole counts as taken.
@@ -149,10 +153,14 @@ class Pool:
         for begin, end in heapq.merge(taken, self._reserved_blocks()):
             if end < first or begin > last:
                 continue
-            if low < (max(begin, first) - first) >> shift:
-                break
+            before = min(high, (max(begin, first) - first) >> shift)
+            while low < before:
+                yield low
+                low += 1
             low = max(low, ((min(end, last) - first) >> shift) + 1)
-        return min(low, high)
+        while low < high:
+            yield low
+            low += 1
 
     def reserved(self, first: int, last: int) -> Iterator[int]:
         """Yield the addresses of a range that are reserved."""

@@ -122,8 +122,6 @@ class SuperBlock:
     prefix: bytes
     pool: str
     value: str
-    revision: int = 0
-    """The store's revision that wrote the record."""
 
     @property
     def cidr(self) -> str:
@@ -350,7 +348,7 @@ def decode_super(entry: Entry) -> SuperBlock:
         family: Family = 4 if entry.key.startswith(f"{ROOT}/supers/4/") else 6
         first, last = block_span(entry.key)
         wire = prefix.make(family, first, BITS[family] - (last - first).bit_length())
-        return SuperBlock(family, wire, data["pool"], data["value"], entry.modified)
+        return SuperBlock(family, wire, data["pool"], data["value"])
     except (KeyError, TypeError, ValueError) as error:
         raise _foreign(entry) from error
 

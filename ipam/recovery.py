@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from config import prefix
-from config.prefix import FAMILIES
 from ipam.claims import Claims
 from ipam.errors import AddressInUseError
 from ipam.holdings import Key
@@ -27,8 +25,6 @@ class Recovered(NamedTuple):
     """Blocks whose addresses are in use here though the store does not say they are ours."""
     surplus: list[Block]
     """Addresses on loan to us that nobody uses: a crash, or a lost answer, left them."""
-    resting: dict[Key, list[tuple[int, float]]]
-    """Addresses that were in use, by block, oldest first, and when they were released on the monotonic clock."""
 
 
 async def recover(ledger: Ledger, claims: Claims, pools: Sequence[Pool]) -> Recovered:
@@ -39,29 +35,20 @@ async def recover(ledger: Ledger, claims: Claims, pools: Sequence[Pool]) -> Reco
             "the ledger is empty though this node owns blocks: it was lost, or never had an address to remember",
             extra={"fields": {"ledger": ledger.path, "blocks": ", ".join(block.cidr for block in owned.values())}},
         )
-    used = addresses_in_use(ledger)
-    surplus = [block for key, block in owned.items() if block.lender and key not in used]
+    surplus = [block for key, block in owned.items() if block.lender and not ledger.inside(*key).used]
     for block in surplus:
         del owned[block.family, block.prefix]
     lost: dict[Key, OwnedBlock] = {}
     for key, remembered in list(ledger.blocks.items()):
         if key in owned:
             continue
-        if key not in used:
+        if not ledger.inside(*key).used:
             await ledger.disown(*key)
         elif (found := await _claim_again(claims, remembered, pools)) is not None:
             owned[key] = found
         else:
             lost[key] = remembered
-    return Recovered(owned, lost, surplus, resting_addresses(ledger, owned))
-
-
-def addresses_in_use(ledger: Ledger) -> dict[Key, list[int]]:
-    """Return the addresses that the ledger has given, by block."""
-    used: dict[Key, list[int]] = {}
-    for family, block, packed in ledger.in_use():
-        used.setdefault((family, block), []).append(int.from_bytes(packed, "big"))
-    return used
+    return Recovered(owned, lost, surplus)
 
 
 async def _claim_again(claims: Claims, remembered: OwnedBlock, pools: Sequence[Pool]) -> Block | None:
@@ -82,20 +69,3 @@ async def _claim_again(claims: Claims, remembered: OwnedBlock, pools: Sequence[P
         return None
     log.warning("block was missing in the store and is claimed again", extra={"fields": fields})
     return block
-
-
-def resting_addresses(ledger: Ledger, owned: Iterable[Key]) -> dict[Key, list[tuple[int, float]]]:
-    """Return the addresses that were in use before this start, by block, and when they were released."""
-    blocks = set(owned)
-    lengths = {family: {wire[0] for of, wire in blocks if of == family} for family in FAMILIES}
-    wall, mono = time.time(), time.monotonic()
-    resting: dict[Key, list[tuple[int, float]]] = {}
-    for item in ledger.released:
-        address = int.from_bytes(item.packed, "big")
-        # A clock that was set back must not make an address rest longer than once
-        since = mono - max(0.0, wall - item.at)
-        for length in lengths[item.family]:
-            key: Key = (item.family, prefix.make(item.family, address, length))
-            if key in blocks:
-                resting.setdefault(key, []).append((address, since))
-    return resting

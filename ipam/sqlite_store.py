@@ -9,12 +9,29 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain
 from operator import itemgetter
 from typing import TypeVar
 
 from ipam import sqlite
 from ipam.errors import LeaseExpiredError, StoreCorruptError, StoreError, StoreUnavailableError
-from ipam.store import Change, Changes, Condition, Delete, Entry, Listing, Outcome, Put, Range, Unchanged, Write
+from ipam.store import (
+    Change,
+    Changes,
+    Choice,
+    Chosen,
+    Condition,
+    Delete,
+    Differs,
+    Entry,
+    Holds,
+    Listing,
+    Outcome,
+    Put,
+    Range,
+    Unchanged,
+    Write,
+)
 
 log = logging.getLogger("podroute.ipam")
 
@@ -90,12 +107,16 @@ class SqliteStore:
         return await self._work(work)
 
     async def transact(
-        self, conditions: Sequence[Condition], writes: Sequence[Write], otherwise: Sequence[Range] = ()
+        self,
+        conditions: Sequence[Condition],
+        writes: Sequence[Write],
+        otherwise: Sequence[Range] = (),
+        choices: Sequence[Choice] = (),
     ) -> Outcome:
         def work(db: sqlite3.Connection) -> Outcome:
             db.execute("BEGIN IMMEDIATE")
             try:
-                outcome = _transact(db, conditions, writes, otherwise)
+                outcome = _transact(db, conditions, writes, otherwise, choices)
                 if outcome.committed:
                     _forget(db, outcome.revision - self._history)
                 db.execute("COMMIT")
@@ -171,7 +192,7 @@ def _current(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) ->
             leases = db.execute(ended, (now, now)).fetchall()
             keys = [key for row in leases for (key,) in db.execute("SELECT key FROM record WHERE lease = ?", row)]
             if keys:
-                _transact(db, [], [Delete(key) for key in keys], [])
+                _transact(db, [], [Delete(key) for key in keys])
             db.executemany("DELETE FROM lease WHERE id = ?", leases)
             db.execute("COMMIT")
         except BaseException:
@@ -182,31 +203,55 @@ def _current(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) ->
 
 
 def _transact(
-    db: sqlite3.Connection, conditions: Sequence[Condition], writes: Sequence[Write], otherwise: Sequence[Range]
+    db: sqlite3.Connection,
+    conditions: Sequence[Condition],
+    writes: Sequence[Write],
+    otherwise: Sequence[Range] = (),
+    choices: Sequence[Choice] = (),
 ) -> Outcome:
     revision = _revision(db)
-    if not all(_holds(db, condition) for condition in conditions):
+    if not _all_hold(db, conditions):
         return Outcome(False, revision, tuple(_read(db, wanted) for wanted in otherwise))
-    revision += 1
-    for write in writes:
-        if isinstance(write, Put):
-            if write.lease and not db.execute("SELECT 1 FROM lease WHERE id = ?", (write.lease,)).fetchone():
-                raise LeaseExpiredError("the lease of a record has expired: it must be granted anew")
-            db.execute(
-                "INSERT INTO record (key, value, created, modified, lease) VALUES (?, ?, ?, ?, ?) ON CONFLICT (key)"
-                " DO UPDATE SET value=excluded.value, modified=excluded.modified, lease=excluded.lease",
-                (write.key, write.value, revision, revision, write.lease),
-            )
-        elif db.execute("DELETE FROM record WHERE key = ?", (write.key,)).rowcount:
-            db.execute("INSERT INTO gone VALUES (?, ?)", (revision, write.key))
-    db.execute("UPDATE clock SET revision = ?", (revision,))
-    return Outcome(True, revision)
+    # All conditions before the first write
+    first = [next((n for n, one in enumerate(c.attempts) if _all_hold(db, one.conditions)), None) for c in choices]
+    picked = [() if n is None else choice.attempts[n].writes for n, choice in zip(first, choices, strict=True)]
+    if any((writes, *picked)):
+        revision += 1
+        for write in chain(writes, *picked):
+            _write(db, write, revision)
+        db.execute("UPDATE clock SET revision = ?", (revision,))
+    chosen = [
+        Chosen(number, () if number is not None else tuple(_read(db, wanted) for wanted in choice.otherwise))
+        for number, choice in zip(first, choices, strict=True)
+    ]
+    return Outcome(True, revision, chosen=tuple(chosen))
+
+
+def _write(db: sqlite3.Connection, write: Write, revision: int) -> None:
+    if isinstance(write, Put):
+        if write.lease and not db.execute("SELECT 1 FROM lease WHERE id = ?", (write.lease,)).fetchone():
+            raise LeaseExpiredError("the lease of a record has expired: it must be granted anew")
+        db.execute(
+            "INSERT INTO record (key, value, created, modified, lease) VALUES (?, ?, ?, ?, ?) ON CONFLICT (key)"
+            " DO UPDATE SET value=excluded.value, modified=excluded.modified, lease=excluded.lease",
+            (write.key, write.value, revision, revision, write.lease),
+        )
+    elif db.execute("DELETE FROM record WHERE key = ?", (write.key,)).rowcount:
+        db.execute("INSERT INTO gone VALUES (?, ?)", (revision, write.key))
+
+
+def _all_hold(db: sqlite3.Connection, conditions: Sequence[Condition]) -> bool:
+    return all(_holds(db, condition) for condition in conditions)
 
 
 def _holds(db: sqlite3.Connection, condition: Condition) -> bool:
     if isinstance(condition, Unchanged):
         row = db.execute("SELECT modified FROM record WHERE key = ?", (condition.key,)).fetchone()
         return (row[0] if row else 0) == condition.modified
+    if isinstance(condition, Holds | Differs):
+        equal = "=" if isinstance(condition, Holds) else "!="
+        query = f"SELECT 1 FROM record WHERE key = ? AND value {equal} ?"
+        return db.execute(query, (condition.key, condition.value)).fetchone() is not None
     query = "SELECT 1 FROM record WHERE key >= ? AND key < ? AND modified > ? LIMIT 1"
     return db.execute(query, (condition.start, condition.end, condition.since)).fetchone() is None
 

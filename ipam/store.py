@@ -54,7 +54,23 @@ class Quiet:
     since: int = 0
 
 
-Condition = Unchanged | Quiet
+@dataclass(frozen=True, slots=True)
+class Holds:
+    """The record has this value."""
+
+    key: str
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Differs:
+    """There is such a record, and it has another value."""
+
+    key: str
+    value: bytes
+
+
+Condition = Unchanged | Quiet | Holds | Differs
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +88,25 @@ class Delete:
 
 Write = Put | Delete
 
+MOST_CONDITIONS = 128
+"""Conditions of a transaction and of all attempts of one choice together; etcd's `--max-txn-ops`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    conditions: Sequence[Condition]
+    writes: Sequence[Write]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Of its attempts the first whose conditions all hold is carried out, and no other."""
+
+    attempts: Sequence[Attempt]
+    """At least one."""
+    otherwise: Sequence[Range] = ()
+    """What is read where none is carried out."""
+
 
 class Listing(NamedTuple):
     entries: tuple[Entry, ...]
@@ -80,12 +115,21 @@ class Listing(NamedTuple):
     """The store's revision when it was read."""
 
 
+class Chosen(NamedTuple):
+    attempt: int | None
+    """Which one was carried out, counted from 0; None: none was."""
+    read: tuple[tuple[Entry, ...], ...] = ()
+
+
 class Outcome(NamedTuple):
     committed: bool
+    """Whether the transaction's own conditions held."""
     revision: int
-    """Of the transaction where it was committed, else of the state that refused it."""
+    """Of the transaction where it changed something, else of the state that it found."""
     read: tuple[tuple[Entry, ...], ...] = ()
     """Where it was refused: the ranges asked for, as of the same moment."""
+    chosen: tuple[Chosen, ...] = ()
+    """Where it was not: what became of each choice."""
 
 
 class Change(NamedTuple):
@@ -115,11 +159,17 @@ class Store(Protocol):
     async def list(self, wanted: Range) -> Listing: ...
 
     async def transact(
-        self, conditions: Sequence[Condition], writes: Sequence[Write], otherwise: Sequence[Range] = ()
+        self,
+        conditions: Sequence[Condition],
+        writes: Sequence[Write],
+        otherwise: Sequence[Range] = (),
+        choices: Sequence[Choice] = (),
     ) -> Outcome:
-        """Write all if every condition holds, else read the ranges of ``otherwise``: one round trip either way.
+        """Write all, and settle each choice, if every condition holds, else read the ranges of ``otherwise``.
 
-        After StoreUnavailableError it may have happened or not. No key may be written twice. Raises LeaseExpiredError.
+        It is one round trip whatever happens. All conditions, also those of attempts, look at the state before it.
+        After StoreUnavailableError it may have happened or not. No key may be written twice, nor in the attempts of two
+        choices. Raises LeaseExpiredError.
         """
 
     def watch(self, wanted: Range, since: int) -> AsyncGenerator[Changes, None]:

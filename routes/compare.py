@@ -32,6 +32,38 @@ class Finding(NamedTuple):
     route: Route | None
 
 
+class Survey(NamedTuple):
+    """How a table differs from what is desired, others' routes included. What is in neither is as desired."""
+
+    entries: dict[bytes, list[Route]]
+    """By prefix, in the kernel's order: routes of ours that lead elsewhere, are surplus or on their way, and others'
+    routes to prefixes that we desire."""
+    missing: set[tuple[bytes, int]]
+    """(prefix, metric)."""
+
+
+def survey(sock: socket.socket, family: Family, table: int, protocol: int, tables: Mapping[int, Table]) -> Survey:
+    """Compare all of a table with ``tables`` (by metric). Raises OSError."""
+    entries: dict[bytes, list[Route]] = {}
+    seen = dict.fromkeys(tables, 0)
+    with suppress(DumpInterruptedError):
+        for route in read_routes(sock, family, table):
+            prefix = route.prefix
+            if route.protocol == protocol:
+                desired = tables.get(route.metric)
+                shard = desired.shard(prefix) if desired is not None else None
+                want = shard.desired.get(prefix) if shard is not None else None
+                if shard is not None and want is not None and want.matches(route) and not _unsettled(shard, prefix):
+                    seen[route.metric] += 1
+                    continue
+            elif not any(prefix in desired.shard(prefix).desired for desired in tables.values()):
+                continue
+            entries.setdefault(prefix, []).append(route)
+    short = {metric: desired for metric, desired in tables.items() if seen[metric] < _installed(desired)}
+    missing = _missing(sock, family, table, protocol, short)
+    return Survey(entries, {(finding.prefix, finding.metric) for finding in missing})
+
+
 def compare(
     sock: socket.socket, family: Family, table: int, protocol: int, tables: Mapping[int, Table]
 ) -> list[Finding]:

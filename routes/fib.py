@@ -9,12 +9,14 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from config.kernel import COVER_METRIC, DEFAULT_METRIC, MAIN_TABLE, NEXT_HOP_IDS, POD_METRIC, ROUTE_PROTOCOL
 from config.nexthop import NextHopResolver, NextHops
 from config.prefix import BITS, FAMILIES, Family, address_text
 from routes import netlink
+from routes.compare import survey
+from routes.differences import FibRoute, LiveTable
+from routes.dumps import read_nexthops
 from routes.encode import delete_nexthop
 from routes.installer import Installer, log_crash
 from routes.leftovers import Reader, load, save, snapshot
@@ -22,8 +24,10 @@ from routes.live import KernelRoute, describe, read_prefix
 from routes.messages import Event, Link, LinkEvent, Route
 from routes.monitor import Monitor
 from routes.nexthops import Registry
+from routes.others import Others
 from routes.purge import purge
 from routes.reconciler import Reconciler
+from routes.shadows import Shadows
 from routes.table import Result, RouteStatus, State
 from routes.target import Kind, Target
 
@@ -34,30 +38,14 @@ class FibError(Exception):
     """The Fib cannot run; the text is for the operator."""
 
 
-class FibRoute(NamedTuple):
-    """One route for people."""
-
-    prefix: bytes
-    metric: int
-    kind: str
-    """learned, cover or pod; other for what is not desired."""
-    next_hops: NextHops
-    desired: tuple[str, ...]
-    """Where it is to lead, ``10.1.1.1 dev eth0 peer tor-a``; empty: it is not desired or leads nowhere."""
-    kernel: tuple[str, ...]
-    """Where it leads in the kernel, as far as known."""
-    state: State
-    errno: int
-    text: str
-
-
 class Fib:
     """Construct and start it in the loop's thread, inside the namespace whose routes it writes, after the monitor.
 
-    The monitor and the resolver belong to the caller. ``on_results`` hears, in batches, of routes that are not
-    installed and why, and of their recovery. ``on_room`` is called when ``full`` has ended. ``objects=False`` does
-    without next-hop objects, as happens by itself on kernels before 5.3. Without ``metric_ipv6`` learned IPv6 routes
-    have ``metric`` too; covers and routes to pods have metrics of their own (COVER_METRIC, POD_METRIC).
+    The monitor and the resolver belong to the caller; so do ``others`` of the same table if given, and started.
+    ``on_results`` hears, in batches, of routes that are not installed or not used and why, and of their recovery.
+    ``on_room`` is called when ``full`` has ended. ``objects=False`` does without next-hop objects, as happens by itself
+    on kernels before 5.3. Without ``metric_ipv6`` learned IPv6 routes have ``metric`` too; covers and routes to pods
+    have metrics of their own (COVER_METRIC, POD_METRIC).
     """
 
     def __init__(
@@ -72,11 +60,14 @@ class Fib:
         metric: int = DEFAULT_METRIC,
         metric_ipv6: int | None = None,
         objects: bool = True,
+        others: Others | None = None,
         compare_interval: float = 60.0,
         receive_buffer: int = 16 << 20,
         on_room: Callable[[], None] = lambda: None,
     ) -> None:
         self._monitor = monitor
+        self._others = others or Others(monitor, table=table, protocol=protocol)
+        self._own_others = others is None
         self._interfaces = monitor.interfaces
         self._resolver = resolver
         self._state_file = state_file
@@ -89,14 +80,16 @@ class Fib:
         self._on_room = on_room
         self._cover = Target(Kind.COVER)
         self._pod_targets: dict[int, Target] = {}
-        self._pods: dict[tuple[Family, bytes], str] = {}
-        self._pods_of: dict[str, tuple[tuple[Family, bytes], ...]] = {}
+        # A host prefix tells its family.
+        self._pods: dict[bytes, str] = {}
+        self._pods_of: dict[str, tuple[bytes, ...]] = {}
         self._confirmed: dict[Family, set[str]] = {4: set(), 6: set()}
         self._early: list[Event] | None = []
         self._retained: set[Family] = set()
         self._sock: socket.socket | None = None
         self._installer_: Installer | None = None
         self._reconciler: Reconciler | None = None
+        self._shadows: Shadows | None = None
         self._sweeping: asyncio.Task[None] | None = None
 
     async def start(self, *, peers: Collection[str] | None = None) -> None:
@@ -109,19 +102,24 @@ class Fib:
             self._sock = netlink.open_socket(receive_buffer=4 << 20)
             installer = self._prepared(objects=self._probe() and self._objects)
             self._monitor.ignore(installer.open(receive_buffer=self._receive_buffer))
-            self._monitor.subscribe(self._event, lambda: self._unverified("netlink events were lost"))
+            if self._own_others:
+                await self._others.start()
+            self._monitor.subscribe(self._event, lambda: self.resync("netlink events were lost"))
             await self._adopt(installer, peers)
         except OSError as error:
             if installer is not None:
                 await installer.close()
             raise FibError(f"cannot read the kernel's routes: {error.strerror or error}") from error
         self._installer_ = installer
+        self._shadows = Shadows(self._others, installer.tables, installer.report)
+        installer.on_settled = self._shadows.settled
         self._reconciler = Reconciler(
             installer,
             self._sock,
             table=self._table,
             protocol=self._protocol,
             interval=self._interval,
+            others=self._others,
             on_link=self._link,
         )
         self._reconciler.start({link.ifindex: link.up for link in self._interfaces.links()})
@@ -139,6 +137,10 @@ class Fib:
             self._sweeping = None
         if reconciler is not None:
             await reconciler.stop()
+        if self._shadows is not None:
+            await self._shadows.stop()
+        if self._own_others:
+            await self._others.stop()
         if self._installer_ is not None:
             await self._installer_.close()
             if keep:
@@ -167,16 +169,16 @@ class Fib:
 
     def expect_pod(self, family: Family, prefix: bytes, device: str) -> None:
         """Desire a host route to a pod. It may exist already, under our protocol: then it is taken over as it is."""
-        self._unplace(family, prefix)
+        self._unplace(prefix)
         link = self._interfaces.named(device)
-        key, name = (family, prefix), link.name if link else device
-        self._pods[key] = name
-        self._pods_of[name] = (*self._pods_of.get(name, ()), key)
+        name = link.name if link else device
+        self._pods[prefix] = name
+        self._pods_of[name] = (*self._pods_of.get(name, ()), prefix)
         self._place_pod(family, prefix, device, link)
 
     def forget_pod(self, family: Family, prefix: bytes) -> None:
         """Desire it no more; call it before the route or its interface is deleted."""
-        self._unplace(family, prefix)
+        self._unplace(prefix)
         self._static(family, POD_METRIC[family], prefix, None)
 
     def peer_lost(self, peer: str) -> None:
@@ -214,6 +216,11 @@ class Fib:
         if self._reconciler is not None:
             self._reconciler.refresh()
 
+    def resync(self, cause: str) -> None:
+        """Have everything in the kernel compared with what is desired, soon; ``cause`` is for the log and counters."""
+        if self._reconciler is not None:
+            self._reconciler.resync(cause)
+
     async def drained(self) -> None:
         """Wait until the kernel holds what is desired, or has refused it."""
         await self._installer.drained()
@@ -249,20 +256,23 @@ class Fib:
     def route(self, family: Family, prefix: bytes) -> list[FibRoute]:
         """Return what there is of one prefix: at most one route of each metric."""
         tables = [table for (f, _), table in sorted(self._installer.tables.items()) if f == family]
-        return [self._shown(found) for table in tables if (found := table.status(prefix)) is not None]
+        return [self._shown(family, found) for table in tables if (found := table.status(prefix)) is not None]
 
     def routes(self, family: Family) -> Iterator[FibRoute]:
         """Yield all routes in no order; changes between two steps are harmless."""
         for (f, _), table in sorted(self._installer.tables.items()):
             if f == family:
                 for found in table.statuses():
-                    yield self._shown(found)
+                    yield self._shown(family, found)
 
     def counts(self, family: Family) -> Iterator[Counter[State]]:
         """Yield how many routes are in which state, some thousand routes at a time: the sum is what there is."""
-        for (f, _), table in sorted(self._installer.tables.items()):
+        assert self._shadows is not None
+        for (f, metric), table in sorted(self._installer.tables.items()):
             if f == family:
                 yield from table.counts()
+                others = Counter(self._shadows.counts(family, metric))
+                yield Counter({**others, State.INSTALLED: -others.total()})
 
     async def read(self, family: Family, prefix: bytes) -> list[KernelRoute]:
         """Return what the kernel holds of one prefix now, routes of others included, the one it uses first.
@@ -276,6 +286,27 @@ class Fib:
                 return describe(sock, read_prefix(sock, family, self._table, prefix), names)
 
             return await asyncio.to_thread(read)
+
+    async def read_all(self, family: Family) -> LiveTable:
+        """Return all that the kernel holds now; takes seconds with a full table, in a thread. Raises OSError."""
+        tables = {metric: table for (f, metric), table in self._installer.tables.items() if f == family}
+        names = {link.ifindex: link.name for link in self._interfaces.links()}
+        with netlink.open_socket() as sock:
+
+            def read() -> LiveTable:
+                found = survey(sock, family, self._table, self._protocol, tables)
+                objects = {nexthop.id: nexthop for nexthop in read_nexthops(sock)}
+                return LiveTable(found, objects, names, self._protocol)
+
+            return await asyncio.to_thread(read)
+
+    def unlearned(self, family: Family) -> list[bytes]:
+        """Return the prefixes here that need no announcement: of pods, and what an earlier run left."""
+        found = [prefix for prefix in self._pods if prefix[0] == BITS[family]]
+        for (f, _), table in self._installer.tables.items():
+            if f == family:
+                found += table.leftovers()
+        return list(dict.fromkeys(found))
 
     @property
     def protocol(self) -> int:
@@ -312,7 +343,7 @@ class Fib:
             protocol=self._protocol,
             state_file=self._state_file,
             on_results=self._on_results,
-            on_unverified=self._unverified,
+            on_unverified=self.resync,
             on_room=self._on_room,
         )
 
@@ -401,9 +432,9 @@ class Fib:
             target.absent, target.errno, target.text = True, errno.ENODEV, f"no interface {device}"
         self._static(family, POD_METRIC[family], prefix, target)
 
-    def _unplace(self, family: Family, prefix: bytes) -> None:
-        device = self._pods.pop((family, prefix), None)
-        if device is not None and (rest := tuple(key for key in self._pods_of.pop(device) if key != (family, prefix))):
+    def _unplace(self, prefix: bytes) -> None:
+        device = self._pods.pop(prefix, None)
+        if device is not None and (rest := tuple(one for one in self._pods_of.pop(device) if one != prefix)):
             self._pods_of[device] = rest
 
     def _effective(self, family: Family) -> int:
@@ -415,22 +446,21 @@ class Fib:
         elif self._early is not None:
             self._early.append(event)
 
-    def _unverified(self, cause: str) -> None:
-        if self._reconciler is not None:
-            self._reconciler.resync(cause)
-
     def _link(self, event: LinkEvent) -> None:
         """A pod's interface came, went or changed: the kernel dropped its routes silently when it was down."""
         link = event.link
         if event.gone:
             self._pod_targets.pop(link.ifindex, None)
-        for family, prefix in self._pods_of.get(link.name, ()):
+        for prefix in self._pods_of.get(link.name, ()):
+            family: Family = 4 if prefix[0] == BITS[4] else 6
             self._place_pod(family, prefix, link.name, None if event.gone else link)
             if link.up and not event.gone:
                 table = self._installer.table(family, POD_METRIC[family])
                 self._installer.repair(table, prefix, None, "link came up")
 
-    def _shown(self, status: RouteStatus) -> FibRoute:
+    def _shown(self, family: Family, status: RouteStatus) -> FibRoute:
+        assert self._shadows is not None
+        status = self._shadows.shown(family, status)
         known = status.desired or status.kernel
         kind, hops = (known.kind, known.key) if known is not None else (Kind.OTHER, ())
         return FibRoute(

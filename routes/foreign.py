@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, KeysView
 
 from config.prefix import Family, make
 from routes.messages import Path, Route
@@ -17,17 +18,33 @@ class ForeignRoutes:
         self._family = family
         self._by_prefix: dict[bytes, dict[_Identity, Route]] = {}
         self._lengths: dict[int, int] = {}
+        self._nexthops: Counter[int] = Counter()
+
+    @property
+    def prefixes(self) -> KeysView[bytes]:
+        return self._by_prefix.keys()
+
+    def of(self, prefix: bytes) -> list[Route]:
+        """Return the routes to exactly this prefix, lowest metric first."""
+        return sorted(self._by_prefix.get(prefix, {}).values(), key=lambda route: route.metric)
+
+    def uses(self, nexthop: int) -> bool:
+        """Tell whether a route leads through this next-hop object or group."""
+        return self._nexthops[nexthop] > 0
 
     def add(self, route: Route) -> None:
         same = self._by_prefix.get(route.prefix)
         if same is None:
             same = self._by_prefix[route.prefix] = {}
             self._lengths[route.prefix[0]] = self._lengths.get(route.prefix[0], 0) + 1
-        same[self._identity(route)] = route
+        self._put(same, route)
 
     def remove(self, route: Route) -> None:
         same = self._by_prefix.get(route.prefix, {})
-        if same.pop(self._identity(route), None) is None and route.family == 6:
+        identity = self._identity(route)
+        if identity in same:
+            self._drop(same, identity)
+        elif route.family == 6:
             self._remove_paths(same, route)
         self._tidy(route.prefix)
 
@@ -35,16 +52,22 @@ class ForeignRoutes:
         """Take out what a route written with NLM_F_REPLACE took the place of: same prefix, TOS and metric."""
         same = self._by_prefix.get(route.prefix, {})
         for identity in [i for i, r in same.items() if (r.metric, r.tos) == (route.metric, route.tos)]:
-            del same[identity]
+            self._drop(same, identity)
         self._tidy(route.prefix)
 
-    def forget_device(self, ifindex: int) -> None:
-        """Take out the routes with only this device, which the kernel drops, IPv4 ones without a word."""
+    def forget_device(self, ifindex: int) -> list[bytes]:
+        """Take out the routes with only this device, which the kernel drops, IPv4 ones without a word.
+
+        Returns the prefixes that had such routes.
+        """
+        gone = []
         for prefix, same in list(self._by_prefix.items()):
             for identity, route in list(same.items()):
                 if route.paths and all(path.ifindex == ifindex for path in route.paths):
-                    del same[identity]
+                    self._drop(same, identity)
+                    gone.append(prefix)
             self._tidy(prefix)
+        return gone
 
     def matches(self, address: bytes) -> Iterator[Route]:
         """Yield what covers an address, most specific first, then lowest metric first."""
@@ -59,10 +82,22 @@ class ForeignRoutes:
         for identity, known in list(same.items()):
             left = tuple(path for path in known.paths if path not in route.paths)
             if known.metric == route.metric and known.protocol == route.protocol and left != known.paths:
-                del same[identity]
+                self._drop(same, identity)
                 if left:
-                    shorter = known._replace(paths=left)
-                    same[self._identity(shorter)] = shorter
+                    self._put(same, known._replace(paths=left))
+
+    def _put(self, same: dict[_Identity, Route], route: Route) -> None:
+        identity = self._identity(route)
+        if route.nexthop and identity not in same:
+            self._nexthops[route.nexthop] += 1
+        same[identity] = route
+
+    def _drop(self, same: dict[_Identity, Route], identity: _Identity) -> None:
+        nexthop = same.pop(identity).nexthop
+        if nexthop:
+            self._nexthops[nexthop] -= 1
+            if not self._nexthops[nexthop]:
+                del self._nexthops[nexthop]
 
     @staticmethod
     def _identity(route: Route) -> _Identity:

@@ -11,13 +11,14 @@ import errno
 import logging
 import socket
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from config.prefix import Family, text
 from routes import netlink
 from routes.encode import Placement, numbered
 from routes.leftovers import save, snapshot
+from routes.live import protocol_name
 from routes.messages import Route
 from routes.nexthops import Operation, Registry
 from routes.table import Batch, Failure, Result, Shard, State, Table
@@ -55,6 +56,8 @@ class Installer:
         on_unverified: Callable[[str], None],
         on_room: Callable[[], None],
     ) -> None:
+        self.on_settled: Callable[[Table, Collection[bytes]], None] = lambda table, prefixes: None
+        """Called with prefixes of which the kernel holds now what is desired, or has refused it."""
         self.registry = registry
         self.tables: dict[tuple[Family, int], Table] = {}
         self.counters: Counter[str] = Counter()
@@ -232,8 +235,7 @@ class Installer:
         if not batch.shards:
             return False
         if not len(batch):
-            for shard in batch.shards:
-                table.settle(shard)
+            self._settle(table, batch)
             return True
         self._route_jobs += 1
         self._writer.submit(RouteJob(self._routes_done, batch, *table.place[:3]))
@@ -258,8 +260,7 @@ class Installer:
         table = batch.shards[0].table
         for place in job.refused:
             self._refused(table, job, place)
-        for shard in batch.shards:
-            table.settle(shard)
+        self._settle(table, batch)
         self.counters["requests"] += len(batch)
         self.counters["refused"] += len(job.refused)
         if self._repairing:
@@ -267,6 +268,12 @@ class Installer:
         if not job.verified:
             self._on_unverified("the kernel's answers were lost")
         self.schedule()
+
+    def _settle(self, table: Table, batch: Batch) -> None:
+        for shard in batch.shards:
+            prefixes = shard.inflight
+            table.settle(shard)
+            self.on_settled(table, prefixes)
 
     def _refused(self, table: Table, job: RouteJob, place: int) -> None:
         number, words = job.refused[place]
@@ -294,7 +301,7 @@ class Installer:
         if route is None:
             table.refused(shard, prefix, want, Failure(None, State.PENDING, errno.EEXIST, "in the way, and gone again"))
         elif route.protocol != self._protocol:
-            words = f"foreign route of protocol {route.protocol} metric {route.metric} in the way"
+            words = f"a route of protocol {protocol_name(route.protocol)} with metric {route.metric} is in the way"
             table.refused(shard, prefix, want, Failure(None, State.CONFLICT, errno.EEXIST, words))
         elif not want.matches(route):
             table.refused(shard, prefix, want, Failure(self.other, State.PENDING, errno.EEXIST, "not as desired"))
@@ -322,6 +329,11 @@ class Installer:
                         await asyncio.sleep(0)
         finally:
             self._move = None
+        self.schedule()
+
+    def report(self, result: Result) -> None:
+        """Tell ``on_results`` of a state that others have brought about."""
+        self._results.append(result)
         self.schedule()
 
     def _result(self, result: Result) -> None:

@@ -73,11 +73,13 @@ class Interfaces:
         """Take over one event; False where it told nothing new."""
         if isinstance(event, LinkEvent):
             link = event.link
-            known = self._links.pop(link.ifindex, None)
-            if known is not None and self._named.get(known.name) is known:
+            known = self._links.get(link.ifindex)
+            if known is not None and (event.gone or known.name != link.name) and self._named.get(known.name) is known:
                 del self._named[known.name]
             if event.gone:
-                return known is not None
+                return self._links.pop(link.ifindex, None) is not None
+            # A name is kept as long as it is the same: a node has thousands of links, and each changes several times.
+            link = link._replace(name=known.name) if known is not None and known.name == link.name else link
             self._links[link.ifindex] = self._named[link.name] = link
             return known is None or (known.name, known.up) != (link.name, link.up)
         address = event.address

@@ -51,7 +51,7 @@ class KernelRoute(NamedTuple):
     protocol: int
     metric: int
     ways: tuple[str, ...]
-    """``10.1.1.1 dev eth0``, or what else becomes of packets: ``unreachable``."""
+    """Each once, ``10.1.1.1 dev eth0``, or what else becomes of packets: ``unreachable``."""
     nexthop: int
     """Id of its next-hop object or group, 0 without one."""
 
@@ -80,7 +80,12 @@ def describe(sock: socket.socket, routes: list[Route], names: Mapping[int, str])
     objects: dict[int, Nexthop] = {}
     if any(route.nexthop and not route.paths for route in routes):  # net.ipv4.nexthop_compat_mode=0
         objects = {nexthop.id: nexthop for nexthop in read_nexthops(sock)}
-    return [KernelRoute(route.protocol, route.metric, _ways(route, objects, names), route.nexthop) for route in routes]
+    return [kernel_route(route, objects, names) for route in routes]
+
+
+def kernel_route(route: Route, objects: Mapping[int, Nexthop], names: Mapping[int, str]) -> KernelRoute:
+    """Return one route for people; ``objects`` are the next-hop objects by id."""
+    return KernelRoute(route.protocol, route.metric, _ways(route, objects, names), route.nexthop)
 
 
 def protocol_name(number: int) -> str:
@@ -96,9 +101,8 @@ def _ways(route: Route, objects: Mapping[int, Nexthop], names: Mapping[int, str]
         found = objects[route.nexthop]
         members = [objects[i] for i, _ in found.members if i in objects] if found.members else [found]
         paths = [Path(member.gateway, member.ifindex) for member in members]
-    return tuple(
-        f"{address_text(path.gateway)} dev {names.get(path.ifindex, path.ifindex)}"
-        if path.gateway
-        else f"dev {names.get(path.ifindex, path.ifindex)}"
+    named = (
+        (address_text(path.gateway) if path.gateway else "", f"dev {names.get(path.ifindex, path.ifindex)}")
         for path in sorted(paths)  # the kernel has them in the order in which sessions came up
     )
+    return tuple(dict.fromkeys(" ".join(filter(None, way)) for way in named))

@@ -11,6 +11,8 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 from config.prefix import FAMILIES, Family
 from routes.compare import Drift, Finding, compare
@@ -26,9 +28,11 @@ from routes.messages import (
     NexthopEvent,
     RouteEvent,
 )
+from routes.others import Others
 from routes.table import State
 
 log = logging.getLogger("podroute.routes")
+T = TypeVar("T")
 
 _ATTEMPTS = 5
 """Readings of the next-hop objects, until one is not overtaken by changes of our own."""
@@ -45,6 +49,7 @@ class Reconciler:
         table: int,
         protocol: int,
         interval: float,
+        others: Others,
         on_link: Callable[[LinkEvent], None],
     ) -> None:
         self._installer = installer
@@ -52,6 +57,7 @@ class Reconciler:
         self._sock = sock
         self._table, self._protocol = table, protocol
         self._interval = interval
+        self._others = others
         self._on_link = on_link
         self._up: dict[int, bool] = {}
         self._cause = ""
@@ -59,6 +65,7 @@ class Reconciler:
         self._refreshing = False
         self._suspects: set[tuple[Family, int, bytes]] = set()
         self._task: asyncio.Task[None] | None = None
+        self._reading: asyncio.Future[Any] | None = None
         self._loop = asyncio.get_running_loop()
 
     def start(self, up: dict[int, bool]) -> None:
@@ -68,10 +75,13 @@ class Reconciler:
         self._task.add_done_callback(log_crash)
 
     async def stop(self) -> None:
+        """End, also a comparison under way: the socket is free then."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
             self._task = None
+        if self._reading is not None:
+            await asyncio.wait([self._reading])
 
     def resync(self, cause: str) -> None:
         """Compare everything soon; until it is done the installer's state is in doubt."""
@@ -163,6 +173,7 @@ class Reconciler:
             except OSError as error:
                 log.error("cannot read the kernel's routes: %s", error)
             if not cause:
+                self._others.reread()
                 for table in self._installer.tables.values():
                     table.retry(lambda failure: True)
             self._installer.doubt(self._wanted.is_set())
@@ -172,7 +183,7 @@ class Reconciler:
         for _ in range(_ATTEMPTS):
             await self._installer.nexthops_settled()
             jobs = self._installer.nexthop_jobs
-            objects = await asyncio.to_thread(read_nexthops, self._sock)
+            objects = await self._in_thread(lambda: read_nexthops(self._sock))
             if jobs == self._installer.nexthop_jobs:
                 self._compare_objects(objects)
                 break
@@ -181,10 +192,16 @@ class Reconciler:
         suspects: set[tuple[Family, int, bytes]] = set()
         for family in FAMILIES:
             tables = {metric: table for (f, metric), table in self._installer.tables.items() if f == family}
-            found = await asyncio.to_thread(compare, self._sock, family, self._table, self._protocol, tables)
+            found = await self._in_thread(partial(compare, self._sock, family, self._table, self._protocol, tables))
             for finding in found:
                 self._act(family, finding, cause, suspects)
         self._suspects = suspects
+
+    async def _in_thread(self, read: Callable[[], T]) -> T:
+        """Run what reads the socket. A thread cannot be cancelled, so ``stop`` has to know of it."""
+        reading = asyncio.ensure_future(asyncio.to_thread(read))
+        self._reading = reading
+        return await asyncio.shield(reading)
 
     def _compare_objects(self, objects: list[Nexthop]) -> None:
         if not self._registry.objects:

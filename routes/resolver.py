@@ -8,28 +8,14 @@ recursion, because the kernel refuses a route whose gateway is not on a link: wh
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
-from config.kernel import MAIN_TABLE, ROUTE_PROTOCOL
+from config.kernel import ROUTE_PROTOCOL
 from config.nexthop import Gateway, Resolution
-from config.prefix import BITS, FAMILIES, Family, address_text, text
-from routes import netlink
-from routes.dumps import read_nexthops, read_routes
-from routes.foreign import ForeignRoutes
-from routes.messages import (
-    IFF_UP,
-    RTN_UNICAST,
-    Event,
-    LinkEvent,
-    NeighbourEvent,
-    Nexthop,
-    NexthopEvent,
-    Path,
-    Route,
-    RouteEvent,
-)
+from config.prefix import BITS, Family, address_text, text
+from routes.messages import RTN_UNICAST, AddressEvent, Event, LinkEvent, Path, Route
 from routes.monitor import Monitor
+from routes.others import Others
 
 Key = tuple[bytes, str]
 
@@ -52,36 +38,25 @@ class Resolver:
         self._monitor = monitor
         self._interfaces = monitor.interfaces
         self._on_changed = on_changed
-        self._protocol = protocol
         self._via_default = via_default
-        self._tables = {family: ForeignRoutes(family) for family in FAMILIES}
-        self._nexthops: dict[int, Nexthop] = {}
+        self.others = Others(monitor, protocol=protocol)
+        """What the main table holds of others, for those who look at the same."""
         self._reported: dict[Key, Resolution | None] = {}
         self._fresh: dict[Key, Resolution | None] = {}
         self._scheduled = False
-        self._reading: asyncio.Task[None] | None = None
-        self._again = False
-        self._missed: list[Event] = []
-        self._sock: socket.socket | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def start(self) -> None:
         """Read the kernel's routes and follow them. Raises OSError."""
         self._loop = asyncio.get_running_loop()
-        self._sock = netlink.open_socket()
-        self._monitor.subscribe(self._event, self._overrun)
-        self._tables, self._nexthops = _read(self._sock, self._protocol)
-        # Who asked before the start was told that nothing can be reached.
-        self._fresh.clear()
-        self._schedule()
+        self._monitor.subscribe(self._event, lambda: None)
+        self.others.subscribe(self._others_changed)
+        await self.others.start()
+        self._outdated()  # who asked before the start was told that nothing can be reached
 
     async def stop(self) -> None:
         """Let go of the kernel; the answers stay."""
-        if self._reading is not None:
-            await asyncio.wait([self._reading])
-        if self._sock is not None:
-            self._sock.close()
-            self._sock = None
+        await self.others.stop()
 
     def lookup(self, address: bytes, device: str = "") -> Resolution | None:
         """Return how a next hop is reached now; the answer is remembered, and its changes are reported."""
@@ -124,7 +99,7 @@ class Resolver:
         if family == 6 and address[0] == 0xFE and address[1] & 0xC0 == 0x80:
             return None, "it is link-local, and no interface is stated"
         why = "no route leads there"
-        for route in self._tables[family].matches(address):
+        for route in self.others.routes[family].matches(address):
             name = f"{text(family, route.prefix)} (protocol {route.protocol}, metric {route.metric})"
             if not route.prefix[0] and not self._via_default:
                 return None, f"{why}, and the default route does not count"
@@ -144,10 +119,10 @@ class Resolver:
         if route.paths or not route.nexthop:
             yield from route.paths
             return
-        found = self._nexthops.get(route.nexthop)
+        found = self.others.nexthops.get(route.nexthop)
         if found is None:
             return
-        for member in [self._nexthops.get(i) for i, _ in found.members] if found.members else [found]:
+        for member in [self.others.nexthops.get(i) for i, _ in found.members] if found.members else [found]:
             if member is not None:
                 yield Path(member.gateway, member.ifindex)
 
@@ -156,40 +131,15 @@ class Resolver:
         return Gateway(path.gateway or address, link.name) if link is not None and link.up else None
 
     def _event(self, event: Event) -> None:
-        if self._reading is not None:
-            self._missed.append(event)
-        if self._take(event):
-            self._fresh.clear()
-            self._schedule()
+        if isinstance(event, LinkEvent | AddressEvent):
+            self._outdated()
 
-    def _take(self, event: Event) -> bool:
-        """Take over one event; False where it cannot change how anything resolves."""
-        if isinstance(event, RouteEvent):
-            route = event.route
-            if route.table != MAIN_TABLE:
-                return False
-            table = self._tables[route.family]
-            if event.replaced:
-                table.supersede(route)
-            elif route.protocol == self._protocol:
-                return False
-            if event.gone:
-                table.remove(route)
-            elif route.protocol != self._protocol:
-                table.add(route)
-        elif isinstance(event, NexthopEvent):
-            if event.nexthop.protocol == self._protocol:
-                return False
-            if event.gone:
-                self._nexthops.pop(event.nexthop.id, None)
-            else:
-                self._nexthops[event.nexthop.id] = event.nexthop
-        elif isinstance(event, NeighbourEvent):
-            return False
-        elif isinstance(event, LinkEvent) and (event.gone or not event.link.flags & IFF_UP):
-            for table in self._tables.values():
-                table.forget_device(event.link.ifindex)
-        return True
+    def _others_changed(self, prefixes: Collection[tuple[Family, bytes]] | None) -> None:
+        self._outdated()
+
+    def _outdated(self) -> None:
+        self._fresh.clear()
+        self._schedule()
 
     def _schedule(self) -> None:
         if not self._scheduled and self._loop is not None:
@@ -206,50 +156,6 @@ class Resolver:
                 changed.add(key)
         if changed:
             self._on_changed(changed)
-
-    def _overrun(self) -> None:
-        """Read all anew in a thread, and apply to the result what happens meanwhile."""
-        if self._reading is not None:
-            self._again = True
-        elif self._sock is not None:
-            self._reading = asyncio.get_running_loop().create_task(self._reread(self._sock))
-
-    async def _reread(self, sock: socket.socket) -> None:
-        try:
-            state = await asyncio.to_thread(_read, sock, self._protocol)
-        finally:
-            self._reading = None
-            missed, self._missed = self._missed, []
-        self._tables, self._nexthops = state
-        for event in missed:
-            self._take(event)
-        self._fresh.clear()
-        self._schedule()
-        if self._again:
-            self._again = False
-            self._overrun()
-
-
-_State = tuple[dict[Family, ForeignRoutes], dict[int, Nexthop]]
-
-
-def _read(sock: socket.socket, protocol: int) -> _State:
-    """Read the main table's routes of other protocols, and all next-hop objects."""
-    nexthops = {nexthop.id: nexthop for nexthop in read_nexthops(sock)}
-    return {family: _read_table(sock, family, protocol) for family in FAMILIES}, nexthops
-
-
-def _read_table(sock: socket.socket, family: Family, protocol: int, attempts: int = 5) -> ForeignRoutes:
-    while True:
-        attempts -= 1
-        table = ForeignRoutes(family)
-        try:
-            for route in read_routes(sock, family, MAIN_TABLE, but=protocol):
-                table.add(route)
-        except netlink.DumpInterruptedError:
-            if attempts > 0:
-                continue
-        return table
 
 
 def _routable(address: bytes) -> bool:

@@ -32,6 +32,8 @@ class State(StrEnum):
     """No next hop leads anywhere: not written."""
     CONFLICT = "conflict"
     """A route of another protocol has the same prefix and metric; it is left alone."""
+    SHADOWED = "shadowed"
+    """The kernel has it, and prefers a route of another protocol to the same prefix."""
     FAILED = "failed"
     """The kernel refuses."""
     STALE = "stale"
@@ -413,6 +415,10 @@ class Table:
                 if status is not None and (want is not None or prefix in shard.stale):
                     found[status.state] += 1
             yield found
+
+    def leftovers(self) -> list[bytes]:
+        """Return the prefixes that an earlier run left and nobody has confirmed yet."""
+        return [prefix for shard in self.shards for prefix in shard.stale]
 
     @property
     def has_stale(self) -> bool:

@@ -51,6 +51,7 @@ class Node:
             router_id=self.router_id,
             resolver=self.resolver,
             on_fib=self.on_fib,
+            on_refused=self.on_refused,
             **options,  # type: ignore[arg-type]
         )
 
@@ -63,6 +64,9 @@ class Node:
                 self.fib[family].pop(text(family, prefix), None)
             else:
                 self.fib[family][text(family, prefix)] = next_hops
+
+    def on_refused(self, name: str, family: Family, prefix: bytes, own: bytes) -> None:
+        self.faults.append(f"refused {text(family, prefix)}: {text(family, own)} is our own")
 
     def originate(self, *prefixes: str, source: Source = "block", owner: str = "test") -> None:
         for prefix in prefixes:

@@ -7,17 +7,34 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
-from pathlib import Path
+from pathlib import Path as File
 from typing import Any
 
-from config.kernel import ROUTE_PROTOCOL
+from config.kernel import MAIN_TABLE, ROUTE_PROTOCOL
 from config.nexthop import NextHop, NextHopResolver, NextHops
 from config.prefix import Family, parse, text
 from routes import netlink
 from routes.dumps import read_nexthops, read_routes
-from routes.encode import Placement, delete_shapes, route_batch
+from routes.encode import (
+    REPLACE,
+    Placement,
+    delete_nexthop,
+    delete_shapes,
+    route_batch,
+    via_paths,
+    write_shapes,
+)
 from routes.fib import Fib
-from routes.messages import Event, Nexthop, NexthopEvent, Route, RouteEvent
+from routes.messages import (
+    RT_SCOPE_UNIVERSE,
+    RTN_UNICAST,
+    Event,
+    Nexthop,
+    NexthopEvent,
+    Path,
+    Route,
+    RouteEvent,
+)
 from routes.monitor import Monitor
 from routes.resolver import Resolver
 from routes.table import Result, State
@@ -117,7 +134,7 @@ def _written(event: Event, prefix: bytes) -> bool:
 class Node:
     """One run of monitor, resolver and Fib."""
 
-    def __init__(self, ns: Netns, state: Path, *, resolver: NextHopResolver | None = None, **options: Any) -> None:
+    def __init__(self, ns: Netns, state: File, *, resolver: NextHopResolver | None = None, **options: Any) -> None:
         self.ns = ns
         self.results: list[Result] = []
         self.told = asyncio.Event()
@@ -156,6 +173,17 @@ class Node:
         family, encoded = parse(prefix)
         self.fib.update(family, [([encoded], hops)])
 
+    async def until(self, state: State, prefix: str) -> Result:
+        """Wait until the Fib has told that a prefix is in a state, and return what it said."""
+        async with asyncio.timeout(30):
+            while True:
+                self.told.clear()
+                for place, result in enumerate(self.results):
+                    if (result.prefix, result.state) == (wire(prefix), state):
+                        del self.results[: place + 1]
+                        return result
+                await self.told.wait()
+
     async def drained(self) -> None:
         async with asyncio.timeout(30):
             await self.fib.drained()
@@ -167,7 +195,7 @@ class Node:
 
 
 @asynccontextmanager
-async def running(ns: Netns, state: Path, *, keep: bool = False, **options: Any) -> AsyncIterator[Node]:
+async def running(ns: Netns, state: File, *, keep: bool = False, **options: Any) -> AsyncIterator[Node]:
     node = Node(ns, state, **options)
     await node.start()
     try:
@@ -185,6 +213,42 @@ async def witness(ns: Netns) -> AsyncIterator[Witness]:
         yield found
     finally:
         found.monitor.stop()
+
+
+class Unheard:
+    """Changes IPv4 routes as another program does, without any event of it reaching a node's monitor."""
+
+    def __init__(self, node: Node) -> None:
+        self._sock = node.ns.call(netlink.open_socket)
+        self._names = node.ns.call(lambda: {name: index for index, name in socket.if_nameindex()})
+        node.monitor.ignore([netlink.port(self._sock)])
+
+    def __enter__(self) -> Unheard:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sock.close()
+
+    def delete(self, prefix: str) -> None:
+        self._send(route_batch([wire(prefix)], [delete_shapes(self._place(METRIC))[wire(prefix)[0]]]))
+
+    def write(self, prefix: str, gateway: str, device: str, *, metric: int = METRIC) -> None:
+        """Add a route of podroute's protocol, or replace the one that is there."""
+        way = via_paths(4, [Path(packed(gateway), self._names[device])])
+        shapes = write_shapes(self._place(metric), REPLACE, RTN_UNICAST, RT_SCOPE_UNIVERSE, way)
+        self._send(route_batch([wire(prefix)], [shapes[wire(prefix)[0]]]))
+
+    def delete_nexthop(self, identifier: int) -> None:
+        self._send(delete_nexthop(identifier))
+
+    @staticmethod
+    def _place(metric: int) -> Placement:
+        return Placement(4, MAIN_TABLE, metric, ROUTE_PROTOCOL)
+
+    def _send(self, request: bytes) -> None:
+        self._sock.send(request)
+        refused, _ = netlink.receive_refusals(self._sock)
+        assert not refused
 
 
 def routes(ns: Netns, family: Family, *, protocol: int = ROUTE_PROTOCOL, table: int = 254) -> dict[str, Route]:

@@ -78,10 +78,22 @@ async def test_a_foreign_route_in_front_and_in_the_way(pair: tuple[Agent, Agent]
     a.ns.run("ip", "route", "add", "203.0.113.0/24", "via", "10.0.1.2", "metric", "5", "proto", "static")
     found = await explained(a, "203.0.113.0/24")
     assert "metric 20: shadowed by a route of protocol static with metric 5" in found["summary"]
-    assert [(route["metric"], route["state"]) for route in found["fib"]] == [(5, "foreign"), (20, "installed")]
+    assert [(route["metric"], route["state"]) for route in found["fib"]] == [(5, "foreign"), (20, "shadowed")]
+    listed = (await a.routes())["203.0.113.0/24"]
+    assert (listed["kernel"], listed["installed"]) == ("shadowed", ["10.0.0.2 dev up0"])
+    assert listed["problem"] == "by a route of protocol static with metric 5"
+    assert (await a.get("/v1/status"))["fib"]["ipv4"]["shadowed"] == 1
+    assert (await a.get("/v1/status"))["repairs"]["results shadowed"] == 1
+    shown = (await asyncio.to_thread(a.command, "routes", "203.0.113.0/24")).stdout.splitlines()
+    assert shown[-2].split()[:3] == ["5", "protocol", "static"], shown
+    assert shown[-1].endswith("shadowed  by a route of protocol static with metric 5"), shown
+    assert "routes shadowed" in a.log
     a.ns.run("ip", "route", "replace", "198.51.100.0/24", "via", "10.0.1.2", "metric", "20", "proto", "static")
     taken = await explained(a, "198.51.100.0/24", lambda found: "conflict" in " ".join(found["summary"]))
     assert [route["owner"] for route in taken["fib"]] == ["podroute, learned", "protocol static"]
+    listed = (await a.routes())["198.51.100.0/24"]
+    assert (listed["kernel"], listed["installed"]) == ("conflict", [])
+    assert [row["kernel"] for row in listed["fib"]] == [[], ["10.0.1.2 dev up1"]]
 
 
 async def test_addresses_of_our_own_and_of_nobody(pair: tuple[Agent, Agent]) -> None:

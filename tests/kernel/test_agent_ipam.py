@@ -81,6 +81,8 @@ async def test_addresses_that_a_subnet_uses_for_itself_are_shown_as_reserved(
     assert (cells[0], cells[1], cells[15]) == ("reserved",) * 3
     assert sorted(set(cells[2:15])) == ["free", "used"]
     assert cells.count("used") == 1
+    assert (block["used"], block["reserved"], block["free"]) == (1, 3, 12)
+    assert [pool["used"] for pool in (await get(a, "/v1/ipam/show"))["pools"]] == [1]
     assert "rr" in ipam(a, "show", block["prefix"])
 
 

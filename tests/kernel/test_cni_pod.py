@@ -12,6 +12,7 @@ import pytest_asyncio
 
 from cni.hooks import Handle
 from cni.podnet import PodNetwork, host_ifname
+from config.prefix import Family
 from tests.kernel.cni_node import Ledger, Node, open_descriptors, pings
 from tests.netns import Netns, link
 
@@ -109,11 +110,13 @@ async def test_a_pod_cannot_speak_with_an_address_that_is_not_its_own(node: Node
 async def test_router_advertisements_of_a_pod_are_not_taken(node: Node, netns: MakeNetns) -> None:
     """Also where the node takes them by default, as behind a router that announces its default route."""
     node.host.run("sh", "-c", "echo 2 >/proc/sys/net/ipv6/conf/default/accept_ra")
-    for families in ((4,), (6,)):
-        node.ledger.families = families
-        await node.add(f"c{families[0]}", netns())
-        name = host_ifname(Handle("podroute", f"c{families[0]}", "eth0"))
-        assert node.host.run("cat", f"/proc/sys/net/ipv6/conf/{name}/accept_ra") == "0\n"
+    settings: dict[Family, str] = {4: "disable_ipv6 1", 6: "accept_ra 0"}
+    for family, setting in settings.items():
+        node.ledger.families = (family,)
+        await node.add(f"c{family}", netns())
+        name = host_ifname(Handle("podroute", f"c{family}", "eth0"))
+        key, value = setting.split()
+        assert node.host.run("cat", f"/proc/sys/net/ipv6/conf/{name}/{key}") == f"{value}\n"
 
 
 async def test_delete_leaves_nothing(node: Node, netns: MakeNetns) -> None:

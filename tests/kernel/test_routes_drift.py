@@ -14,7 +14,7 @@ from routes.interfaces import Interfaces
 from routes.messages import NexthopEvent, RouteEvent
 from routes.monitor import Monitor
 from routes.table import State
-from tests.kernel.routes_lab import flush, gateways, nexthops, routes, running, uplinks, via, wire, witness
+from tests.kernel.routes_lab import Unheard, flush, gateways, nexthops, routes, running, uplinks, via, wire, witness
 from tests.netns import Netns
 
 pytestmark = pytest.mark.root
@@ -232,23 +232,19 @@ async def test_deleted_objects_return(netns: Maker, state: Path) -> None:
 async def test_comparison_finds_what_no_event_told(netns: Maker, state: Path, caplog: pytest.LogCaptureFixture) -> None:
     ns, _ = uplinks(netns)
     caplog.set_level(logging.WARNING, "podroute.routes")
-    async with running(ns, state) as node, witness(ns) as seen:
+    async with running(ns, state) as node:
         node.learn("192.0.2.0/24", via("a=10.0.0.2", "b=10.0.1.2"))
         node.learn("198.51.100.0/24", via("a=10.0.0.2"))
         node.learn("203.0.113.0/24", via("b=10.0.1.2"))
         await node.drained()
-        fib = node.fib._reconciler
-        assert fib is not None
-        deaf, fib.event = fib.event, lambda event: None  # type: ignore[method-assign]
         group = next(i for i, n in nexthops(ns).items() if len(n.members) == 2)
-        ns.run("ip", "nexthop", "del", "id", str(group))
-        ns.run("ip", "route", "del", "198.51.100.0/24")
-        ns.run("ip", "route", "replace", "203.0.113.0/24", "via", "10.0.0.2", "metric", "20", "proto", "201")
-        ns.run("ip", "route", "add", "10.77.0.0/16", "via", "10.0.0.2", "metric", "20", "proto", "201")
-        ns.run("ip", "route", "add", "10.78.0.0/16", "via", "10.0.0.2", "metric", "33", "proto", "201")
-        await seen.route("10.78.0.0/16")
-        fib.event = deaf  # type: ignore[method-assign]
-        fib.resync("a test")
+        with Unheard(node) as unheard:
+            unheard.delete_nexthop(group)
+            unheard.delete("198.51.100.0/24")
+            unheard.write("203.0.113.0/24", "10.0.0.2", "up0")
+            unheard.write("10.77.0.0/16", "10.0.0.2", "up0")
+            unheard.write("10.78.0.0/16", "10.0.0.2", "up0", metric=33)
+        node.fib.resync("a test")
         await node.drained()
         assert gateways(ns, "192.0.2.0/24") == {"10.0.0.2 up0", "10.0.1.2 up1"}
         assert gateways(ns, "198.51.100.0/24") == {"10.0.0.2 up0"}
@@ -259,7 +255,7 @@ async def test_comparison_finds_what_no_event_told(netns: Maker, state: Path, ca
         assert node.fib.counters["repaired, surplus, found by a test"] == 2
         # An undisturbed comparison finds nothing.
         before = dict(node.fib.counters)
-        fib.resync("another test")
+        node.fib.resync("another test")
         await node.drained()
         assert {k: v for k, v in node.fib.counters.items() if k.startswith("repaired")} == {
             k: v for k, v in before.items() if k.startswith("repaired")
@@ -271,13 +267,26 @@ async def test_periodic_comparison(netns: Maker, state: Path) -> None:
     async with running(ns, state, compare_interval=0.05) as node, witness(ns) as seen:
         node.learn("192.0.2.0/24", via("a=10.0.0.2"))
         await node.drained()
-        reconciler = node.fib._reconciler
-        assert reconciler is not None
-        reconciler.event = lambda event: None  # type: ignore[method-assign]
         seen.events.clear()
-        ns.run("ip", "route", "del", "192.0.2.0/24")
+        with Unheard(node) as unheard:
+            unheard.delete("192.0.2.0/24")
         await seen.route("192.0.2.0/24", gone=True)
         await seen.route("192.0.2.0/24")
+
+
+async def test_stopped_during_a_comparison(netns: Maker, state: Path) -> None:
+    """Its end and the removal of all routes read one socket."""
+    ns, _ = uplinks(netns)
+    prefixes = [make(4, (20 << 24) + (number << 8), 24) for number in range(5000)]
+    for delay in (0, 0.002, 0.005, 0.01, 0.02):  # somewhere in it, whatever the machine's speed
+        async with asyncio.timeout(60), running(ns, state) as node:
+            node.fib.update(4, [(prefixes, via("a=10.0.0.2"))])
+            await node.drained()
+            node.fib.resync("a test")
+            while not node.fib.counters["comparisons"]:  # noqa: ASYNC110 -- no event tells
+                await asyncio.sleep(0)
+            await asyncio.sleep(delay)
+        assert routes(ns, 4) == {}
 
 
 async def test_events_lost(netns: Maker, state: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from config.nexthop import Gateway, Resolution
 from config.prefix import make
+from routes.messages import RouteEvent
 from routes.table import State
 from tests.kernel.routes_lab import gateways, nexthops, packed, routes, running, uplinks, via, wire, witness
 from tests.netns import WITHOUT_CAPABILITIES, Netns
@@ -143,10 +144,10 @@ async def test_peer_lost_and_back_before_the_speaker_noticed(netns: Maker, state
 
 async def test_peer_lost_while_its_routes_are_loaded(netns: Maker, state: Path) -> None:
     ns, _ = uplinks(netns)
-    async with running(ns, state) as node:
+    async with running(ns, state) as node, witness(ns) as seen:
         prefixes = [make(4, (20 << 24) + (number << 8), 24) for number in range(20_000)]
         node.fib.update(4, [(prefixes, via("a=10.0.0.2"))])
-        await node.fib._installer.nexthops_settled()
+        await seen.nexthop(lambda e: bool(e.nexthop.members))
         node.fib.peer_lost("a")
         node.fib.update(4, [(prefixes[:10_000], None)])
         node.fib.update(4, [(prefixes[10_000:], via("b=10.0.1.2"))])
@@ -181,9 +182,11 @@ async def test_foreign_route_in_the_way(netns: Maker, state: Path, objects: bool
         node.learn("2001:db8::/32", via("a=fd00:0::2"))
         node.learn("198.51.100.0/24", via("a=10.0.0.2"))  # another metric: beside it
         await node.drained()
+        conflict = State.CONFLICT, errno.EEXIST, "a route of protocol static with metric 20 is in the way"
         assert [(r.prefix, r.state, r.errno, r.text) for r in sorted(node.results)] == [
-            (wire("192.0.2.0/24"), State.CONFLICT, errno.EEXIST, "foreign route of protocol 4 metric 20 in the way"),
-            (wire("2001:db8::/32"), State.CONFLICT, errno.EEXIST, "foreign route of protocol 4 metric 20 in the way"),
+            (wire("192.0.2.0/24"), *conflict),
+            (wire("198.51.100.0/24"), State.SHADOWED, 0, "by a route of protocol static with metric 10"),
+            (wire("2001:db8::/32"), *conflict),
         ]
         assert set(routes(ns, 4)) == {"198.51.100.0/24 metric 20"}
         assert routes(ns, 6) == {}
@@ -372,12 +375,13 @@ async def test_flapping_ends_as_desired(netns: Maker, state: Path) -> None:
     ns, _ = uplinks(netns)
     first, second, two = via("a=10.0.0.2"), via("b=10.0.1.2"), via("a=10.0.0.2", "b=10.0.1.2")
     prefixes = [make(4, (20 << 24) + (number << 8), 24) for number in range(2000)]
-    async with running(ns, state) as node:
+    async with running(ns, state) as node, witness(ns) as seen:
         for turn in range(30):
+            seen.events.clear()
             hops = (first, second, two, None)[turn % 4]
             node.fib.update(4, [(prefixes[turn % 3 :: 3], hops)])
             if turn % 5 == 0:
-                await node.fib._installer.nexthops_settled()
+                await seen.until(lambda e: isinstance(e, RouteEvent))
         node.fib.update(4, [(prefixes[:1000], two)])
         node.fib.update(4, [(prefixes[1000:], None)])
         await node.drained()

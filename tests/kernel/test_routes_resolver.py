@@ -23,10 +23,10 @@ class Watched:
     def __init__(self, ns: Netns, via_default: bool) -> None:
         self.ns = ns
         self.monitor = Monitor()
-        self.resolver = Resolver(self.monitor, on_changed=self._changed, via_default=via_default)
+        self.resolver = Resolver(self.monitor, on_changed=self.changed, via_default=via_default)
         self._news: asyncio.Queue[set[tuple[bytes, str]]] = asyncio.Queue()
 
-    def _changed(self, changed: set[tuple[bytes, str]]) -> None:
+    def changed(self, changed: set[tuple[bytes, str]]) -> None:
         self._news.put_nowait(changed)
 
     def lookup(self, address: str, device: str = "") -> list[str] | None:
@@ -197,7 +197,7 @@ async def test_events_lost_under_foreign_churn(netns: Maker) -> None:
     ns, _ = uplinks(netns)
     watched = Watched(ns, False)
     watched.monitor = Monitor(receive_buffer=2048)
-    watched.resolver = Resolver(watched.monitor, on_changed=watched._changed)
+    watched.resolver = Resolver(watched.monitor, on_changed=watched.changed)
     with ns.entered():
         await watched.monitor.start()
         await watched.resolver.start()

@@ -44,25 +44,25 @@ async def prepare(net: Lab) -> None:
         await node.run("sh", "-c", _PREPARE, "sh", cgroup_name(net.name, node.name))
         await node.run("tee", CONTAINED, input=_CONTAINED)
         await node.run("chmod", "755", CONTAINED)
-        await _agent_answers(net, node)
+        await agent_answers(net, node)
         await node.run("podroute", "cni", "install", "--plugin", PLUGINS[node.name])
 
     await asyncio.gather(*(one(net.node(name)) for name in NODES))
-    await asyncio.gather(*(_converges(net.node(name)) for name in NODES))
+    await asyncio.gather(*(converges(net.node(name)) for name in NODES))
 
 
 async def agent_starts(net: Lab, node: Node) -> None:
     """Start a node's agent that was stopped, and wait until the fabric has converged again."""
     node.start()
-    await _agent_answers(net, node)
-    await _converges(node)
+    await agent_answers(net, node)
+    await converges(node)
 
 
-async def _agent_answers(net: Lab, node: Node) -> None:
+async def agent_answers(net: Lab, node: Node) -> None:
     await net.wait_for(f"agent on {node.name}", lambda: ask(node, "status"), timeout=20)
 
 
-async def _converges(node: Node) -> None:
+async def converges(node: Node) -> None:
     done = await node.run("podroute", "wait-converged", "--timeout", "30", check=False, timeout=40)
     assert done.returncode == 0, f"{done.stderr}\n{node.log.read_text()[-4000:]}"
 

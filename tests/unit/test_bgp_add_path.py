@@ -119,11 +119,13 @@ def test_nlri_round_trip(family: Family, data: st.DataObject, room: int) -> None
     written = [pack("!I", number) + prefix for number, prefix in data.draw(routes(family))]
     fields = list(nlri.chunks(written, room))
     assert all(len(part) <= room for part in fields)
-    assert [route for part in fields for route in nlri.decode_numbered(part, BITS[family])] == written
+    assert [route for part in fields for route in nlri.decode(part, BITS[family], numbered=True)] == written
 
 
 def test_host_bits_are_masked() -> None:
-    assert nlri.decode_numbered(bytes.fromhex("00000007 19 c0000281"), 32) == [bytes.fromhex("00000007 19 c0000280")]
+    assert nlri.decode(bytes.fromhex("00000007 19 c0000281"), 32, numbered=True) == [
+        bytes.fromhex("00000007 19 c0000280")
+    ]
 
 
 @pytest.mark.parametrize(

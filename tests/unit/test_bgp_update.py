@@ -15,7 +15,6 @@ from bgp.update import (
     announcements,
     decode_mp_reach,
     decode_mp_unreach,
-    decode_nlri,
     encode_end_of_rib,
     end_of_rib,
     fits,
@@ -94,7 +93,7 @@ def test_withdrawals_hold_everything_and_fit(data: st.DataObject, family: Family
         assert not reach
         if family == 4:
             assert not attributes
-            found += decode_nlri(4, withdrawn)
+            found += nlri.decode(withdrawn, 32)
         else:
             assert attributes[:2] == b"\x90\x0f"
             result = decode_mp_unreach(attributes[4:], FAMILIES)
@@ -123,7 +122,7 @@ def test_announcements_hold_everything_and_fit(
         assert not withdrawn
         if (family, len(next_hop)) == (4, 4):
             assert attributes == BEFORE + pack_attribute(0x40, 3, next_hop) + AFTER
-            found += decode_nlri(4, reach)
+            found += nlri.decode(reach, 32)
         else:
             size = int.from_bytes(attributes[2:4], "big")
             assert attributes[:2] == b"\x90\x0e", "RFC 7606 section 5.1: MP_REACH_NLRI first"

@@ -13,7 +13,7 @@ from bgp.attribute_parser import AttributeParser
 from bgp.attributes import Attributes, pack_attribute
 from bgp.messages import BgpError
 from bgp.policy import NO_CHANGES
-from bgp.usual_attributes import passed_on
+from bgp.usual_attributes import passed_on, read
 
 LOCAL_AS, PEER_AS = 65001, 65002
 
@@ -31,7 +31,7 @@ def same(a: Attributes, b: Attributes) -> bool:
 
 
 ORIGIN = pack_attribute(0x40, 1, b"\0")
-PATH = pack_attribute(0x40, 2, sequence(PEER_AS, 64999, LOCAL_AS, LOCAL_AS))
+PATH = pack_attribute(0x40, 2, sequence(PEER_AS, 64999, 4200000000))
 EXTENDED_PATH = b"\x50\x02\0\x06" + sequence(PEER_AS)  # as FRR writes it
 NEXT_HOP = pack_attribute(0x40, 3, bytes((192, 0, 2, 2)))
 MED = pack_attribute(0x80, 4, bytes(4))
@@ -56,12 +56,11 @@ LARGE = pack_attribute(0xE0, 32, bytes(24))
     ],
 )
 def test_what_speakers_write_is_judged_without_a_walk(raw: bytes, ibgp: bool) -> None:
-    judged = parser(ibgp=ibgp).judge_usual(raw)
-    assert judged is not None
+    next_hop = parser(ibgp=ibgp).judge_usual(raw)
     parsed = parser(ibgp=ibgp).parse(raw)
     assert not parsed.faults
-    assert same(judged[0], parsed.attributes)
-    assert judged[1] == parsed.next_hop
+    assert next_hop == (parsed.next_hop or b"")
+    assert same(read(raw), parsed.attributes)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +70,7 @@ def test_what_speakers_write_is_judged_without_a_walk(raw: bytes, ibgp: bool) ->
         (ORIGIN, True),
         (ORIGIN + pack_attribute(0x40, 2, sequence(64999)) + NEXT_HOP, False),  # not the peer's AS first
         (ORIGIN + pack_attribute(0x40, 2, sequence(PEER_AS, 0)) + NEXT_HOP, False),  # RFC 7607
+        (ORIGIN + pack_attribute(0x40, 2, sequence(PEER_AS, LOCAL_AS)) + NEXT_HOP, False),  # a loop
         (ORIGIN + PATH + NEXT_HOP + LOCAL_PREF, False),  # RFC 7606 section 7.5
         (ORIGIN + PATH + NEXT_HOP + REFLECTED, False),
         (ORIGIN + PATH + NEXT_HOP + pack_attribute(0xC0, 8, b"\xff\xff\0\0"), False),  # RFC 8326
@@ -106,16 +106,17 @@ def sections(draw: st.DrawFn) -> bytes:
 @given(sections(), st.booleans())
 @example(ORIGIN + PATH + NEXT_HOP, False)
 def test_the_short_way_says_what_the_walk_says(raw: bytes, ibgp: bool) -> None:
-    judged = parser(ibgp=ibgp).judge_usual(raw)
-    if judged is None:
+    next_hop = parser(ibgp=ibgp).judge_usual(raw)
+    if next_hop is None:
         return
     try:
         parsed = parser(ibgp=ibgp).parse(raw)
     except BgpError as error:
         raise AssertionError("the walk resets the session") from error
     assert not parsed.faults
-    assert same(judged[0], parsed.attributes)
-    assert judged[1] == parsed.next_hop
+    assert not parsed.own_as_count
+    assert same(read(raw), parsed.attributes)
+    assert next_hop == (parsed.next_hop or b"")
     assert parsed.mp_reach is None
     assert parsed.mp_unreach is None
 
@@ -131,6 +132,11 @@ def test_what_is_passed_on_is_what_is_put_together_from_parts(monkeypatch: pytes
     short = [passed_on(attributes.raw, LOCAL_AS) for attributes in received]
     monkeypatch.setattr("bgp.attribute_encoding.passed_on", lambda raw, local_as: None)
     assert short == [exported(attributes, EXTERNAL, NO_CHANGES) for attributes in received]
+
+
+def test_what_is_not_of_the_usual_form_cannot_be_read_so() -> None:
+    with pytest.raises(ValueError, match="not of the usual form: 00"):
+        read(b"\0")
 
 
 def test_extended_communities_are_looked_at_before_they_are_passed_on() -> None:

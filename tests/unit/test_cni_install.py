@@ -13,7 +13,7 @@ from typing import cast
 import pytest
 from click.testing import CliRunner
 
-from cni import install as module
+from cni import compiled
 from cni.commands import cni_commands, settings_of
 from cni.install import InstallError, InstallSettings, Kind, choose_interpreter, install, render_plugin, uninstall
 
@@ -26,10 +26,11 @@ def settings(tmp_path: Path) -> InstallSettings:
 
 
 @pytest.fixture(autouse=True)
-def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
     """Compiling takes half a second: only what is about that does it."""
     with monkeypatch.context() as host:
-        host.setattr(module, "find_compiler", lambda: None)
+        host.setattr(compiled, "READY", tmp_path / "plugin.elf")
+        host.setenv("PATH", "")
         yield host
 
 
@@ -155,9 +156,34 @@ def test_what_a_compiler_that_fails_leaves(
     broken = tmp_path / "cc"
     broken.write_text("#!/bin/sh\necho cannot find -lc >&2\nexit 1\n")
     broken.chmod(0o755)
-    compiler.setattr(module, "find_compiler", lambda: str(broken))
+    compiler.setenv("PATH", str(tmp_path))
     assert "cannot find -lc" in install(settings)[0]
     assert settings.binary.read_bytes().startswith(b"#!")
+
+
+def test_an_image_without_a_compiler_has_a_program_that_was_compiled_before(
+    settings: InstallSettings, compiler: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit, match="cc"):
+        compiled.main()
+    with pytest.MonkeyPatch.context() as image:
+        image.setenv("PATH", "/usr/bin:/bin")
+        compiled.main()
+    assert install(settings)[0].endswith("(compiled beforehand)")
+    code = settings.binary.read_bytes()
+    assert code.startswith(b"\x7fELF")
+    assert os.fsencode(settings.socket) in code
+    assert uninstall(settings)[1] == f"removed {settings.binary}", "known again"
+    broken = tmp_path / "cc"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    compiler.setenv("PATH", str(tmp_path))
+    assert install(settings)[0].endswith("(compiled beforehand)")
+
+
+def test_a_program_that_is_none_of_ours_is_not_filled_in() -> None:
+    with pytest.raises(compiled.CompilerError, match="no room"):
+        compiled.fill(b"\x7fELF", mark="m", socket=Path("/s"), interpreter="/p", script="")
 
 
 def test_one_kind_replaces_the_other(settings: InstallSettings, compiler: pytest.MonkeyPatch) -> None:
@@ -175,9 +201,10 @@ def test_a_socket_whose_path_is_too_long_to_connect_to(settings: InstallSettings
 
 
 def test_no_interpreter_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_unfit", lambda path: "is broken")
-    with pytest.raises(InstallError, match=r"/usr/bin/python3 is broken.*name one with --interpreter"):
-        choose_interpreter()
+    monkeypatch.delattr(sys, "_base_executable")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(InstallError, match=r"/nowhere does not start.*/false is not.*name one with --interpreter"):
+        choose_interpreter(preferred="/nowhere")
 
 
 @pytest.mark.parametrize("interpreter", ["/opt/my python/python3", "/" + "x" * 130])

@@ -15,12 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from cni import compiled
-from cni.compiled import compile_plugin
+from cni import install as module
+from cni.compiled import SOURCE, compile_program
 from cni.install import InstallSettings, choose_interpreter, install
 from cni.wire import HEADER, Answer, decode, encode_answer
 
 CONFIG = b'{"cniVersion":"0.4.0","name":"podroute","type":"podroute"}'
+
+
+@pytest.fixture(scope="module")
+def program() -> bytes:
+    return compile_program("cc")
 
 
 @pytest.fixture
@@ -35,7 +40,10 @@ def script(place: InstallSettings) -> InstallSettings:
 
 
 @pytest.fixture(params=["python", "compiled"])
-def settings(place: InstallSettings, request: pytest.FixtureRequest) -> InstallSettings:
+def settings(
+    place: InstallSettings, request: pytest.FixtureRequest, program: bytes, monkeypatch: pytest.MonkeyPatch
+) -> InstallSettings:
+    monkeypatch.setattr(module, "program", lambda: (program, "compiled"))
     install(place, plugin=request.param)
     return place
 
@@ -216,8 +224,9 @@ def test_half_an_answer_is_none(settings: InstallSettings, words: bytes, why: st
 def test_an_agent_that_hangs(place: InstallSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It is asked once: the runtime has waited long enough."""
     hasty = tmp_path / "plugin.c"
-    hasty.write_text(compiled.SOURCE.read_text().replace("{PATIENCE, 0}", "{0, 100000}"))
-    monkeypatch.setattr(compiled, "SOURCE", hasty)
+    hasty.write_text(SOURCE.read_text().replace("{PATIENCE, 0}", "{0, 100000}"))
+    program = compile_program("cc", hasty)
+    monkeypatch.setattr(module, "program", lambda: (program, "compiled"))
     install(place, plugin="compiled")
     with socket.socket(socket.AF_UNIX) as deaf:
         deaf.bind(str(place.socket))
@@ -242,9 +251,8 @@ def test_a_deletion_that_the_agent_did_not_answer_is_tried_once_more(settings: I
     assert list(settings.notes.iterdir()) == [], "answered for after all"
 
 
-def test_compiles_without_a_warning(place: InstallSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    strict = Path(place.bin_dir.parent / "cc")
+def test_compiles_without_a_warning(tmp_path: Path) -> None:
+    strict = tmp_path / "cc"
     strict.write_text('#!/bin/sh\nexec cc -Werror -Wconversion -Wshadow -Wpedantic -Wno-overlength-strings "$@"\n')
     strict.chmod(0o755)
-    code = compile_plugin(str(strict), socket=place.socket, interpreter="/usr/bin/python3", script="'\n\\?", mark="x")
-    assert code[:4] == b"\x7fELF"
+    assert compile_program(str(strict))[:4] == b"\x7fELF"

@@ -10,6 +10,10 @@ from benchmarks.fib_cases import QUICK, Load, Results, Run
 from benchmarks.report import Report, Row
 
 
+def fails() -> None:
+    raise KeyError("gone")
+
+
 def test_what_fails_is_named_and_the_others_go_on() -> None:
     said: list[str] = []
 

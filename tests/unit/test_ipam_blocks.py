@@ -12,8 +12,10 @@ import pytest
 from config import prefix
 from config.load import check_text
 from config.model import Config
+from config.values import RESERVED_NETWORK
 from ipam import cluster, records, service
 from ipam.errors import AddressInUseError, BlockLimitError, NoPoolError, PoolExhaustedError, PoolInUseError
+from ipam.given import Handle
 from ipam.pool import Pool
 from ipam.quarantine import Running
 from ipam.service import Ipam
@@ -86,6 +88,33 @@ async def test_an_idle_block_goes_back_and_one_stays(tmp_path: Path) -> None:
     again = Ipam(config)
     await again.start()
     assert [block.cidr for block in again.blocks()] == [block.cidr for block in left]
+    await again.stop()
+
+
+async def test_addresses_kept_from_containers_are_counted_apart_and_hold_no_block(tmp_path: Path) -> None:
+    """As a plugin on a subnet needs them: network, gateway and broadcast."""
+    config = configured(tmp_path, {"p": {"cidr": "10.64.0.0/24", "blockSize": 28}}, idle_after=1)
+    ipam = Ipam(config)
+    await ipam.start()
+    (first,) = ipam.blocks()
+    base = 0 if first.cidr != "10.64.0.0/28" else 16
+    await ipam.allocate(handle("a"), addresses=[f"10.64.0.{base}"])
+    await ipam.allocate(handle("b"), addresses=[first.cidr.partition("/")[0]])
+    second = next(block for block in ipam.blocks() if block != first)
+    kept = Handle(RESERVED_NETWORK, second.cidr, "gateway")
+    await ipam.allocate(kept, addresses=[f"10.64.0.{base + 1}"], families=())
+    usage = {one.block.cidr: one for one in ipam.usage()}[second.cidr]
+    assert (usage.used, usage.reserved, usage.free) == (1, 1, 14)
+    assert sorted(set(ipam.picture(4, second.prefix))) == ["free", "reserved", "used"]
+    await ipam.stop()
+
+    again = Ipam(config)
+    await again.start()
+    usage = {one.block.cidr: one for one in again.usage()}[second.cidr]
+    assert (usage.used, usage.reserved, usage.free) == (1, 1, 14)
+    await again.release(handle("a"))
+    await until(lambda: again.holder(f"10.64.0.{base + 1}") is None)  # nobody has an address of the block any more
+    assert [block.cidr for block in again.blocks()] == [first.cidr]
     await again.stop()
 
 

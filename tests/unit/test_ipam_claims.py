@@ -1,22 +1,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 from uuid import UUID
 
 import pytest
 
 from config import prefix
 from ipam import claims as claims_module
-from ipam import records
+from ipam import records, search
 from ipam.claims import Claims
-from ipam.errors import AddressInUseError, NameTakenError, NewerStateError, PoolConflictError, StoreError
+from ipam.errors import (
+    AddressInUseError,
+    NameTakenError,
+    NewerStateError,
+    PoolConflictError,
+    StoreError,
+    StoreUnavailableError,
+)
 from ipam.identity import Identity
 from ipam.pool import Pool, span
 from ipam.records import Block, NodeRecord
-from ipam.sqlite_store import SqliteStore
-from ipam.store import Condition, Delete, Listing, Outcome, Put, Range, Write
+from ipam.search import Search
+from ipam.store import Delete, Put, Range
+from tests.stores import Counting
 
 POOL4 = Pool.parse("pods4", "10.64.0.0/22", 26)
 POOL6 = Pool.parse("pods6", "fd00:64::/116", 122)
@@ -26,15 +32,7 @@ def identity(number: int, name: str = "") -> Identity:
     return Identity(name or f"n{number}", str(UUID(int=number)))
 
 
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
-    opened = SqliteStore(str(tmp_path / "store.db"))
-    await opened.open()
-    yield opened
-    await opened.close()
-
-
-async def join(store: SqliteStore, number: int, *pools: Pool) -> Claims:
+async def join(store: Counting, number: int, *pools: Pool) -> Claims:
     me = identity(number)
     claims = Claims(store, me)
     await claims.register(NodeRecord(me.name, me.uuid, 65000, "10.0.0.1", {"rack": "r1"}, ("10.0.0.1",), "then"), 0)
@@ -42,17 +40,17 @@ async def join(store: SqliteStore, number: int, *pools: Pool) -> Claims:
     return claims
 
 
-async def put_block(store: SqliteStore, cidr: str, owner: str = "other") -> None:
+async def put_block(store: Counting, cidr: str, owner: str = "other") -> None:
     family, wire = prefix.parse(cidr)
     block = Block(family, wire, "foreign", owner, "uuid")
     await store.transact([], [Put(records.block_key(family, wire), records.encode_block(block))])
 
 
-async def all_blocks(store: SqliteStore) -> list[Block]:
+async def all_blocks(store: Counting) -> list[Block]:
     return [records.decode_block(entry) for entry in (await store.list(records.BLOCKS)).entries]
 
 
-async def test_a_node_is_written_down_and_may_come_back(store: SqliteStore) -> None:
+async def test_a_node_is_written_down_and_may_come_back(store: Counting) -> None:
     await join(store, 1)
     entry = await store.get("/podroute/v1/nodes/n1")
     assert entry is not None
@@ -61,7 +59,7 @@ async def test_a_node_is_written_down_and_may_come_back(store: SqliteStore) -> N
     await join(store, 1)
 
 
-async def test_a_second_node_of_the_same_name_is_refused(store: SqliteStore) -> None:
+async def test_a_second_node_of_the_same_name_is_refused(store: Counting) -> None:
     await join(store, 1)
     second = Claims(store, identity(2, "n1"))
     with pytest.raises(NameTakenError) as caught:
@@ -73,14 +71,14 @@ async def test_a_second_node_of_the_same_name_is_refused(store: SqliteStore) -> 
     )
 
 
-async def test_of_two_that_start_at_once_one_gets_the_name(store: SqliteStore) -> None:
+async def test_of_two_that_start_at_once_one_gets_the_name(store: Counting) -> None:
     both = [Claims(store, identity(number, "n")) for number in (1, 2)]
     starts = [one.register(NodeRecord("n", identity(number).uuid), 0) for number, one in enumerate(both, 1)]
     results = await asyncio.gather(*starts, return_exceptions=True)
     assert [type(result) for result in results if result] == [NameTakenError]
 
 
-async def test_pools_are_seeded_once_and_rule_from_then_on(store: SqliteStore) -> None:
+async def test_pools_are_seeded_once_and_rule_from_then_on(store: Counting) -> None:
     first = await join(store, 1)
     assert await first.seed([POOL4]) == [POOL4]
     second = await join(store, 2)
@@ -97,7 +95,7 @@ async def test_pools_are_seeded_once_and_rule_from_then_on(store: SqliteStore) -
         (Pool.parse("pods4", "10.64.0.0/22", 26, {"rack": "r1"}), "10.64.0.0/22 in blocks of /26 for rack=r1"),
     ],
 )
-async def test_a_pool_defined_otherwise_is_refused(store: SqliteStore, pool: Pool, definition: str) -> None:
+async def test_a_pool_defined_otherwise_is_refused(store: Counting, pool: Pool, definition: str) -> None:
     await join(store, 1, POOL4)
     with pytest.raises(PoolConflictError) as caught:
         await join(store, 2, pool)
@@ -108,7 +106,7 @@ async def test_a_pool_defined_otherwise_is_refused(store: SqliteStore, pool: Poo
     )
 
 
-async def test_a_pool_that_overlaps_another_of_the_store_is_refused(store: SqliteStore) -> None:
+async def test_a_pool_that_overlaps_another_of_the_store_is_refused(store: Counting) -> None:
     await join(store, 1, POOL4)
     with pytest.raises(PoolConflictError) as caught:
         await join(store, 2, Pool.parse("mine", "10.64.0.0/16", 26))
@@ -119,7 +117,7 @@ async def test_a_pool_that_overlaps_another_of_the_store_is_refused(store: Sqlit
     )
 
 
-async def test_of_two_overlapping_pools_seeded_at_once_one_is_refused(store: SqliteStore) -> None:
+async def test_of_two_overlapping_pools_seeded_at_once_one_is_refused(store: Counting) -> None:
     nodes = [await join(store, number) for number in (1, 2)]
     mine = [Pool.parse("a", "10.64.0.0/16", 26), Pool.parse("b", "10.64.128.0/17", 26)]
     seeds = [node.seed([pool]) for node, pool in zip(nodes, mine, strict=True)]
@@ -128,7 +126,7 @@ async def test_of_two_overlapping_pools_seeded_at_once_one_is_refused(store: Sql
     assert len((await store.list(records.POOLS)).entries) == 1
 
 
-async def test_a_claim_for_both_families_is_one_transaction(store: SqliteStore) -> None:
+async def test_a_claim_for_both_families_is_one_transaction(store: Counting) -> None:
     node = await join(store, 1, POOL4, POOL6)
     before = (await store.list(records.BLOCKS)).revision
     four, six = await node.claim([[POOL4], [POOL6]])
@@ -140,7 +138,7 @@ async def test_a_claim_for_both_families_is_one_transaction(store: SqliteStore) 
     assert await node.owned() == [four, six]
 
 
-async def test_claims_never_overlap_and_use_the_pool_up(store: SqliteStore) -> None:
+async def test_claims_never_overlap_and_use_the_pool_up(store: Counting) -> None:
     nodes = [await join(store, number, POOL4) for number in range(1, 5)]
 
     async def all_it_gets(node: Claims) -> list[Block]:
@@ -156,7 +154,7 @@ async def test_claims_never_overlap_and_use_the_pool_up(store: SqliteStore) -> N
         assert sorted(block.prefix for block in await node.owned()) == sorted(block.prefix for block in blocks)
 
 
-async def test_a_full_pool_of_one_family_does_not_hold_up_the_other(store: SqliteStore) -> None:
+async def test_a_full_pool_of_one_family_does_not_hold_up_the_other(store: Counting) -> None:
     node = await join(store, 1, POOL4, POOL6)
     await put_block(store, "10.64.0.0/22")
     four, six = await node.claim([[POOL4], [POOL6]])
@@ -164,7 +162,7 @@ async def test_a_full_pool_of_one_family_does_not_hold_up_the_other(store: Sqlit
     assert six is not None
 
 
-async def test_the_next_pool_is_used_when_the_first_is_full(store: SqliteStore) -> None:
+async def test_the_next_pool_is_used_when_the_first_is_full(store: Counting) -> None:
     more = Pool.parse("more", "10.65.0.0/26", 26)
     node = await join(store, 1, POOL4, more)
     await put_block(store, "10.64.0.0/22")
@@ -175,7 +173,7 @@ async def test_the_next_pool_is_used_when_the_first_is_full(store: SqliteStore) 
 
 
 @pytest.mark.parametrize("taken", ["10.64.0.0/23", "10.64.2.0/23"])
-async def test_blocks_of_another_size_are_gone_around(store: SqliteStore, taken: str) -> None:
+async def test_blocks_of_another_size_are_gone_around(store: Counting, taken: str) -> None:
     """They can be there if a pool was removed and defined anew under live blocks."""
     node = await join(store, 1, POOL4)
     await put_block(store, taken)
@@ -191,9 +189,9 @@ async def test_blocks_of_another_size_are_gone_around(store: SqliteStore, taken:
 
 
 async def test_long_runs_of_taken_blocks_are_read_page_by_page(
-    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+    store: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claims_module, "_PAGE", 4)
+    monkeypatch.setattr(search, "PAGE", 4)
     small = Pool.parse("small", "10.66.0.0/26", 32)
     node = await join(store, 1, small)
     start = small.start("n1")
@@ -207,34 +205,70 @@ async def test_long_runs_of_taken_blocks_are_read_page_by_page(
     assert await node.claim([[small]]) == [None]
 
 
-class Counted(SqliteStore):
-    trips: int
-
-    async def list(self, wanted: Range) -> Listing:
-        self.trips += 1
-        return await super().list(wanted)
-
-    async def transact(
-        self, conditions: Sequence[Condition], writes: Sequence[Write], otherwise: Sequence[Range] = ()
-    ) -> Outcome:
-        self.trips += 1
-        return await super().transact(conditions, writes, otherwise)
-
-
-async def test_two_round_trips_find_a_gap(tmp_path: Path) -> None:
-    store = Counted(str(tmp_path / "store.db"))
-    store.trips = 0
-    await store.open()
+async def test_a_claim_has_something_else_to_try_where_its_first_choice_is_taken(store: Counting) -> None:
     node = await join(store, 1, POOL4)
     await put_block(store, prefix.text(4, POOL4.block(POOL4.start("n1"))))
     store.trips = 0
     (block,) = await node.claim([[POOL4]])
     assert block is not None
+    assert store.trips == 1
+
+
+@pytest.mark.parametrize("size", [26, 30])  # a pool that one page shows, and a greater one
+async def test_two_round_trips_find_a_gap(store: Counting, size: int) -> None:
+    pool = Pool.parse("p", "10.64.0.0/20", size)
+    node = await join(store, 1, pool)
+    blind = Search([pool], {}, "n1").candidates
+    for index in blind:
+        await put_block(store, prefix.text(4, pool.block(index)))
+    store.trips = 0
+    (block,) = await node.claim([[pool]])
+    assert block is not None
     assert store.trips == 2
-    await store.close()
 
 
-async def test_a_certain_block(store: SqliteStore) -> None:
+async def test_a_crowd_that_meets_in_a_pool_needs_two_round_trips_each(store: Counting) -> None:
+    """All at once, until three of four blocks are taken: whatever happens between its two, one of many is free."""
+    pool = Pool.parse("p", "10.64.0.0/18", 26)  # 256 blocks
+    nodes = [await join(store, number, pool) for number in range(48)]
+    store.trips = 0
+    found = [block for _ in range(4) for block in await asyncio.gather(*(node.claim([[pool]]) for node in nodes))]
+    prefixes = [block.prefix for (block,) in found if block is not None]
+    assert len(set(prefixes)) == len(prefixes) == 4 * 48
+    assert store.trips <= 2 * len(prefixes)
+
+
+async def test_a_claim_whose_answer_was_lost_is_found_by_the_next(store: Counting) -> None:
+    node = await join(store, 1, POOL4, POOL6)
+    store.lost = "answer"
+    with pytest.raises(StoreUnavailableError):
+        await node.claim([[POOL4], [POOL6]])
+    with pytest.raises(StoreUnavailableError):
+        await node.claim([[POOL4], [POOL6]])
+    store.lost = ""
+    claimed = await all_blocks(store)
+    assert len(claimed) == 2
+    assert await node.claim([[POOL4], [POOL6]]) == claimed
+    assert await all_blocks(store) == claimed
+    # Only once
+    (another,) = await node.claim([[POOL4]])
+    assert another is not None
+    assert another not in claimed
+
+
+async def test_a_claim_that_arrives_late_is_refused(store: Counting) -> None:
+    """Its answer was lost, and it is carried out when everything about it has been settled."""
+    node = await join(store, 1, POOL4)
+    store.lost = "question"
+    with pytest.raises(StoreUnavailableError):
+        await node.claim([[POOL4]])
+    store.lost = ""
+    (block,) = await node.claim([[POOL4]])
+    assert not (await store.late[0]()).committed
+    assert await all_blocks(store) == [block]
+
+
+async def test_a_certain_block(store: Counting) -> None:
     one, other = await join(store, 1, POOL4), await join(store, 2, POOL4)
     block = await one.claim_exactly(POOL4, 3)
     assert block.cidr == "10.64.0.192/26"
@@ -246,13 +280,13 @@ async def test_a_certain_block(store: SqliteStore) -> None:
         await other.claim_exactly(POOL4, 9)
 
 
-async def test_a_certain_block_that_is_ours_already_is_ours(store: SqliteStore) -> None:
+async def test_a_certain_block_that_is_ours_already_is_ours(store: Counting) -> None:
     block = await (await join(store, 1, POOL4)).claim_exactly(POOL4, 3)
     again = await join(store, 1, POOL4)
     assert await again.claim_exactly(POOL4, 3) == block
 
 
-async def test_our_own_record_written_anew_holds_no_claim_up(store: SqliteStore) -> None:
+async def test_our_own_record_written_anew_holds_no_claim_up(store: Counting) -> None:
     node = await join(store, 1, POOL4)
     await join_as(store, 1, "n1")
     assert (await node.claim_exactly(POOL4, 3)).cidr == "10.64.0.192/26"
@@ -260,14 +294,14 @@ async def test_our_own_record_written_anew_holds_no_claim_up(store: SqliteStore)
     assert (await node.claim([[POOL4]]))[0] is not None
 
 
-async def test_a_block_given_up_and_claimed_again_has_a_greater_generation(store: SqliteStore) -> None:
+async def test_a_block_given_up_and_claimed_again_has_a_greater_generation(store: Counting) -> None:
     one, other = await join(store, 1, POOL4), await join(store, 2, POOL4)
     first = await one.claim_exactly(POOL4, 0)
     await store.transact([], [Delete(records.block_key(4, first.prefix))])
     assert (await other.claim_exactly(POOL4, 0)).generation > first.generation
 
 
-async def test_a_node_whose_record_is_gone_claims_nothing(store: SqliteStore) -> None:
+async def test_a_node_whose_record_is_gone_claims_nothing(store: Counting) -> None:
     node = await join(store, 1, POOL4)
     await store.transact([], [Delete("/podroute/v1/nodes/n1")])
     with pytest.raises(NameTakenError, match="it joins again"):
@@ -278,11 +312,11 @@ async def test_a_node_whose_record_is_gone_claims_nothing(store: SqliteStore) ->
     assert await all_blocks(store) == []
 
 
-async def join_as(store: SqliteStore, number: int, name: str) -> None:
+async def join_as(store: Counting, number: int, name: str) -> None:
     await Claims(store, identity(number, name)).register(NodeRecord(name, identity(number).uuid), 0)
 
 
-async def test_a_pool_that_changed_under_a_running_agent_is_not_claimed_from(store: SqliteStore) -> None:
+async def test_a_pool_that_changed_under_a_running_agent_is_not_claimed_from(store: Counting) -> None:
     node = await join(store, 1, POOL4)
     changed = records.encode_pool(Pool.parse("pods4", "10.64.0.0/22", 27), "n2")
     await store.transact([], [Put(records.pool_key("pods4"), changed)])
@@ -293,8 +327,8 @@ async def test_a_pool_that_changed_under_a_running_agent_is_not_claimed_from(sto
         await node.claim_exactly(POOL4, 0)
 
 
-async def test_many_blocks_are_found_again(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claims_module, "_BULK", 3)
+async def test_many_blocks_are_found_again(store: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims_module, "BULK", 3)
     one, other = await join(store, 1, POOL4), await join(store, 2, POOL4)
     for index in range(8):
         await (one if index % 2 else other).claim_exactly(POOL4, index)
@@ -312,7 +346,7 @@ async def test_many_blocks_are_found_again(store: SqliteStore, monkeypatch: pyte
     ],
 )
 async def test_records_that_cannot_be_understood(
-    store: SqliteStore, value: bytes, error: type[Exception], text: str
+    store: Counting, value: bytes, error: type[Exception], text: str
 ) -> None:
     for key in ("/podroute/v1/nodes/n1", "/podroute/v1/pools/x"):
         await store.transact([], [Put(key, value)])

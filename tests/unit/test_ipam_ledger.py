@@ -20,6 +20,7 @@ from ipam.ledger import KIND, Attachment, Ledger, OwnedBlock
 
 BLOCK = prefix.parse("10.64.0.0/26")[1]
 BLOCK6 = prefix.parse("fd00:64::/122")[1]
+ALL = prefix.parse("10.64.0.0/16")[1]
 NUMBERS = {"a": 7, "b": 8, "c": 9}
 
 
@@ -42,6 +43,11 @@ async def opened(path: Path, clock: float = 100.0) -> AsyncIterator[Ledger]:
         await ledger.close()
 
 
+def released(ledger: Ledger) -> list[str]:
+    """Return the IPv4 addresses that were in use before, the longest ago first."""
+    return [prefix.address_text(address.to_bytes(4, "big")) for address, _ in ledger.inside(4, ALL).released]
+
+
 async def test_what_was_added_is_there_after_reopening(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     pair = [assignment("10.64.0.1"), assignment("fd00:64::1")]
@@ -57,7 +63,41 @@ async def test_what_was_added_is_there_after_reopening(tmp_path: Path) -> None:
         assert not ledger.blank
         assert ledger.by_handle == {handle("a"): made}
         assert ledger.by_address == {pair[0].packed: made, pair[1].packed: made}
-        assert ledger.released == []
+        assert released(ledger) == []
+
+
+async def test_what_is_in_a_block(tmp_path: Path) -> None:
+    async with opened(tmp_path / "ledger.db") as ledger:
+        for name, address in (("a", "10.64.0.5"), ("b", "10.64.0.6"), ("c", "10.64.0.64")):
+            await ledger.add(handle(name), [assignment(address), assignment(f"fd00:64::{name}")], {"x": name})
+        twice = await ledger.add(handle("d"), [assignment("10.64.0.7"), assignment("10.64.0.8")], {})
+        await ledger.remove(handle("b"))
+        first = int.from_bytes(assignment("10.64.0.0").packed, "big")
+        inside = ledger.inside(4, BLOCK)
+        assert inside.used == [first + 5, first + 7, first + 8]
+        assert [address for address, _ in inside.released] == [first + 6]
+        a = ledger.by_handle[handle("a")]
+        found = ledger.assigned(4, BLOCK)
+        assert sorted(found, key=lambda each: each[1].packed) == [
+            (a, assignment("10.64.0.5")),
+            *((twice, one) for one in twice.assignments),
+        ]
+        assert len(ledger.assigned(6, BLOCK6)) == 2
+
+
+async def test_assignments_of_one_block(tmp_path: Path) -> None:
+    pair = [assignment("10.64.0.1"), assignment("fd00:64::1")]
+    elsewhere = assignment("10.65.0.9")
+    block = (pair[0].family, pair[0].block)
+    async with opened(tmp_path / "ledger.db") as ledger:
+        both = await ledger.add(handle("a"), pair, {})
+        other = await ledger.add(handle("b"), [replace(elsewhere, block=prefix.make(4, 10 << 24 | 65 << 16, 24))], {})
+        await ledger.add(handle("c"), [assignment("10.64.0.3")], {})
+        await ledger.remove(handle("c"))
+        assert ledger.assigned(*block) == [(both, pair[0])]
+        assert ledger.assigned(6, pair[1].block) == [(both, pair[1])]
+        assert ledger.assigned(4, other.assignments[0].block) == [(other, *other.assignments)]
+        assert ledger.assigned(4, prefix.make(4, 10 << 24 | 65 << 16, 25)) == [], "a block of another length is another"
 
 
 async def test_removed_addresses_are_remembered_in_the_order_of_release(tmp_path: Path) -> None:
@@ -72,9 +112,8 @@ async def test_removed_addresses_are_remembered_in_the_order_of_release(tmp_path
         assert not ledger.by_address
         await ledger.add(handle("d"), [assignment(f"10.64.0.{NUMBERS['a']}")], {})
     async with opened(path) as ledger:
-        packed = [assignment(f"10.64.0.{NUMBERS[name]}").packed for name in "cb"]
-        assert [(item.family, item.packed) for item in ledger.released] == [(4, octets) for octets in packed]
-        assert [item.at for item in ledger.released] == pytest.approx([100.0, 100.0])
+        assert released(ledger) == [f"10.64.0.{NUMBERS[name]}" for name in "cb"]
+        assert [at for _, at in ledger.inside(4, ALL).released] == pytest.approx([100.0, 100.0])
         assert set(ledger.by_handle) == {handle("d")}
 
 
@@ -101,7 +140,8 @@ async def test_blocks(tmp_path: Path) -> None:
         await ledger.disown(4, BLOCK)
     async with opened(path) as ledger:
         assert ledger.blocks == {(6, BLOCK6): blocks[1]}
-        assert [prefix.address_text(item.packed) for item in ledger.released] == ["10.64.0.64", "fd00:64::"]
+        assert released(ledger) == ["10.64.0.64"]
+        assert ledger.inside(6, BLOCK6).released
 
 
 async def test_an_address_given_twice_is_refused_and_changes_nothing(tmp_path: Path) -> None:
@@ -197,7 +237,7 @@ async def test_a_ledger_of_the_first_schema_is_taken_over(tmp_path: Path) -> Non
             handle("a"): Attachment(handle("a"), (assignment("10.64.0.1"), assignment("fd00:64::1")), {"x": 1}, 50.5),
             handle("b"): Attachment(handle("b"), (assignment("10.64.0.2"),), {"x": 1}, 50.5),
         }
-        assert [prefix.address_text(item.packed) for item in ledger.released] == ["10.64.0.9", "10.64.0.3"]
+        assert released(ledger) == ["10.64.0.9", "10.64.0.3"]
         assert ledger.blocks == {(4, BLOCK): OwnedBlock(4, BLOCK, "p4", 7)}
         assert not ledger.blank
 
@@ -220,7 +260,7 @@ async def test_releases_keep_their_order_when_the_clock_is_set_back(tmp_path: Pa
     async with opened(path, clock=10.0) as ledger:
         await ledger.add(handle("b"), [assignment("10.64.0.1")], {})
         await ledger.remove(handle("b"))
-        assert [prefix.address_text(item.packed) for item in ledger.released] == ["10.64.0.9", "10.64.0.1"]
+        assert released(ledger) == ["10.64.0.9", "10.64.0.1"]
 
 
 def test_a_handle_takes_little_memory() -> None:

@@ -9,12 +9,17 @@ from pathlib import Path
 import pytest
 
 from config.model import Config
-from ipam import membership, records
+from ipam import fence, membership, records
+from ipam.claims import Claims
 from ipam.errors import StoreUnavailableError
-from ipam.records import Block
+from ipam.fence import Fence
+from ipam.identity import Identity
+from ipam.membership import Membership
+from ipam.pool import Pool
+from ipam.records import Block, NodeRecord
 from ipam.service import Ipam
 from ipam.sqlite_store import SqliteStore
-from ipam.store import Condition, Delete, Entry, Listing, Outcome, Put, Range, Write
+from ipam.store import Choice, Condition, Delete, Entry, Listing, Outcome, Put, Range, Write
 from tests.unit.test_ipam_service import configuration, handle
 
 
@@ -36,10 +41,14 @@ class Flaky(SqliteStore):
         return await super().list(wanted)
 
     async def transact(
-        self, conditions: Sequence[Condition], writes: Sequence[Write], otherwise: Sequence[Range] = ()
+        self,
+        conditions: Sequence[Condition],
+        writes: Sequence[Write],
+        otherwise: Sequence[Range] = (),
+        choices: Sequence[Choice] = (),
     ) -> Outcome:
         self._look()
-        return await super().transact(conditions, writes, otherwise)
+        return await super().transact(conditions, writes, otherwise, choices)
 
     async def grant(self, seconds: int) -> int:
         self._look()
@@ -170,10 +179,65 @@ async def test_a_node_is_alive_as_long_as_it_says_so(config: Config) -> None:
     assert live is not None
     assert live.value.decode() == ipam.identity.uuid
     await store.transact([], [Delete(live.key)])
-    assert ipam._membership is not None
-    ipam._membership.join_again()
+    ipam.compare_again()
     async with asyncio.timeout(10):
         while await store.get(live.key) is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    await ipam.stop()
+    await store.close()
+
+
+async def test_a_join_that_takes_longer_than_the_lease_is_not_thrown_away(config: Config, tmp_path: Path) -> None:
+    store, joins = await store_of(config), 0
+    before = fence.boot_clock()
+
+    async def slowly(claims: Claims, pools: list[Pool]) -> None:
+        nonlocal joins
+        joins += 1
+        while fence.boot_clock() < before + 2:  # noqa: ASYNC110 (time is what is tested)
+            await asyncio.sleep(0.1)
+
+    me = Identity("n1", "u1")
+    member = Membership(
+        store,
+        me,
+        NodeRecord(me.name, me.uuid),
+        [],
+        on_joined=slowly,
+        says=lambda: {records.usage_key("n1"): b"{}"},
+        fence=Fence(str(tmp_path), None, lambda: None),
+        opened=True,
+        lease=1,
+    )
+    assert await member.start()
+    assert joins == 1
+    live = await store.get(records.live_key("n1"))
+    assert live is not None
+    # What the store said then holds from when this node was last known to be alive, not from when it began
+    confirmed = member.state.confirmed
+    assert confirmed is not None
+    assert confirmed > before + 1
+    await member.stop()
+    await store.close()
+
+
+async def test_a_comparison_that_was_asked_for_is_made_once_the_store_is_back(config: Config) -> None:
+    store, told = await store_of(config), Told()
+    ipam = Ipam(config, store=store, on_blocks=told)
+    await ipam.start()
+    (block,) = ipam.blocks()
+    store.away = True
+    ipam.compare_again()
+    async with asyncio.timeout(10):
+        while not ipam.store().problem:  # noqa: ASYNC110 (nothing tells)
+            await asyncio.sleep(0.01)
+    store.away = False
+    key = records.block_key(4, block.prefix)
+    stolen = Block(4, block.prefix, "p", "n2", "other")
+    await store.transact([], [Delete(key)])
+    await store.transact([], [Put(key, records.encode_block(stolen))])
+    async with asyncio.timeout(10):
+        while block.cidr in told.blocks:  # noqa: ASYNC110 (nothing tells)
             await asyncio.sleep(0.01)
     await ipam.stop()
     await store.close()

@@ -35,7 +35,7 @@ from ipam.keeper import BlockKeeper
 from ipam.records import Block
 from ipam.service import Ipam
 from ipam.sqlite_store import SqliteStore
-from ipam.store import Condition, Delete, Outcome, Put, Range, Write
+from ipam.store import Choice, Condition, Delete, Outcome, Put, Range, Write
 
 DUAL = {"pods4": {"cidr": "10.64.0.0/22"}, "pods6": {"cidr": "fd00:64::/112"}}
 TINY = {"pods4": {"cidr": "10.64.0.0/30", "blockSize": 31}}
@@ -448,11 +448,15 @@ class Flaky(SqliteStore):
     broken = ""
 
     async def transact(
-        self, conditions: Sequence[Condition], writes: Sequence[Write], otherwise: Sequence[Range] = ()
+        self,
+        conditions: Sequence[Condition],
+        writes: Sequence[Write],
+        otherwise: Sequence[Range] = (),
+        choices: Sequence[Choice] = (),
     ) -> Outcome:
         if self.broken == "before":
             raise StoreUnavailableError("no answer")
-        outcome = await super().transact(conditions, writes, otherwise)
+        outcome = await super().transact(conditions, writes, otherwise, choices)
         if self.broken == "after" and outcome.committed:
             raise StoreUnavailableError("no answer")
         return outcome
@@ -481,7 +485,7 @@ async def test_a_store_that_is_away_is_not_missed_until_the_blocks_are_full(star
 async def test_a_claim_whose_answer_is_lost_is_not(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restart: bool
 ) -> None:
-    monkeypatch.setattr(BlockKeeper, "_look_ahead", lambda *_: None)  # the claim is to be the caller's
+    monkeypatch.setattr(BlockKeeper, "look_ahead", lambda *_: None)  # the claim is to be the caller's
     store = Flaky(str(tmp_path / "store.db"))
     await store.open()
     pools = {"pods4": {"cidr": "10.64.0.0/24", "blockSize": 30}}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 
@@ -13,16 +13,26 @@ from config.store import Store as Settings
 from ipam.errors import LeaseExpiredError, StoreError
 from ipam.etcd_store import EtcdStore
 from ipam.sqlite_store import SqliteStore
-from ipam.store import Change, Changes, Delete, Put, Quiet, Range, Store, Unchanged
-from tests.etcd import Etcd, etcd, needs_etcd
+from ipam.store import (
+    MOST_CONDITIONS,
+    Attempt,
+    Change,
+    Changes,
+    Choice,
+    Chosen,
+    Condition,
+    Delete,
+    Differs,
+    Holds,
+    Put,
+    Quiet,
+    Range,
+    Store,
+    Unchanged,
+)
+from tests.etcd import Etcd, needs_etcd
 
 ALL = Range.below("/t/")
-
-
-@pytest.fixture(scope="module")
-def member() -> Iterator[Etcd]:
-    with etcd() as cluster:
-        yield cluster
 
 
 @pytest.fixture(params=["sqlite", pytest.param("etcd", marks=needs_etcd)])
@@ -136,6 +146,79 @@ async def test_a_refused_transaction_writes_nothing_and_reads_what_was_asked(sto
     assert refused.revision == made.revision
     assert [[entry.key for entry in entries] for entries in refused.read] == [["/t/b"], [], ["/t/a"]]
     assert [entry.key for entry in (await one.list(ALL)).entries] == ["/t/a", "/t/b"]
+
+
+async def test_conditions_on_the_value(stores: tuple[Store, Store]) -> None:
+    one, other = stores
+    await one.transact([], [Put("/t/a", b"1")])
+    assert (await other.transact([Holds("/t/a", b"1")], [Put("/t/x", b"")])).committed
+    assert (await other.transact([Differs("/t/a", b"2")], [Put("/t/x", b"")])).committed
+    for refused in (Holds("/t/a", b"2"), Differs("/t/a", b"1"), Holds("/t/none", b""), Differs("/t/none", b"1")):
+        assert not (await one.transact([refused], [Delete("/t/a")])).committed
+
+
+def attempt(key: str, *more: Condition) -> Attempt:
+    return Attempt([Unchanged(key, 0), *more], [Put(key, b"mine")])
+
+
+async def test_of_a_choice_the_first_attempt_that_can_be_is_carried_out(stores: tuple[Store, Store]) -> None:
+    one, other = stores
+    await one.transact([], [Put("/t/a", b"1"), Put("/t/b", b"1")])
+    choice = Choice([attempt("/t/a"), attempt("/t/b"), attempt("/t/c"), attempt("/t/d")], [ALL])
+    made = await other.transact([], [Put("/t/z", b"")], (), [choice])
+    assert made.committed
+    assert made.chosen == (Chosen(2),)
+    c = await one.get("/t/c")
+    assert c is not None
+    assert (c.created, c.value) == (made.revision, b"mine")
+    assert [entry.key for entry in (await one.list(ALL)).entries] == ["/t/a", "/t/b", "/t/c", "/t/z"]
+
+
+async def test_a_choice_of_which_nothing_can_be_reads_what_was_asked(stores: tuple[Store, Store]) -> None:
+    one, other = stores
+    before = await one.transact([], [Put("/t/a", b"1"), Put("/t/b", b"1")])
+    choice = Choice([attempt("/t/a"), attempt("/t/b")], [Range.key("/t/b"), Range.key("/t/none")])
+    made = await other.transact([], [], (), [choice, Choice([attempt("/t/c", Unchanged("/t/a", 0))])])
+    assert made.committed
+    assert made.revision == before.revision
+    first, second = made.chosen
+    assert first.attempt is second.attempt is None
+    assert [[entry.key for entry in entries] for entries in first.read] == [["/t/b"], []]
+    assert second.read == ()
+
+
+async def test_choices_are_settled_side_by_side_and_look_at_what_was_before(stores: tuple[Store, Store]) -> None:
+    one, _ = stores
+    await one.transact([], [Put("/t/a", b"1")])
+    none = Choice([attempt("/t/a")], [Range.key("/t/a")])
+    # What the transaction itself writes counts neither for it nor against it
+    some = Choice([attempt("/t/b", Holds("/t/z", b"new")), attempt("/t/c", Unchanged("/t/z", 0))])
+    made = await one.transact([], [Put("/t/z", b"new")], (), [none, some])
+    assert [chosen.attempt for chosen in made.chosen] == [None, 1]
+    assert [entry.key for entry in (await one.list(ALL)).entries] == ["/t/a", "/t/c", "/t/z"]
+
+
+async def test_a_refused_transaction_chooses_nothing(stores: tuple[Store, Store]) -> None:
+    one, _ = stores
+    refused = await one.transact([Unchanged("/t/a", 7)], [], [ALL], [Choice([attempt("/t/b")])])
+    assert (refused.committed, refused.read, refused.chosen) == (False, ((),), ())
+    assert await one.get("/t/b") is None
+
+
+async def test_the_longest_choice_there_may_be(stores: tuple[Store, Store]) -> None:
+    one, _ = stores
+    await one.transact([], [Put(f"/t/{n:03}", b"") for n in range(20)])
+    each = 8
+    many = range((MOST_CONDITIONS - 8) // each)
+    attempts = [attempt(f"/t/{n:03}", *(Quiet(f"/u/{n}-{k}", f"/u/{n}-{k}~") for k in range(each - 1))) for n in many]
+    others = [attempt(f"/w/{n}", *[Unchanged(f"/t/{n:03}", 0)] * (each - 1)) for n in many]
+    free = [Quiet(f"/v/{k}", f"/v/{k}~") for k in range(8)]
+    refused = await one.transact(free, [], (), [Choice(attempts, [ALL]), Choice(others, [ALL])])
+    assert [chosen.attempt for chosen in refused.chosen] == [None, None]
+    assert [len(chosen.read[0]) for chosen in refused.chosen] == [20, 20]
+    await one.transact([], [Delete(f"/t/{len(attempts) - 1:03}")])
+    (chosen,) = (await one.transact(free, [], (), [Choice(attempts, [ALL])])).chosen
+    assert chosen == Chosen(len(attempts) - 1)
 
 
 async def test_of_many_who_want_one_key_one_gets_it(stores: tuple[Store, Store]) -> None:
