@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable
 
+from agent.background import Background
 from cni.errors import CniError
 from cni.hooks import AddressError, Handle
 from cni.verbs import Verbs
@@ -29,15 +30,13 @@ class Collector:
         self._grace = grace
         self._clock = clock
         self._gone_since: dict[Handle, float] = {}
-        self._task: asyncio.Task[None] | None = None
+        self._background = Background("collector")
 
     def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="collector")
+        self._background.start(self._run())
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await self._background.stop()
 
     async def _run(self) -> None:
         while True:

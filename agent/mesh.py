@@ -8,12 +8,12 @@ With the store away everything stays as it is.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 
+from agent.background import Background
 from agent.peering import mesh_settings
 from bgp.settings import PeerSettings
 from bgp.speaker import Speaker
@@ -22,6 +22,7 @@ from config.model import Config
 from config.values import matches
 from ipam import records
 from ipam.errors import IpamError
+from ipam.membership import persistently
 from ipam.records import NodeRecord
 from ipam.service import Ipam
 from ipam.store import Entry
@@ -54,7 +55,7 @@ class Mesh:
         self._on_removed = on_removed
         self._nodes: dict[str, NodeRecord] = {}
         self._remembered = ""
-        self._task: asyncio.Task[None] | None = None
+        self._background = Background("mesh")
 
     def recall(self) -> None:
         """Have the sessions of the last run. Raises StartError."""
@@ -79,20 +80,10 @@ class Mesh:
 
     def start(self) -> None:
         if self._config.mesh_here():
-            self._task = asyncio.get_running_loop().create_task(self._run(), name="mesh")
+            self._background.start(persistently(self._follow, _RETRY))
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-
-    async def _run(self) -> None:
-        while True:
-            try:
-                await self._follow()
-            except IpamError as error:
-                log.debug("mesh waits for the store", extra={"fields": {"why": str(error)}})
-            await asyncio.sleep(_RETRY)
+        await self._background.stop()
 
     async def _follow(self) -> None:
         """Follow the node records; returns only by raising IpamError."""

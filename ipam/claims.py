@@ -34,7 +34,7 @@ from ipam.superblocks import Around, SuperBlocks
 
 log = logging.getLogger("podroute.ipam")
 
-_BULK = 1000
+BULK = 1000
 """Block records read at a time in search of our own."""
 
 
@@ -114,7 +114,7 @@ class Claims:
     async def owned(self) -> list[Block]:
         """Return the blocks that the store says are this node's, and the addresses on loan to it."""
         mine: list[Block] = []
-        wanted = records.BLOCKS._replace(limit=_BULK)
+        wanted = records.BLOCKS._replace(limit=BULK)
         while True:
             entries = (await self._store.list(wanted)).entries
             # Others' records are not even read: a newer agent may have written them
@@ -122,7 +122,7 @@ class Claims:
                 if self._me.uuid.encode() in entry.value:
                     found = records.decode_block(entry)
                     mine += [found] if found.uuid == self._me.uuid else found.on_loan(self._me.uuid)
-            if len(entries) < _BULK:
+            if len(entries) < BULK:
                 for block in mine:
                     if not block.lender:
                         self._note(block)

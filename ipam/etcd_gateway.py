@@ -61,12 +61,14 @@ class Gateway:
         user: str | None = None,
         password: str = "",
         timeout: float = TIMEOUT,
+        first: int | None = None,
     ) -> None:
+        """``first``: the number of the member to begin with; None: any."""
         self.url = url
         self._scheme = "https" if tls else "http"
         self._tls = tls
         self._endpoints = list(endpoints)
-        self._next = random.randrange(len(self._endpoints))
+        self._next = random.randrange(len(self._endpoints)) if first is None else first
         self._user = user
         self._password = password
         self._timeout = timeout

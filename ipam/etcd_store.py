@@ -8,7 +8,7 @@ import ssl
 from base64 import b64decode, b64encode
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Self
 
 from config.password import read_password
 from config.store import Store as Settings
@@ -45,7 +45,7 @@ class EtcdStore:
         self._gateway = gateway
 
     @classmethod
-    def of(cls, settings: Settings) -> EtcdStore:
+    def of(cls, settings: Settings) -> Self:
         """Return the store of a configuration. Raises StoreError where a file of it cannot be used."""
         tls = None
         if settings.secured:

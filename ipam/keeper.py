@@ -72,13 +72,13 @@ class BlockKeeper:
         """Blocks whose addresses containers here use though the store does not say they are ours."""
         self._growing = {family: asyncio.Lock() for family in FAMILIES}
         self._idle = IdleBlocks()
-        self._background: dict[str, asyncio.Task[None]] = {}
+        self._background: dict[str, asyncio.Task[Any]] = {}
         self._membership: Membership | None = None
-        self._lender: Lender | None = None
+        self.lender: Lender | None = None
         self._borrower: Borrower | None = None
 
     def attach(self, membership: Membership, lender: Lender, borrower: Borrower) -> None:
-        self._membership, self._lender, self._borrower = membership, lender, borrower
+        self._membership, self.lender, self._borrower = membership, lender, borrower
 
     def start(self) -> None:
         """Give back, from now on, what has been empty for a while."""
@@ -91,6 +91,7 @@ class BlockKeeper:
                 for lock in self._growing.values():
                     async with lock:
                         pass
+        self.detach()  # who waits for a block is told so
         for task in list(self._background.values()):
             task.cancel()
             await asyncio.wait([task])
@@ -98,6 +99,11 @@ class BlockKeeper:
     def detach(self) -> None:
         """Have no dealings with the store any more."""
         self._membership = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether blocks or loans are on their way without anybody waiting for them."""
+        return bool(self._background.keys() - {"tend"})
 
     def usage(self) -> list[Usage]:
         return [
@@ -144,13 +150,13 @@ class BlockKeeper:
                 else:
                     await self._return(loan)
             self._drop([key for key in self.holdings.blocks if key not in found.owned])
-            if self._lender is not None:
+            if self.lender is not None:
                 # Of a block that serves already the ledger knows more than the record as it was read
                 new = [block for key, block in found.owned.items() if key not in self.holdings.blocks]
-                await self._lender.remember(new)
+                await self.lender.remember(new)
             await self._adopt(list(found.owned.values()))
-            if self._lender is not None:
-                await self._lender.settle()
+            if self.lender is not None:
+                await self.lender.settle()
             self._on_standing()
             usable = choice.labelled(choice.automatic(self.pools), labels)
             by_family = {family: [pool for pool in usable if pool.family == family] for family in FAMILIES}
@@ -222,7 +228,7 @@ class BlockKeeper:
         """
         pools = self._serving(family, names)
         if found := self._rested(pools):
-            self._look_ahead(family, pools)
+            self.look_ahead(family, pools)
             return found
         async with self._growing[family]:
             if found := self._rested(pools):  # whoever had the lock before us may have claimed
@@ -253,11 +259,20 @@ class BlockKeeper:
         """Take an address that another node lends, where borrowing is on and nothing of our own is left."""
         if not self._config.ipam.borrowing or self._borrower is None or self.holdings.resting(pools):
             return None
+        asking = asyncio.get_running_loop().create_task(self._borrower.borrow(family, pools))
+        self._background[f"borrow {NAMES[family]}"] = asking
         try:
-            loan = await self._borrower.borrow(family, pools)
+            loan = await asking
+        except asyncio.CancelledError:
+            if self._membership is None:
+                raise NotRunningError("the agent is stopping: try again") from None
+            asking.cancel()
+            raise
         except IpamError:
             self.compare_again()  # something may be on loan to us now
             raise
+        finally:
+            del self._background[f"borrow {NAMES[family]}"]
         if loan is None:
             return None
         await self._adopt([loan])
@@ -272,7 +287,7 @@ class BlockKeeper:
                 f"{limit}: delete containers, or raise it in the file of node {self._config.node.name}"
             )
 
-    def _look_ahead(self, family: Family, pools: Sequence[Pool]) -> None:
+    def look_ahead(self, family: Family, pools: Sequence[Pool]) -> None:
         """Fetch another block while an eighth of one is left, or one address, so that nobody waits for it."""
         few = max(1, min(1 << (BITS[family] - pool.block_size) for pool in pools) // 8)
         limit = self._config.ipam.blocks_per_node
@@ -304,10 +319,10 @@ class BlockKeeper:
             now = time.monotonic()
             for family in FAMILIES:
                 async with self._growing[family]:
-                    await self._give_back_idle(family, now, after)
+                    await self.give_back_idle(family, now, after)
                 await self._return_loans(family)
 
-    async def _give_back_idle(self, family: Family, now: float, after: float) -> None:
+    async def give_back_idle(self, family: Family, now: float, after: float) -> None:
         for block in self._idle.due(self.holdings, family, now, after):
             if not self.holdings.blocks[_key(block)].free.used:  # nor in the meantime
                 await self._give_back(block)

@@ -128,7 +128,7 @@ class Ledger:
         self.by_handle = _ByHandle(self._file, self.given)
         self.by_address: Mapping[bytes, Attachment] = _ByAddress(self._file, self.by_handle)
         """By packed address; 4 and 16 octets tell the families apart."""
-        self._clock = clock
+        self.clock = clock
         self._last_release = 0.0
         self._writer = GroupCommit(KIND, path)
 
@@ -184,12 +184,12 @@ class Ledger:
 
     async def add(self, handle: Handle, assignments: Sequence[Assignment], attributes: Mapping[str, Any]) -> Attachment:
         """Record the addresses of a handle that has none, all or none of them."""
-        attachment = Attachment(handle, tuple(assignments), dict(attributes), self._clock())
+        attachment = Attachment(handle, tuple(assignments), dict(attributes), self.clock())
         key = _key(handle)
         statements = [Statement(_ADD, (*key, attachment.created, _encode(attributes)))]
         for place, one in enumerate(assignments):
             statements.append(Statement(_TAKE, (one.family, one.packed, one.pool, one.block, *key, place), _TAKEN))
-        await self._write(statements, lambda: self.given.put(handle, assignments))
+        await self.write(statements, lambda: self.given.put(handle, assignments))
         return attachment
 
     async def remove(self, handle: Handle) -> tuple[Assignment, ...]:
@@ -198,10 +198,10 @@ class Ledger:
         if gone is None:
             return ()
         # Releases are told apart by their times, which are also their order
-        self._last_release = max(self._clock(), self._last_release + _TICK)
+        self._last_release = max(self.clock(), self._last_release + _TICK)
         statements = [Statement(f"DELETE FROM handle WHERE {_IS_HANDLE}", _key(handle))]
         statements += (Statement(_RELEASE, (self._last_release, one.family, one.packed)) for one in gone)
-        await self._write(statements, lambda: self.given.drop(handle))
+        await self.write(statements, lambda: self.given.drop(handle))
         return gone
 
     async def annotate(self, handle: Handle, attributes: Mapping[str, Any]) -> bool:
@@ -209,12 +209,12 @@ class Ledger:
         if self.given.get(handle) is None:
             return False
         update = Statement(f"UPDATE handle SET attributes = ? WHERE {_IS_HANDLE}", (_encode(attributes), *_key(handle)))
-        await self._write([update], _nothing)
+        await self.write([update], _nothing)
         return True
 
     async def own(self, blocks: Sequence[OwnedBlock]) -> None:
         """Remember blocks as this node's own."""
-        await self._write(
+        await self.write(
             [Statement("INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?)", tuple(block)) for block in blocks],
             lambda: self.blocks.update(((block.family, block.prefix), block) for block in blocks),
         )
@@ -232,7 +232,7 @@ class Ledger:
             for handle in kept:
                 self.given.drop(handle)
 
-        await self._write(
+        await self.write(
             [
                 Statement("DELETE FROM block WHERE family = ? AND prefix = ?", (family, wire)),
                 Statement(delete, (RESERVED_NETWORK, family, *_edges(family, wire))),
@@ -241,7 +241,8 @@ class Ledger:
             forget,
         )
 
-    async def _write(self, statements: list[Statement], apply: Callable[[], object]) -> None:
+    async def write(self, statements: list[Statement], apply: Callable[[], object]) -> None:
+        """Write statements, all or none of them, and apply them to memory once they are on disk."""
         await self._writer.write(statements, apply)
 
 

@@ -143,7 +143,7 @@ class Membership:
         if not self._accompanying:
             self._pools_since = claims.pools_as_of
             loop = asyncio.get_running_loop()
-            self._accompanying = [loop.create_task(self._accompany(work)) for work in self._companions]
+            self._accompanying = [loop.create_task(persistently(work, RETRY)) for work in self._companions]
         if old:
             await self._store.revoke(old)
 
@@ -205,15 +205,6 @@ class Membership:
             await self._store.transact([], news)
         self._said = says
 
-    async def _accompany(self, work: Companion) -> None:
-        """Do work that ends only with what the store refuses, over and over."""
-        while True:
-            try:
-                await work()
-            except IpamError as error:
-                log.debug("store followed anew", extra={"fields": {"why": str(error)}})
-            await asyncio.sleep(RETRY)
-
     async def _watch_pools(self) -> None:
         """Join again when somebody changes a pool."""
         async for changes in self._store.watch(records.POOLS, self._pools_since):
@@ -233,3 +224,13 @@ class Membership:
         if self._problem:
             self._problem = ""
             log.warning("store is back", extra={"fields": {"store": self._store.url}})
+
+
+async def persistently(work: Companion, pause: float) -> None:
+    """Do work that ends only with what the store refuses, over and over, so many seconds apart."""
+    while True:
+        try:
+            await work()
+        except IpamError as error:
+            log.debug("store followed anew", extra={"fields": {"why": str(error)}})
+        await asyncio.sleep(pause)

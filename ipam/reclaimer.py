@@ -20,11 +20,11 @@ from ipam.store import Entry, Store
 
 log = logging.getLogger("podroute.ipam")
 
-_LOOK = 0.5
+LOOK = 0.5
 """Seconds between looks at the clock."""
 
 
-class _Gone(NamedTuple):
+class Gone(NamedTuple):
     since: float
     revision: int
     """Of the node's record: it is written anew whenever the node joins."""
@@ -47,12 +47,13 @@ class Reclaimer:
         self._quarantine = quarantine
         self._seen = seen
         self._clock = clock
-        self._gone: dict[str, _Gone] = {}
+        self.gone: dict[str, Gone] = {}
+        """Dead nodes that may be reclaimed once they have been gone for long enough, by name."""
         self._said: set[str] = set()
 
     async def run(self) -> None:
         """Work until the store refuses something. Raises IpamError."""
-        self._gone.clear()
+        self.gone.clear()
         acting = asyncio.get_running_loop().create_task(self._act(), name="reclaim")
         try:
             while True:
@@ -66,7 +67,7 @@ class Reclaimer:
         listing = await self._store.list(records.LIVE)
         alive = {entry.key.rpartition("/")[2] for entry in listing.entries}
         nodes = {entry.key.rpartition("/")[2]: entry for entry in (await self._store.list(records.NODES)).entries}
-        self._gone = {name: gone for name, gone in self._gone.items() if name in nodes and name not in alive}
+        self.gone = {name: gone for name, gone in self.gone.items() if name in nodes and name not in alive}
         for name in nodes.keys() - alive:
             self._note(name, nodes[name])
         async for changes in self._store.watch(records.LIVE, listing.revision):
@@ -75,13 +76,13 @@ class Reclaimer:
             for key, entry in changes.changes:
                 name = key.rpartition("/")[2]
                 if entry is not None:
-                    self._gone.pop(name, None)
+                    self.gone.pop(name, None)
                 elif node := await self._store.get(records.node_key(name)):
                     self._note(name, node)
 
     def _note(self, name: str, entry: Entry) -> None:
         """Remember since when a node has been seen to be gone; one that has joined in between is gone from now on."""
-        known = self._gone.get(name)
+        known = self.gone.get(name)
         if name == self._me or (known is not None and known.revision == entry.modified):
             return
         try:
@@ -90,12 +91,12 @@ class Reclaimer:
             log.debug("node record not understood", extra={"fields": {"node": name, "why": str(error)}})
             return
         if after:
-            self._gone[name] = _Gone(self._clock(), entry.modified, after)
+            self.gone[name] = Gone(self._clock(), entry.modified, after)
 
     async def _act(self) -> None:
         while True:
-            await asyncio.sleep(_LOOK)
-            for name, gone in list(self._gone.items()):
+            await asyncio.sleep(LOOK)
+            for name, gone in list(self.gone.items()):
                 if self._clock() - gone.since < gone.after:
                     continue
                 try:
@@ -103,15 +104,15 @@ class Reclaimer:
                 except StoreUnavailableError as error:
                     log.debug("reclaim waits for the store", extra={"fields": {"node": name, "why": str(error)}})
                 except (NodeAliveError, NoSuchNodeError):
-                    self._gone.pop(name, None)
+                    self.gone.pop(name, None)
                 except IpamError as error:
                     log.error("dead node not reclaimed", extra={"fields": {"node": name, "why": str(error)}})
-                    self._gone.pop(name, None)
+                    self.gone.pop(name, None)
 
-    async def _reclaim(self, name: str, gone: _Gone) -> None:
+    async def _reclaim(self, name: str, gone: Gone) -> None:
         node = await self._store.get(records.node_key(name))
         if node is None or node.modified != gone.revision:
-            self._gone.pop(name, None)
+            self.gone.pop(name, None)
             if node is not None and await self._store.get(records.live_key(name)) is None:
                 self._note(name, node)
             return
@@ -128,7 +129,7 @@ class Reclaimer:
                 return
         taken = await cluster.reclaim(self._store, name, quarantine=self._quarantine, revision=gone.revision)
         self._said.discard(name)
-        self._gone.pop(name, None)
+        self.gone.pop(name, None)
         log.warning(
             "DEAD NODE RECLAIMED: its lease has been gone for long enough",
             extra={

@@ -83,9 +83,10 @@ class Ipam:
         self._identity = Identity("", "")
         self._membership: Membership | None = None
         self._started = False
-        self._ledger = Ledger(os.path.join(config.state_dir, LEDGER_FILE))
-        self._keeper = BlockKeeper(
-            config, self._ledger, on_blocks=on_blocks, on_standing=self._on_standing, cool_down=cool_down
+        self.ledger = Ledger(os.path.join(config.state_dir, LEDGER_FILE))
+        self.reclaimer: Reclaimer | None = None
+        self.keeper = BlockKeeper(
+            config, self.ledger, on_blocks=on_blocks, on_standing=self._on_standing, cool_down=cool_down
         )
         self._turns: Turns[Handle] = Turns()
         self._fence = Fence(config.state_dir, config.ipam.fence_seconds, self._on_standing, clock=clock)
@@ -106,14 +107,14 @@ class Ipam:
     async def stop(self) -> None:
         """Finish what is under way and close ledger and store; blocks and addresses stay ours."""
         self._started = False
-        await self._keeper.stop()
+        await self.keeper.stop()
         await self._turns.over()
         await self._fence.close()
         membership, self._membership = self._membership, None
-        self._keeper.detach()
+        self.keeper.detach()
         if membership is not None:
             await membership.stop()
-        await self._ledger.close()
+        await self.ledger.close()
         if self._store is not None and self._given_store is None:
             await self._store.close()
         self._store = None
@@ -127,14 +128,14 @@ class Ipam:
 
     def blocks(self) -> list[Block]:
         """Return the blocks that are ours, which is what the agent advertises."""
-        return [held.block for held in self._keeper.holdings.blocks.values()]
+        return [held.block for held in self.keeper.holdings.blocks.values()]
 
     def usage(self) -> list[Usage]:
-        return self._keeper.usage()
+        return self.keeper.usage()
 
     def pools(self) -> list[Pool]:
         """Return the pools that serve this node, in the order they are used."""
-        return list(self._keeper.pools)
+        return list(self.keeper.pools)
 
     @property
     def fenced(self) -> bool:
@@ -148,7 +149,7 @@ class Ipam:
     def advertised(self, block: Block) -> bool:
         """Tell whether a block is to be announced now."""
         return not self.fenced and not any(
-            pool.name == block.pool and pool.not_advertised for pool in self._keeper.pools
+            pool.name == block.pool and pool.not_advertised for pool in self.keeper.pools
         )
 
     def aggregates(self) -> list[tuple[Pool, bytes, bool]]:
@@ -159,7 +160,7 @@ class Ipam:
         """
         found: dict[tuple[str, bytes], tuple[Pool, bytes, bool]] = {}
         claims = self._membership.claims if self._membership is not None else None
-        named = {pool.name: pool for pool in self._keeper.pools}
+        named = {pool.name: pool for pool in self.keeper.pools}
         for block in self.blocks():
             pool = named.get(block.pool)
             if pool is None or pool.split is None or pool.split.aggregate == "none":
@@ -173,7 +174,7 @@ class Ipam:
 
     def lost(self) -> list[OwnedBlock]:
         """Return blocks whose addresses containers here still use though the store does not say they are ours."""
-        return list(self._keeper.lost.values())
+        return list(self.keeper.lost.values())
 
     def store(self) -> StoreState:
         """Return how things stand with the store."""
@@ -182,11 +183,11 @@ class Ipam:
         return self._membership.state
 
     async def lookup(self, handle: Handle) -> Attachment | None:
-        return self._ledger.by_handle.get(handle)
+        return self.ledger.by_handle.get(handle)
 
     async def attachments(self) -> list[Attachment]:
         """Return everything that has an address."""
-        return list(self._ledger.by_handle.values())
+        return list(self.ledger.by_handle.values())
 
     async def allocate(
         self,
@@ -223,23 +224,23 @@ class Ipam:
 
     def holder(self, address: str) -> Attachment | None:
         """Return who has an address. Raises AddressNotInPoolError for what is none."""
-        return self._ledger.by_address.get(parse(address)[1][1:])
+        return self.ledger.by_address.get(parse(address)[1][1:])
 
     def owns(self, family: Family, block: bytes) -> bool:
-        return (family, block) in self._keeper.holdings.blocks
+        return (family, block) in self.keeper.holdings.blocks
 
     def assigned(self, family: Family, block: bytes) -> list[tuple[Attachment, Assignment]]:
         """Return the addresses of a block that are in use here, also where it is not ours any more."""
-        return self._ledger.assigned(family, block)
+        return self.ledger.assigned(family, block)
 
     def picture(self, family: Family, wire: bytes) -> list[str]:
         """Return the state of each address of a block of ours, in order: used, reserved, resting or free."""
-        held = self._keeper.holdings.blocks.get((family, wire))
+        held = self.keeper.holdings.blocks.get((family, wire))
         return [held.free.state(ordinal) for ordinal in range(held.free.size)] if held else []
 
     def compare_again(self) -> None:
         """Bring blocks and records together once more, soon."""
-        self._keeper.compare_again()
+        self.keeper.compare_again()
 
     # Start
 
@@ -247,28 +248,28 @@ class Ipam:
         config, node = self._config, self._config.node
         self._state = await asyncio.to_thread(StateDirectory, config.state_dir)
         self._identity = await asyncio.to_thread(self._state.identity, node.name)
-        self._keeper.pools = [Pool.of(name, pool) for name, pool in config.pools_here().items()]
+        self.keeper.pools = [Pool.of(name, pool) for name, pool in config.pools_here().items()]
         self._fence.open()
-        await self._ledger.open()
-        if self._ledger.blank and self._running_pods is not None:
+        await self.ledger.open()
+        if self.ledger.blank and self._running_pods is not None:
             running = self._running_pods
-            await quarantine(self._ledger, self._keeper.pools, await asyncio.to_thread(lambda: list(running())))
+            await quarantine(self.ledger, self.keeper.pools, await asyncio.to_thread(lambda: list(running())))
         if self._store is None:
             self._store = store_of(config.store)
         lender = Lender(
             self._store,
             self._identity,
-            self._ledger,
-            self._keeper.holdings,
-            lambda family, names: choice.serving(self._keeper.pools, family, names, exact=True),
+            self.ledger,
+            self.keeper.holdings,
+            lambda family, names: choice.serving(self.keeper.pools, family, names, exact=True),
             self._on_standing,
         )
         self._membership = membership = Membership(
             self._store,
             self._identity,
             self._record(),
-            self._keeper.pools,
-            on_joined=self._keeper.joined,
+            self.keeper.pools,
+            on_joined=self.keeper.joined,
             opened=self._given_store is not None,
             says=self._says,
             lease=config.ipam.lease,
@@ -276,10 +277,10 @@ class Ipam:
             companions=self._companions(self._store, lender),
             clock=self._clock,
         )
-        self._keeper.attach(membership, lender, Borrower(self._store, self._identity, lambda: membership.lease))
+        self.keeper.attach(membership, lender, Borrower(self._store, self._identity, lambda: membership.lease))
         if not await membership.start():
-            await self._keeper.adopt_remembered(self._identity)
-        self._keeper.start()
+            await self.keeper.adopt_remembered(self._identity)
+        self.keeper.start()
         self._fence.started()
         self._started = True
 
@@ -303,20 +304,20 @@ class Ipam:
         found: list[Companion] = []
         ipam = self._config.ipam
         if ipam.reclaim_after != "never":
-            reclaimer = Reclaimer(store, self._identity.name, ipam.quarantine, self._seen, clock=self._clock)
-            found.append(reclaimer.run)
+            self.reclaimer = Reclaimer(store, self._identity.name, ipam.quarantine, self._seen, clock=self._clock)
+            found.append(self.reclaimer.run)
         found.append(lender.run if ipam.borrowing else lender.settle_returns)
         return found
 
     def _says(self) -> dict[str, bytes]:
         """Return what this node tells the cluster of itself, by key: addresses in use and to lend, by pool."""
         used: Counter[str] = Counter()
-        for held in self._keeper.holdings.blocks.values():
+        for held in self.keeper.holdings.blocks.values():
             if not held.block.lender:  # its owner counts it
                 used[held.block.pool] += held.free.used
         said = {records.usage_key(self._identity.name): _json(used)}
         if self._config.ipam.borrowing:
-            said[records.offer_key(self._identity.name)] = _json(offer(self._keeper.holdings, self._keeper.pools))
+            said[records.offer_key(self._identity.name)] = _json(offer(self.keeper.holdings, self.keeper.pools))
         return said
 
     # Addresses
@@ -329,7 +330,7 @@ class Ipam:
         addresses: Sequence[str],
         attributes: Mapping[str, Any] | None,
     ) -> list[Assignment]:
-        had = self._ledger.given.get(handle)
+        had = self.ledger.given.get(handle)
         if had is None and self.fenced:
             raise FencedError(
                 f"node {self._config.node.name} is fenced: the store {self.store().url} has not been heard of for "
@@ -337,13 +338,13 @@ class Ipam:
                 f"bring the store back ({self.store().problem or 'it has not answered yet'})"
             )
         if had is not None:
-            if attributes is not None and dict(attributes) != self._ledger.by_handle[handle].attributes:
-                await self._ledger.annotate(handle, attributes)
+            if attributes is not None and dict(attributes) != self.ledger.by_handle[handle].attributes:
+                await self.ledger.annotate(handle, attributes)
             return list(had)
         mine = (
-            [pool for pool in self._keeper.pools if pool.name in pools]
-            or choice.automatic(self._keeper.pools)
-            or self._keeper.pools
+            [pool for pool in self.keeper.pools if pool.name in pools]
+            or choice.automatic(self.keeper.pools)
+            or self.keeper.pools
         )
         wanted = sorted({pool.family for pool in mine} if families is None else set(families))
         if not wanted and not addresses:
@@ -351,31 +352,31 @@ class Ipam:
         taken: list[Taken] = []
         try:
             for address in addresses:
-                taken.append(await self._keeper.take_exactly(address, pools))
+                taken.append(await self.keeper.take_exactly(address, pools))
             for family in wanted:
                 if not any(one.held.block.family == family for one in taken):
-                    taken.append(await self._keeper.take(family, pools))
+                    taken.append(await self.keeper.take(family, pools))
             assignments = [one.assignment for one in taken]
-            await self._ledger.add(handle, assignments, attributes or {})
+            await self.ledger.add(handle, assignments, attributes or {})
             if handle.network == RESERVED_NETWORK:
                 for one in taken:
                     one.held.free.keep(one.ordinal)
-            if lost := [one.held.block for one in taken if _key(one.held.block) not in self._keeper.holdings.blocks]:
-                await self._ledger.remove(handle)
+            if lost := [one.held.block for one in taken if _key(one.held.block) not in self.keeper.holdings.blocks]:
+                await self.ledger.remove(handle)
                 raise NotRunningError(f"block {lost[0].cidr} was lost at this moment: try again")
         except BaseException:
             for one in taken:
-                self._keeper.holdings.undo(one)
+                self.keeper.holdings.undo(one)
             raise
         return assignments
 
     async def _release(self, handle: Handle) -> list[Assignment]:
-        gone = await self._ledger.remove(handle)
+        gone = await self.ledger.remove(handle)
         for assignment in gone:
-            self._keeper.holdings.give_back(assignment, time.monotonic())
-            self._keeper.gave_back(assignment.family, assignment.block)
-        if any((one.family, one.block) in self._keeper.lost for one in gone):
-            await self._keeper.forget_lost()
+            self.keeper.holdings.give_back(assignment, time.monotonic())
+            self.keeper.gave_back(assignment.family, assignment.block)
+        if any((one.family, one.block) in self.keeper.lost for one in gone):
+            await self.keeper.forget_lost()
         return list(gone)
 
     def _check_running(self) -> None:

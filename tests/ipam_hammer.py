@@ -1,6 +1,6 @@
 """Twenty nodes as processes on one store, killed at random; then everything that is left is compared.
 
-    python -m tests.ipam_hammer sqlite|etcd SECONDS
+    python -m tests.ipam_hammer sqlite|etcd SECONDS [NODES]
 
 With etcd three members run: one is killed and started again, and the leader is paused (SIGSTOP) for a while. One pool
 is large; the other has fewer addresses than are wanted, so that nodes borrow from each other all the time. Exit status
@@ -37,6 +37,8 @@ from tests.etcd import PATIENCE, Etcd, etcd
 
 NODES = 20
 _CALLERS = 5
+_GRACE = 1.0
+"""Seconds that nodes have to end in."""
 
 
 def configuration(directory: Path, name: str, store: str) -> Config:
@@ -142,10 +144,13 @@ def hammer(configs: list[Config], seconds: float, members: Etcd | None) -> tuple
         if os.WIFEXITED(status) and os.WEXITSTATUS(status):
             crashed.append(f"{config.node.name} ended by itself with {os.WEXITSTATUS(status)}")
         running[spawn(config, start + seconds)] = config
+    # Those that are left end by themselves, or in the middle of something as all before
+    time.sleep(_GRACE)
     for process, config in running.items():
+        os.kill(process, signal.SIGKILL)
         _, status = os.waitpid(process, 0)
-        if status:
-            crashed.append(f"{config.node.name} ended with {status}")
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+            crashed.append(f"{config.node.name} ended with {os.WEXITSTATUS(status)}")
     return kills, crashed
 
 
@@ -189,13 +194,13 @@ async def compared(nodes: list[Ipam]) -> tuple[int, int, list[str]]:
     return given.total(), len(loans), wrong
 
 
-def main(kind: str, seconds: float) -> int:
+def main(kind: str, seconds: float, nodes: int = NODES) -> int:
     logging.getLogger("podroute").setLevel(logging.CRITICAL)
     with ExitStack() as stack:
         directory = Path(tempfile.mkdtemp(prefix="hammer-"))
         stack.callback(shutil.rmtree, directory)
         store, members = stack.enter_context(stores(kind, directory))
-        configs = [configuration(directory, f"n{number}", store) for number in range(NODES)]
+        configs = [configuration(directory, f"n{number}", store) for number in range(nodes)]
         kills, wrong = hammer(configs, seconds, members)
         if members is not None:
             members.wait_healthy()
@@ -203,9 +208,9 @@ def main(kind: str, seconds: float) -> int:
     for line in (*wrong, *found):
         print(line)
     done = f"{kills} kills, {used} addresses in use, {borrowed} of them borrowed, {len(wrong + found)} faults"
-    print(f"{kind}: {NODES} nodes, {seconds:g} s, {done}")
+    print(f"{kind}: {nodes} nodes, {seconds:g} s, {done}")
     return 1 if wrong or found else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], float(sys.argv[2])))
+    sys.exit(main(sys.argv[1], float(sys.argv[2]), *map(int, sys.argv[3:])))

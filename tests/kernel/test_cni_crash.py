@@ -43,7 +43,7 @@ async def test_a_failure_at_any_step_leaves_nothing(
     monkeypatch.setattr(Netlink, "transact", failing(Netlink.transact))
     for module in (podnet, inside):
         monkeypatch.setattr(module, "set_sysctl", failing(namespaces.set_sysctl))
-    monkeypatch.setattr(namespaces, "_setns", failing(namespaces._setns))
+    monkeypatch.setattr(namespaces, "setns", failing(namespaces.setns))
     pod = netns()
     failures = 0
     for step in range(1, MOST_STEPS):

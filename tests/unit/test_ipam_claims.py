@@ -328,7 +328,7 @@ async def test_a_pool_that_changed_under_a_running_agent_is_not_claimed_from(sto
 
 
 async def test_many_blocks_are_found_again(store: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claims_module, "_BULK", 3)
+    monkeypatch.setattr(claims_module, "BULK", 3)
     one, other = await join(store, 1, POOL4), await join(store, 2, POOL4)
     for index in range(8):
         await (one if index % 2 else other).claim_exactly(POOL4, index)

@@ -55,13 +55,13 @@ def sound(nodes: Sequence[Ipam], blocks: Sequence[records.Block], whole: bool) -
     given = Counter(
         packed
         for node in nodes
-        for packed, attachment in node._ledger.by_address.items()
+        for packed, attachment in node.ledger.by_address.items()
         if attachment.handle.network != LOANS
     )
     assert [packed for packed, times in given.items() if times > 1] == []
     for node in nodes:
         owned = {(block.family, block.prefix) for block in node.blocks()}
-        attachments = node._ledger.by_handle.values()
+        attachments = node.ledger.by_handle.values()
         for attachment in attachments:
             for assignment in attachment.assignments:
                 assert (assignment.family, assignment.block) in owned
@@ -70,7 +70,7 @@ def sound(nodes: Sequence[Ipam], blocks: Sequence[records.Block], whole: bool) -
         # What is on loan is kept from all others by the node that lends it
         for block in node.blocks():
             for loan in _loans(block):
-                assert node._ledger.by_address[loan.prefix[1:]].handle.network == LOANS
+                assert node.ledger.by_address[loan.prefix[1:]].handle.network == LOANS
 
 
 def _who(block: records.Block) -> tuple[object, ...]:

@@ -35,10 +35,8 @@ async def opened(settings: Settings) -> AsyncIterator[EtcdStore]:
 @asynccontextmanager
 async def impatient(cluster: Etcd, first: int) -> AsyncIterator[EtcdStore]:
     """Yield a store that begins with one certain member, and waits a second for it."""
-    hosts = cluster.hosts[first:] + cluster.hosts[:first]
-    gateway = Gateway(cluster.url, [(host, CLIENT_PORT) for host in hosts], timeout=1.0)
-    gateway._next = 0
-    store = EtcdStore(gateway)
+    endpoints = [(host, CLIENT_PORT) for host in cluster.hosts]
+    store = EtcdStore(Gateway(cluster.url, endpoints, timeout=1.0, first=first))
     await store.open()
     try:
         yield store

@@ -14,7 +14,7 @@ import yaml
 from config.load import check_text
 from config.model import Config
 from ipam import cluster, loans, membership, records
-from ipam.errors import NewerStateError, PoolExhaustedError, StoreUnavailableError
+from ipam.errors import NewerStateError, NotRunningError, PoolExhaustedError, StoreUnavailableError
 from ipam.given import Handle
 from ipam.records import Block
 from ipam.service import Ipam
@@ -92,7 +92,7 @@ async def fill(node: Ipam, prefix: str, count: int) -> list[str]:
 
 
 def lent_by(node: Ipam) -> list[str]:
-    return [one.ifname for one in node._ledger.by_handle if one.network == loans.NETWORK]
+    return [one.ifname for one in node.ledger.by_handle if one.network == loans.NETWORK]
 
 
 async def settled(node: Ipam, lent: list[str]) -> None:
@@ -210,8 +210,8 @@ async def test_a_dead_borrower_returns_everything_by_being_reclaimed(pair: Pair)
     await pair.stores["n1"].transact([], [Delete(records.live_key("n2"))])
     await cluster.reclaim(pair.stores["n1"], "n2", quarantine=60)
     assert await pair.loans() == {}
-    assert lender._keeper._lender is not None
-    await lender._keeper._lender.settle()
+    assert lender.keeper.lender is not None
+    await lender.keeper.lender.settle()
     assert lent_by(lender) == []
     # It comes back: the address is not its own any more
     again = await pair.start("n2")
@@ -229,6 +229,20 @@ async def test_a_lender_that_does_not_answer_is_given_up(pair: Pair) -> None:
     assert left.entries == ()
     lender = await pair.start("n1")
     assert await borrower.allocate(handle("x"))
+
+
+async def test_a_node_that_stops_does_not_wait_for_a_lender(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loans, "PATIENCE", 60.0)
+    lender, borrower = await pair.start("n1"), await pair.start("n2")
+    await fill(borrower, "own", 4)
+    await lender.stop()
+    waits = asyncio.create_task(borrower.allocate(handle("x")))
+    async with asyncio.timeout(10):
+        while not (await pair.stores["n1"].list(records.requests_to("n1"))).entries:  # noqa: ASYNC110 (nothing tells)
+            await asyncio.sleep(0.01)
+        await borrower.stop()
+    with pytest.raises(NotRunningError, match="the agent is stopping"):
+        await waits
 
 
 async def test_an_answer_that_is_lost_lends_nothing_for_good(pair: Pair) -> None:

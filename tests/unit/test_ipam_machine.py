@@ -107,8 +107,8 @@ class CrashingNode(Ipam):
         super().__init__(config, store=store, cool_down=0, clock=clocks.boot)
         self.trouble = store.trouble
         self.opened: Store = store
-        self._ledger._clock = clocks.wall
-        write = self._ledger._write
+        self.ledger.clock = clocks.wall
+        write = self.ledger.write
 
         async def crash(*words: Any) -> None:
             if self.trouble.crash == "before ledger":
@@ -117,7 +117,7 @@ class CrashingNode(Ipam):
             if self.trouble.crash == "after ledger":
                 self.trouble.end_here()
 
-        setattr(self._ledger, "_write", crash)  # noqa: B010 (a method, to the type checker)
+        setattr(self.ledger, "write", crash)  # noqa: B010 (a method, to the type checker)
 
 
 class Clocks:
@@ -178,10 +178,7 @@ class Machine(RuleBasedStateMachine):
         async def start() -> CrashingNode:
             config = self.config(name)
             store: CrashingSqlite | CrashingEtcd
-            if self.etcd is None:
-                store = CrashingSqlite(config.store.place.path)
-            else:
-                store = CrashingEtcd(EtcdStore.of(config.store)._gateway)
+            store = CrashingSqlite(config.store.place.path) if self.etcd is None else CrashingEtcd.of(config.store)
             store.trouble = Trouble()
             await store.open()
             store.trouble.lost = "question" if away else ""
@@ -261,7 +258,7 @@ class Machine(RuleBasedStateMachine):
         async def work() -> None:
             for family in FAMILIES:
                 for _ in range(2):  # the first look only notes since when
-                    await self.nodes[name]._keeper._give_back_idle(family, time.monotonic() + 1e9, 0)
+                    await self.nodes[name].keeper.give_back_idle(family, time.monotonic() + 1e9, 0)
 
         self.until_crash(name, point, work)
 
@@ -345,7 +342,7 @@ class Machine(RuleBasedStateMachine):
         self.start(name)
 
     def has(self, name: str, pod: str) -> list[str]:
-        found = self.nodes[name]._ledger.by_handle.get(Handle("net", pod, "eth0"))
+        found = self.nodes[name].ledger.by_handle.get(Handle("net", pod, "eth0"))
         return [one.address for one in found.assignments] if found else []
 
     def note(self, name: str, pod: str) -> None:
@@ -361,11 +358,11 @@ class Machine(RuleBasedStateMachine):
         store = self.nodes["n1"].opened
         while True:
             for node in self.nodes.values():
-                while node._keeper._background.keys() - {"tend"}:  # noqa: ASYNC110 (nothing tells)
+                while node.keeper.busy:  # noqa: ASYNC110 (nothing tells)
                     await asyncio.sleep(0.001)
-                assert node._keeper._lender is not None
+                assert node.keeper.lender is not None
                 with suppress(IpamError):
-                    await node._keeper._lender.settle()
+                    await node.keeper.lender.settle()
             found = await cluster.blocks(store)
             held = sum(len(node.blocks()) for node in self.nodes.values())
             if held == sum(bool(block.uuid) + len(block.loans) for block in found):

@@ -94,7 +94,7 @@ class Cluster:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(membership, "RETRY", 0.01)
-    monkeypatch.setattr(reclaimer, "_LOOK", 0.01)
+    monkeypatch.setattr(reclaimer, "LOOK", 0.01)
     monkeypatch.setattr(fence, "TICK", 0.01)
 
 
@@ -112,16 +112,10 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
 
 async def watched(node: Ipam, name: str) -> None:
     """Return when a node has noticed that another is gone."""
-    assert node._membership is not None
+    assert node.reclaimer is not None
     async with asyncio.timeout(10):
-        while not any(name in one._gone for one in reclaimers(node)):  # noqa: ASYNC110 (nothing tells)
+        while name not in node.reclaimer.gone:  # noqa: ASYNC110 (nothing tells)
             await asyncio.sleep(0.01)
-
-
-def reclaimers(node: Ipam) -> list[reclaimer.Reclaimer]:
-    assert node._membership is not None
-    bound = [getattr(work, "__self__", None) for work in node._membership._companions]
-    return [one for one in bound if isinstance(one, reclaimer.Reclaimer)]
 
 
 async def test_a_dead_node_is_reclaimed_after_its_time_and_no_earlier(
@@ -160,7 +154,8 @@ async def test_without_consent_nothing_is_reclaimed(cluster: Cluster) -> None:
     await cluster.end_lease("n2")
     cluster.clocks["n1"].ahead += 10000
     await asyncio.sleep(0.5)
-    assert not any(watcher._gone for watcher in reclaimers(one))
+    assert one.reclaimer is not None
+    assert not one.reclaimer.gone
     assert "n2" in (await cluster.blocks()).values()
 
 
@@ -169,17 +164,18 @@ async def test_a_node_that_joined_in_between_counts_from_anew(cluster: Cluster) 
     await dead.stop()
     await cluster.end_lease("n2")
     await watched(one, "n2")
-    (watcher,) = reclaimers(one)
-    gone = watcher._gone["n2"]
+    watcher = one.reclaimer
+    assert watcher is not None
+    gone = watcher.gone["n2"]
     # Back and gone again, while nobody looked
     again = await cluster.start("n2")
     await again.stop()
     await cluster.end_lease("n2")
-    watcher._gone["n2"] = gone
+    watcher.gone["n2"] = gone
     cluster.clocks["n1"].ahead += 101
 
     async def anew() -> bool:
-        known = watcher._gone.get("n2")  # out of it while its second life is being looked at
+        known = watcher.gone.get("n2")  # out of it while its second life is being looked at
         return known is not None and known.revision != gone.revision
 
     await until(anew)
@@ -234,7 +230,7 @@ async def test_a_lender_that_announces_its_block_does_not_keep_a_dead_borrower_a
     )
     watcher = reclaimer.Reclaimer(store, "n1", 1, seen, clock=cluster.clocks["n1"])
     watching = asyncio.create_task(watcher.run())
-    while "n2" not in watcher._gone:  # noqa: ASYNC110 (nothing tells)
+    while "n2" not in watcher.gone:  # noqa: ASYNC110 (nothing tells)
         await asyncio.sleep(0.01)
     cluster.clocks["n1"].ahead += 101
     while not asked:  # noqa: ASYNC110 (nothing tells)

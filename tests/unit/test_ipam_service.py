@@ -485,7 +485,7 @@ async def test_a_store_that_is_away_is_not_missed_until_the_blocks_are_full(star
 async def test_a_claim_whose_answer_is_lost_is_not(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restart: bool
 ) -> None:
-    monkeypatch.setattr(BlockKeeper, "_look_ahead", lambda *_: None)  # the claim is to be the caller's
+    monkeypatch.setattr(BlockKeeper, "look_ahead", lambda *_: None)  # the claim is to be the caller's
     store = Flaky(str(tmp_path / "store.db"))
     await store.open()
     pools = {"pods4": {"cidr": "10.64.0.0/24", "blockSize": 30}}

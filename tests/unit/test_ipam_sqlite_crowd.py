@@ -9,7 +9,7 @@ from pathlib import Path
 from ipam.sqlite_store import SqliteStore
 
 PROCESSES = 6
-ROUNDS = 80
+ROUNDS = 40
 
 
 def _open(directory: str, barrier: Barrier, faults: multiprocessing.SimpleQueue[str]) -> None:
