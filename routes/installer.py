@@ -31,7 +31,8 @@ _BATCH = 2048
 _DEPTH = 3
 _SHARDS = 32
 _FULL, _ROOM = 12_288, 8192
-"""Changes waiting that make the queue full, and so few that there is room again; the kernel takes 4 to 10 us each."""
+"""So many changes wait, deletions apart, that the queue is full, or so few that there is room again; the kernel takes 4
+to 10 us each."""
 _GONE = (errno.ESRCH, errno.ENOENT)
 _PASSING = (errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EBUSY, errno.EINTR)
 
@@ -134,8 +135,12 @@ class Installer:
         return sum(table.backlog() for table in self.tables.values())
 
     @property
+    def _pressing(self) -> int:
+        return sum(table.pressing() for table in self.tables.values())
+
+    @property
     def full(self) -> bool:
-        self._full = self._full or self.backlog > _FULL
+        self._full = self._full or self._pressing > _FULL
         return self._full
 
     async def drained(self) -> None:
@@ -200,7 +205,7 @@ class Installer:
             idle_turns = 0 if self._send_routes(tables[self._turn]) else idle_turns + 1
         if self._released:
             self.schedule()  # given up by changes that needed no request, after the registry was told
-        if self._full and self.backlog < _ROOM:
+        if self._full and self._pressing < _ROOM:
             self._full = False
             self._on_room()
         self._tell()

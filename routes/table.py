@@ -73,13 +73,15 @@ class RouteStatus(NamedTuple):
 class Shard:
     """What the kernel holds of a prefix is in ``dirty``, else in ``failed``, else it is as desired."""
 
-    __slots__ = ("attempts", "complained", "desired", "dirty", "failed", "inflight", "stale", "table")
+    __slots__ = ("attempts", "complained", "desired", "dirty", "failed", "going", "inflight", "stale", "table")
 
     def __init__(self, table: Table) -> None:
         self.table = table
         self.desired: dict[bytes, Target] = {}
         self.dirty: dict[bytes, Target | None] = {}
         """Changes not yet taken, each with what the kernel holds."""
+        self.going = 0
+        """How many of them desire nothing."""
         self.inflight: dict[bytes, Target | None] = {}
         """Changes on their way to the kernel, each with what it held before."""
         self.failed: dict[bytes, Failure] = {}
@@ -127,6 +129,7 @@ class Table:
         self._on_result = on_result
         self._on_released = on_released
         self._next = 0
+        self._news = False
 
     def shard(self, prefix: bytes) -> Shard:
         return self.shards[hash(prefix[: self._lead]) >> self._shift]  # a negative index counts from the end
@@ -183,6 +186,7 @@ class Table:
         else:
             for prefix in run:
                 del desired[prefix]
+            shard.going += len(run)
         return True
 
     def set(self, prefix: bytes, target: Target | None) -> None:
@@ -197,16 +201,20 @@ class Table:
         elif old is not None:
             del desired[prefix]
         if prefix in dirty:
+            shard.going += (target is None) - (old is None)
             if old is not None:
                 self._unref(old)
         elif prefix in shard.failed:
             dirty[prefix] = shard.failed.pop(prefix).held  # the reference moves along
+            shard.going += target is None
             if old is not None:
                 self._unref(old)
         elif old is None and prefix in shard.stale:
             dirty[prefix] = shard.stale.pop(prefix)
+            shard.going += target is None
         elif old is not target:
             dirty[prefix] = old  # as does that of the desired route, which the kernel holds
+            shard.going += target is None
         elif old is not None:
             self._unref(old)
 
@@ -224,6 +232,8 @@ class Table:
             before = shard.failed.pop(prefix).held
         elif prefix in shard.stale:
             before = shard.stale.pop(prefix)
+        if prefix not in shard.dirty and prefix not in shard.desired:
+            shard.going += 1
         shard.dirty[prefix] = held
         if before is not None:
             self._unref(before)
@@ -241,6 +251,7 @@ class Table:
         for shard in self.shards if going else ():
             for prefix in [p for p, held in shard.stale.items() if held in going]:
                 shard.dirty[prefix] = shard.stale.pop(prefix)
+                shard.going += 1
                 count += 1
         return count
 
@@ -252,17 +263,22 @@ class Table:
         return len(moving)
 
     def take(self, batch: Batch, limit: int) -> None:
-        """Fill a batch up to about ``limit`` requests, from shards in turn that have nothing on its way."""
-        for _ in range(len(self.shards)):
-            if len(batch) >= limit:
-                return
-            shard = self.shards[self._next]
-            self._next = (self._next + 1) % len(self.shards)
-            if shard.dirty and not shard.inflight:
-                self._take(shard, batch)
+        """Fill a batch up to about ``limit`` requests, from shards in turn that have nothing on its way.
+
+        Every other time those come first in which something is to be more than deleted: deletions may be very many.
+        """
+        self._news = not self._news
+        for any_change in (False, True) if self._news else (True,):
+            for _ in range(len(self.shards)):
+                if len(batch) >= limit:
+                    return
+                shard = self.shards[self._next]
+                self._next = (self._next + 1) % len(self.shards)
+                if not shard.inflight and len(shard.dirty) > (0 if any_change else shard.going):
+                    self._take(shard, batch)
 
     def _take(self, shard: Shard, batch: Batch) -> None:
-        dirty, shard.dirty = shard.dirty, {}
+        dirty, shard.dirty, shard.going = shard.dirty, {}, 0
         desired, unsure = shard.desired, self._unsure
         if self._take_new(shard, dirty, batch):
             return
@@ -360,6 +376,7 @@ class Table:
                 self._unref(before)
         elif state is State.PENDING:
             shard.dirty[prefix] = held
+            shard.going += prefix not in shard.desired
         elif want is not None:
             shard.failed[prefix] = Failure(held, state, number, text)
             self._report(shard, prefix, state, number, text)
@@ -429,7 +446,16 @@ class Table:
         return not any(shard.dirty or shard.inflight for shard in self.shards)
 
     def backlog(self) -> int:
+        """Return how many changes the kernel has not been told of, or not answered to."""
         return sum(len(shard.dirty) + len(shard.inflight) for shard in self.shards)
+
+    def pressing(self) -> int:
+        """Return how many they are without deletions that have not been taken.
+
+        These take no memory that the routes did not take before, and the more of them wait the less the kernel has to
+        do: it deletes neighbours one after the other at several times the cost of routes from all over the table.
+        """
+        return self.backlog() - sum(shard.going for shard in self.shards)
 
     def _report(self, shard: Shard, prefix: bytes, state: State, number: int, text: str) -> None:
         if shard.complained.get(prefix) != (state, number):

@@ -162,6 +162,11 @@ class Machine(RuleBasedStateMachine):
                 self.table.refused(shard, prefix, want, Failure(held, State.PENDING, number, ""))
 
     @invariant()
+    def deletions_are_counted(self) -> None:
+        for shard in self.table.shards:
+            assert shard.going == len(shard.dirty.keys() - shard.desired.keys())
+
+    @invariant()
     def references_are_exact(self) -> None:
         counted: dict[Target, int] = {}
         for shard in self.table.shards:
@@ -281,3 +286,30 @@ def test_seen_to_change_while_a_request_is_on_its_way() -> None:
     batch = Batch()
     table.take(batch, 10)
     assert flags(batch) == [ADD]
+
+
+def test_deletions_press_nobody_and_let_others_pass() -> None:
+    table = Table(Placement(4, 254, 20, 201), shards=4, on_result=lambda _: None, on_released=lambda _: None)
+    target = Target(Kind.LEARNED)
+    runs = [Run(bytes((24, 10, second, third)) for third in range(64)) for second in range(40)]
+    news = bytes((24, 10, 0, 200))
+
+    def taken() -> list[bytes]:
+        batch = Batch()
+        table.take(batch, 1)
+        for shard in batch.shards:
+            table.settle(shard)
+        return batch.prefixes
+
+    table.update([(run, target.key) for run in runs], lambda hops: target)
+    assert table.pressing() == table.backlog() == 40 * 64
+    while taken():
+        pass
+    table.update([(run, None) for run in runs], lambda hops: target)
+    assert (table.pressing(), table.backlog()) == (0, 40 * 64)
+    table.set(news, target)
+    assert table.pressing() == 1
+    assert news in taken() or news in taken()
+    while taken():
+        pass
+    assert (table.pressing(), table.backlog()) == (0, 0)
