@@ -1,10 +1,14 @@
 # podroute: `sudo make demo` shows the main job, `sudo make test` runs the whole suite. Both install what they need.
 SHELL := /bin/sh
 VENV := .venv/bin
+# Agents and commands are started hundreds of times: half of what a start costs is compiling, where nothing may be kept.
+unexport PYTHONDONTWRITEBYTECODE
 # What a benchmark ends with, whether its goals are met or missed.
 BENCHMARKS_PAGE = status=$$?; python -m benchmarks.page; exit $$status
-export PYTHONDONTWRITEBYTECODE := 1
 export PATH := $(CURDIR)/$(VENV):$(PATH)
+# Most tests wait for routers and timers: there are more processes than CPUs.
+WORKERS ?= 3
+PYTEST := python -m pytest -n $(WORKERS) --durations=25
 
 .PHONY: help demo image lab-down test unit lab big-lab lint format conformance interop fuzz flood hammer bench-bgp bench-cni bench-fib
 .PHONY: bench-ipam setup setup-tests venv lock clean
@@ -17,14 +21,14 @@ demo: setup  ## the main job: two racks, four nodes, eight pods, real ToR router
 lab-down: setup  ## remove the lab that `make demo KEEP=1` left up
 	@python -m labs.demo --down
 
-test: setup-tests lint  ## the whole suite: lint, unit, wire, kernel, labs with real routers and runtimes
-	@python -m pytest tests
+test: setup-tests lint  ## the whole suite: lint, unit, wire, kernel, labs with real routers and runtimes (WORKERS=3)
+	@$(PYTEST) tests
 
 unit: venv  ## the tests that need no root; seconds
-	@python -m pytest tests/unit tests/wire
+	@$(PYTEST) tests/unit tests/wire
 
 lab: setup-tests  ## the tests that build networks: kernel, real routers, real runtimes
-	@python -m pytest tests/kernel tests/interop tests/runtime
+	@$(PYTEST) tests/kernel tests/interop tests/runtime
 
 scenarios: setup-tests  ## every promise in a lab with traffic through it, onto one page: scenarios.html (SCENARIOS=names)
 	@python -m labs.scenarios $(SCENARIOS)
@@ -41,7 +45,7 @@ conformance: setup-tests  ## the BGP conformance suite at podroute, FRR, BIRD an
 
 interop: setup-tests  ## the speaker with FRR, BIRD and GoBGP, into docs/interop.md
 	@INTEROP_PAGE=docs/interop.md python -m pytest -q tests/interop/test_bgp_matrix.py tests/interop/test_bgp_features.py \
-		tests/interop/test_bgp_protection.py
+		tests/interop/test_bgp_protection.py tests/interop/test_bgp_helping.py
 
 fuzz: venv  ## fuzz everything that reads a peer's octets (SECONDS=60)
 	@python -m tests.wire.fuzz_bgp $(or $(SECONDS),60)
@@ -87,3 +91,4 @@ lock: venv  ## write requirements.lock anew from setup.cfg
 
 clean:  ## remove the virtual environment and caches
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info build
+	@find . -name __pycache__ -prune -exec rm -rf {} +

@@ -83,4 +83,4 @@ def promote() -> None:
 def _oldest() -> int:
     """Return about how much there is to walk over in the oldest generation."""
     things = gc.get_objects(generation=2)
-    return len(things) + sum(len(thing) for thing in things if type(thing) is dict)
+    return len(things) + sum(len(thing) for thing in things if isinstance(thing, dict))

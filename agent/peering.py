@@ -11,8 +11,8 @@ from bgp.policy import Changes, Match, Policy, Rule
 from bgp.settings import EVERY_PATH, AddPath, ListenRange, Neighbour, PeerSettings, PrefixLimit
 from config import model, prefix
 from config import policy as written
+from config.communities import community_octets
 from config.password import read_password
-from config.values import community_octets
 from ipam.records import NodeRecord
 
 

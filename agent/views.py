@@ -193,7 +193,7 @@ def path_json(path: Route) -> Json:
         "origin": path.origin,
         "localPref": path.local_pref,
         "med": path.med,
-        "communities": [*path.communities, *path.large_communities],
+        "communities": [*path.communities, *path.extended_communities, *path.large_communities],
         "accepted": path.accepted,
         "rule": path.rule,
         "reason": path.ineligible or (f"not best: {path.lost}" if path.lost else ""),

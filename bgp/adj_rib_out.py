@@ -157,8 +157,6 @@ class ExportGroup:
             if complete:  # before that, no member has been told anything
                 log.append((prefix, old, new))
         self.kept_back.update(gained)
-        if len(log) > _LOG_LIMIT:
-            self._trim()
 
     def join(self, peer: Peer, next_hop: bytes, told: Told | None = None) -> None:
         """Add a peer, which is to be told everything. ``told`` is what it has been told on this session already."""
@@ -191,7 +189,7 @@ class ExportGroup:
             return told._replace(
                 queue=member.queue, end_of_rib_due=member.end_of_rib_due, next_hop=next_hop, refresh=refresh
             )
-        self._absorb(member)
+        self._absorb(member, self.end)
         held = {prefix: held for prefix, (held, _) in member.backlog.items()}
         untold = tuple(table for table in member.tables if table.first)
         again = [table.marked for table in member.tables if not table.first]
@@ -215,7 +213,7 @@ class ExportGroup:
         elif member.retelling is not None:
             member.retelling.refresh = enhanced or bool(member.retelling.refresh)
         elif self.complete and (not member.tables or member.tables[-1].begun):
-            self._absorb(member)
+            self._absorb(member, self.end)
             member.tables.append(Whole(self.table.snapshot(), first=False, marked=enhanced))
 
     def advertised(self, name: str) -> int:
@@ -352,7 +350,7 @@ class ExportGroup:
                 plan = self._plan(self._stretch(first, member.cursor), member.peer)
             member.queue.extend(self._render(plan, member.next_hop))
             if len(self._plans) > 8 or len(self._log) > SLICE:
-                self._trim()
+                self._forget()
         elif member.end_of_rib_due and self.complete and not self.deferred:
             member.end_of_rib_due = False
             member.queue.append(encode_end_of_rib(self.key.family))
@@ -428,24 +426,42 @@ class ExportGroup:
             plan.rendered[next_hop] = messages
         return messages
 
-    def _absorb(self, member: Member) -> None:
-        """Move what the log holds for a member into its backlog."""
+    @property
+    def overlong(self) -> bool:
+        """``catch_up`` has something to do."""
+        return len(self._log) > _LOG_LIMIT
+
+    def catch_up(self, limit: int) -> int:
+        """Shorten a log that is too long: members that lag get a backlog of their own instead.
+
+        Up to ``limit`` changes are taken over by one member or another; returns how many it were.
+        """
+        if not self.overlong:
+            return 0
+        done, recent = 0, self.end - _LOG_LIMIT // 2
+        for member in self.members.values():
+            if member.cursor < recent and done < limit:
+                count = min(recent - member.cursor, limit - done)
+                self._absorb(member, member.cursor + count)
+                done += count
+        self._forget()
+        return done
+
+    def _absorb(self, member: Member, last: int) -> None:
+        """Move what the log holds for a member, up to the change ``last``, into its backlog."""
         backlog = member.backlog
-        for prefix, old, new in self._stretch(member.cursor, self.end):
+        for prefix, old, new in self._stretch(member.cursor, last):
             held = backlog[prefix][0] if prefix in backlog else old
             if held is None and new is None:
                 backlog.pop(prefix, None)
             else:
                 backlog[prefix] = held, new
-        member.cursor = self.end
+        member.cursor = last
 
-    def _trim(self) -> None:
-        """Drop what every member has been told, and give those that lag too far a backlog instead."""
-        oldest = self.end - _LOG_LIMIT
-        for member in self.members.values():
-            if member.cursor < oldest:
-                self._absorb(member)
+    def _forget(self) -> None:
+        """Drop what no member has yet to be told."""
         low = min((m.cursor for m in self.members.values()), default=self.end)
-        del self._log[: low - self._base]
-        self._base = low
-        self._plans = {stretch: plan for stretch, plan in self._plans.items() if stretch[0] >= low}
+        if low > self._base:
+            del self._log[: low - self._base]
+            self._base = low
+            self._plans = {stretch: plan for stretch, plan in self._plans.items() if stretch[0] >= low}

@@ -13,7 +13,8 @@ from typing import TypeVar
 from bgp import as_path
 from bgp.add_path_out import AddPathGroup
 from bgp.adj_rib_out import ExportGroup
-from bgp.attributes import AS_PATH, COMMUNITIES, LARGE_COMMUNITIES, LOCAL_PREF, MED, ORIGIN, Attributes
+from bgp.attributes import AS_PATH, LOCAL_PREF, MED, ORIGIN, Attributes
+from bgp.conditions import COMMUNITY_CODES
 from bgp.decision import Decision, decide
 from bgp.loc_rib import LocRib
 from bgp.ordering import in_order
@@ -21,6 +22,7 @@ from bgp.own_prefixes import OwnPrefixes
 from bgp.paths import Path, Peer
 from bgp.peer_rib import PeerRib
 from bgp.telling import Exported
+from config.communities import community_text
 from config.prefix import Family, address_text, text
 
 _SLICE = 128
@@ -29,15 +31,6 @@ _SLICE = 128
 T = TypeVar("T")
 
 _ORIGINS = ("IGP", "EGP", "incomplete")
-
-_COMMUNITIES = {
-    0xFFFF0000: "graceful-shutdown",
-    0xFFFF029A: "blackhole",
-    0xFFFFFF01: "no-export",
-    0xFFFFFF02: "no-advertise",
-    0xFFFFFF03: "no-export-subconfed",
-}
-"""RFC 1997, RFC 7999, RFC 8326."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +58,7 @@ class Route:
     local_pref: int
     med: int | None
     communities: tuple[str, ...]
+    extended_communities: tuple[str, ...]
     large_communities: tuple[str, ...]
     accepted: bool
     """Import policy and guards let it into the Loc-RIB."""
@@ -93,6 +87,7 @@ class Advertised:
     local_pref: int | None
     med: int | None
     communities: tuple[str, ...]
+    extended_communities: tuple[str, ...]
     large_communities: tuple[str, ...]
 
 
@@ -290,8 +285,9 @@ class Inspection:
             origin=_ORIGINS[attributes.origin],
             local_pref=path.local_pref,
             med=attributes.med,
-            communities=communities_text(attributes),
-            large_communities=large_communities_text(attributes),
+            communities=communities_text(attributes, 4),
+            extended_communities=communities_text(attributes, 8),
+            large_communities=communities_text(attributes, 12),
             accepted=accepted,
             rule=rule,
             ineligible=ineligible,
@@ -321,25 +317,16 @@ def _advertised(
         origin=_ORIGINS[(attributes.value(ORIGIN) or b"\2")[0]],
         local_pref=_number(attributes, LOCAL_PREF),
         med=_number(attributes, MED),
-        communities=communities_text(attributes),
-        large_communities=large_communities_text(attributes),
+        communities=communities_text(attributes, 4),
+        extended_communities=communities_text(attributes, 8),
+        large_communities=communities_text(attributes, 12),
     )
 
 
-def communities_text(attributes: Attributes) -> tuple[str, ...]:
-    """Return the communities as ``65001:100`` or their registered names (RFC 1997)."""
-    value = attributes.value(COMMUNITIES) or b""
-    numbers = (int.from_bytes(value[at : at + 4], "big") for at in range(0, len(value), 4))
-    return tuple(_COMMUNITIES.get(n, f"{n >> 16}:{n & 0xFFFF}") for n in numbers)
-
-
-def large_communities_text(attributes: Attributes) -> tuple[str, ...]:
-    """Return the large communities as ``65001:1:2`` (RFC 8092 section 5)."""
-    value = attributes.value(LARGE_COMMUNITIES) or b""
-    return tuple(
-        ":".join(str(int.from_bytes(value[at + part : at + part + 4], "big")) for part in (0, 4, 8))
-        for at in range(0, len(value), 12)
-    )
+def communities_text(attributes: Attributes, size: int) -> tuple[str, ...]:
+    """Return the communities of 4, 8 (extended) or 12 (large) octets as configuration has them."""
+    value = attributes.value(COMMUNITY_CODES[size]) or b""
+    return tuple(community_text(value[at : at + size]) for at in range(0, len(value), size))
 
 
 def _exports(

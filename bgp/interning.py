@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable
 from sys import getrefcount
 from typing import Generic, TypeVar
 
-from bgp.table import PLACE, SHARDS, TOP
+from bgp.table import PLACE, SHARDS, TOP, Shard
 
 _FIRST_SWEEP = 64
 """Values in a shard at which it is looked through for the first time."""
@@ -29,7 +29,7 @@ class Interned(Generic[K, V]):
     __slots__ = ("_limits", "_shards")
 
     def __init__(self) -> None:
-        self._shards: list[dict[K, V]] = [{} for _ in range(SHARDS)]
+        self._shards: list[dict[K, V]] = [Shard() for _ in range(SHARDS)]
         self._limits = [_FIRST_SWEEP] * SHARDS
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ class Interned(Generic[K, V]):
 
     def release(self) -> list[dict[K, V]]:
         """Forget everything; return it in parts, to be let go of one at a time where it may be much."""
-        shards, self._shards = self._shards, [{} for _ in range(SHARDS)]
+        shards, self._shards = self._shards, [Shard() for _ in range(SHARDS)]
         self._limits = [_FIRST_SWEEP] * SHARDS
         return [shard for shard in shards if shard]
 

@@ -16,11 +16,11 @@ from bgp.paths import Path
 from config.prefix import BITS, FAMILIES, Family
 from config.prefix_range import PrefixRange
 
-Source = Literal["block", "aggregate", "configured", "exception", "static", "learned"]
-"""Where a route comes from: our own block, an aggregate with one in it, configuration, an address outside our blocks, a
-static route, a peer."""
+Source = Literal["block", "aggregate", "configured", "learned"]
+"""Where a route comes from: our own block or an address on loan to us, an aggregate with one in it, configuration, a
+peer."""
 
-OWN: tuple[Source, ...] = ("block", "aggregate", "configured", "exception", "static")
+OWN: tuple[Source, ...] = ("block", "aggregate", "configured")
 
 
 @dataclass(frozen=True, slots=True)

@@ -330,6 +330,7 @@ class Rib:
         first = self._turn % len(ribs) if ribs else 0
         for family in FAMILIES if self._turn % 2 else FAMILIES[::-1]:
             left -= self._run_walks(family, left)
+            left -= self._shorten_logs(family, left)
             for rib in ribs[first:] + ribs[:first]:
                 if left <= 0 or family in self._deferred:
                     break
@@ -369,7 +370,7 @@ class Rib:
             or any(c.best or c.others or c.fib for c in self._changes.values())
             or bool(self._catching_up)
             or self.waiting > 0
-            or not all(group.complete for group in self._groups.values())
+            or any(group.overlong or not group.complete for group in self._groups.values())
         )
 
     def outgoing(self, name: str, max_bytes: int) -> list[bytes]:
@@ -517,6 +518,13 @@ class Rib:
         # What was withdrawn meanwhile is in no table, but in the queues.
         queues = [rib.adj_in.dirty[family] for rib in (*self.peers.values(), *self._leaving)]
         self._settling[family].append([(queue, queue.added) for queue in queues])
+
+    def _shorten_logs(self, family: Family, budget: int) -> int:
+        done = 0
+        for group in self._groups.values():
+            if group.key.family == family and done < budget:
+                done += -(-group.catch_up((budget - done) * _LIGHT) // _LIGHT)
+        return done
 
     def _settle(self, family: Family) -> None:
         for marks in list(self._settling[family]):

@@ -37,8 +37,19 @@ PLACE = _places()
 Loops over many prefixes say it themselves, without ``[:lead]`` where the whole prefix counts."""
 WHOLE = 17
 
+K = TypeVar("K")
 V = TypeVar("V")
 D = TypeVar("D")
+
+
+class Shard(dict[K, V]):
+    """A dict that the garbage collector knows from the beginning.
+
+    It comes to know a plain dict with the first value, as a young object, so that the next collections of young objects
+    walk over all of what may be a large part of a table by then. And it forgets an empty one.
+    """
+
+    __slots__ = ()
 
 
 class Table(Generic[V]):
@@ -49,7 +60,7 @@ class Table(Generic[V]):
     def __init__(self, lead: int = WHOLE) -> None:
         self.lead = lead
         """Octets of a prefix that choose its shard: those that have them in common are together."""
-        self.shards: list[dict[bytes, V]] = [{} for _ in range(SHARDS)]
+        self.shards: list[dict[bytes, V]] = [Shard() for _ in range(SHARDS)]
         self.shared: set[int] = set()
         """Shards that are not this table's alone, and only to be written to by way of ``writable``."""
 
@@ -116,7 +127,7 @@ class Table(Generic[V]):
         """Return a shard to write to. Who never takes a snapshot may write to ``shards`` at once."""
         if index in self.shared:
             self.shared.discard(index)
-            self.shards[index] = dict(self.shards[index])
+            self.shards[index] = Shard(self.shards[index])
         return self.shards[index]
 
 

@@ -23,11 +23,11 @@ def open_own() -> int:
 @contextmanager
 def entered(namespace: int, home: int) -> Iterator[None]:
     """Put the calling thread into a namespace for the duration, then into ``home``. Raises OSError."""
-    _setns(namespace)
+    setns(namespace)
     try:
         yield
     finally:
-        _setns(home)
+        setns(home)
 
 
 def check_pod(namespace: int, host: int, named: str) -> None:
@@ -71,7 +71,8 @@ def _content(name: str, below: int | None) -> bytes:
         os.close(file)
 
 
-def _setns(namespace: int) -> None:
+def setns(namespace: int) -> None:
+    """Move the calling thread into a network namespace. Raises OSError."""
     if _libc.setns(namespace, CLONE_NEWNET):
         code = ctypes.get_errno()
         raise OSError(code, f"setns: {os.strerror(code)}")

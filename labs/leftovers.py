@@ -8,24 +8,32 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from labs.cables import alias
+from labs.filesystem import OVERLAID, PRIVATE, RUN
 from labs.processes import marked
 from labs.state import ROOT
 
 _DIRECTORIES = (Path("/run/netns"), Path("/run/podroute"), Path("/var/lib/podroute"), Path("/run/frr"))
+_MOUNTED = frozenset((*(f"/{top}" for top in OVERLAID), *PRIVATE, *RUN, "/run", "/sys"))
+"""Where a lab mounts something in its nodes; what others mount elsewhere meanwhile is theirs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
     things: frozenset[str]
-    """One text each: a link, a mount, a network namespace, a process of a lab, a file."""
+    """One text each: a link, a mount, a network namespace, a process of a lab, a directory, a file."""
 
     @classmethod
     def look(cls, lab: str) -> Host:
-        things = {f"link {link['ifname']}" for link in json.loads(_output("ip", "-j", "link"))}
-        with open("/proc/self/mountinfo") as mounts:
-            things |= {f"mount {line.split()[4]}" for line in mounts}
-        things |= {f"process {process.pid} of a lab" for process in marked(lab)}
         # Other labs may come and go meanwhile.
+        links = json.loads(_output("ip", "-j", "link"))
+        things = {f"link {link['ifname']}" for link in links if link.get("ifalias", alias(lab)) == alias(lab)}
+        with open("/proc/self/mountinfo") as mounts:
+            for number, _, _, _, place, *_ in map(str.split, mounts):
+                if place in _MOUNTED:
+                    things.add(f"mount {place} ({number})")
+        things |= {f"process {process.pid} of a lab" for process in marked(lab)}
+        things |= {f"directory {place}" for place in (*PRIVATE, *RUN) if os.path.isdir(place)}
         for directory in (ROOT / lab, *_DIRECTORIES):
             for path, _, files in os.walk(directory):
                 things |= {f"file {path}/{file}" for file in files}

@@ -3,9 +3,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from labs.leftovers import Host
+from labs.teardown import take_down
 from tests.interop.bench import Bench
 from tests.interop.matrix import PAGE, Matrix
 from tests.interop.routers import NODE4, NODE6, ROUTER4, ROUTER6, ROUTERS
@@ -23,6 +26,16 @@ def matrix(pytestconfig: pytest.Config) -> Matrix:
     return pytestconfig.stash.setdefault(_MATRIX, Matrix())
 
 
+@pytest.fixture
+def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Remove the lab ``NAME`` of the test's module, and see that nothing of it is left on the host."""
+    name = request.module.NAME
+    before = Host.look(name)
+    yield
+    take_down(name)
+    assert Host.look(name).beyond(before) == []
+
+
 @pytest.fixture(params=sorted(ROUTERS))
 def bench(request: pytest.FixtureRequest, netns: Callable[[], Netns], matrix: Matrix) -> Iterator[Bench]:
     node, tor = netns(), netns()
@@ -36,6 +49,18 @@ def bench(request: pytest.FixtureRequest, netns: Callable[[], Netns], matrix: Ma
     bench = Bench(node, tor, request.param, matrix)
     yield bench
     bench.close()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand the matrix of a worker of pytest-xdist to the process that prints."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["interop"] = session.config.stash[_MATRIX].cells
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a worker has seen; one that was killed hands over nothing."""
+    node.config.stash[_MATRIX].add(getattr(node, "workeroutput", {}).get("interop", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

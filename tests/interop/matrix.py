@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 
@@ -10,27 +10,33 @@ class Matrix:
     """``yes``, ``no`` or a reason by feature and router."""
 
     def __init__(self) -> None:
-        self._cells: dict[str, dict[str, str]] = {}
+        self.cells: dict[str, dict[str, str]] = {}
+        """By feature, then by router."""
 
     @contextmanager
     def feature(self, router: str, name: str) -> Iterator[None]:
         """Record that a feature works unless the block fails."""
-        row = self._cells.setdefault(name, {})
+        row = self.cells.setdefault(name, {})
         row.setdefault(router, "no")
         yield
         row[router] = "yes"
 
     def lacks(self, router: str, name: str, why: str) -> None:
         """Record that a router does not have a feature."""
-        self._cells.setdefault(name, {})[router] = why
+        self.cells.setdefault(name, {})[router] = why
+
+    def add(self, cells: Mapping[str, Mapping[str, str]]) -> None:
+        """Take over what another run has seen of other routers or features."""
+        for feature, row in cells.items():
+            self.cells.setdefault(feature, {}).update(row)
 
     def lines(self) -> list[str]:
         """Return a Markdown table."""
-        routers = sorted({router for row in self._cells.values() for router in row})
+        routers = sorted({router for row in self.cells.values() for router in row})
         if not routers:
             return []
         lines = [f"| feature | {' | '.join(routers)} |", f"|---|{'---|' * len(routers)}"]
-        for name, row in self._cells.items():
+        for name, row in self.cells.items():
             lines.append(f"| {name} | {' | '.join(row.get(router, '') for router in routers)} |")
         return lines
 

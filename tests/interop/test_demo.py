@@ -6,25 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
 from labs.lab import Lab
-from labs.leftovers import Host
-from labs.teardown import take_down
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("nothing_left"), pytest.mark.timeout(180)]
 
 NAME = f"demo-{os.getpid()}"
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    before = Host.look(NAME)
-    yield
-    take_down(NAME)
-    assert Host.look(NAME).beyond(before) == []
 
 
 def start(*options: str) -> subprocess.Popen[str]:

@@ -6,32 +6,22 @@ import asyncio
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from labs.errors import LabError
-from labs.leftovers import Host
 from labs.runner import lab
-from labs.teardown import take_down
 
 pytestmark = [
     pytest.mark.root,
+    pytest.mark.usefixtures("nothing_left"),
     pytest.mark.skipif(not shutil.which("vtysh"), reason="needs FRR: install the package frr"),
 ]
 
 NAME = f"docs-{os.getpid()}"
 PAGE = Path(__file__).parents[2] / "docs/labs.md"
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    before = Host.look(NAME)
-    yield
-    take_down(NAME)
-    assert Host.look(NAME).beyond(before) == []
 
 
 async def test_the_example(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from labs.errors import CommandError, LabError
 from labs.lab import Lab, load
+from labs.leftovers import Host
 from labs.processes import marked
 from labs.runner import lab
 from labs.state import ROOT, Record
@@ -74,31 +75,10 @@ router bgp {65000 + own}
 """
 
 
-def footprint() -> dict[str, set[str]]:
-    """Return what a lab could leave on the host."""
-    links = json.loads(subprocess.run(["ip", "-j", "link"], capture_output=True, check=True).stdout)
-    return {
-        "links": {link["ifname"] for link in links},
-        "mounts": set(Path("/proc/self/mountinfo").read_text().splitlines()),
-        "directories": {
-            str(path)
-            for top in (
-                "/etc",
-                "/opt",
-                "/var/lib",
-                "/run",
-                "/srv",
-                "/var/log/frr",
-                "/run/frr",
-                "/run/netns",
-                "/opt/cni",
-            )
-            if Path(top).is_dir()
-            for path in Path(top).iterdir()
-            # Other tests on this host have theirs.
-            if path != ROOT and not path.name.startswith("podroute-test-")
-        },
-    }
+def footprint() -> set[str]:
+    """Return what a lab could show of itself on the host."""
+    seen = {thing for thing in Host.look("").things if thing.startswith(("link", "mount", "directory"))}
+    return seen | {directory for directory in ("/srv/deep", "/run/.podroute-lab") if on_host(directory)}
 
 
 def on_host(path: str) -> bool:
@@ -113,8 +93,7 @@ def name() -> Iterator[str]:
     yield name
     left = [known for known in (name, f"{name}-other") if take_down(known)]
     assert left == []
-    after = footprint()
-    assert {key: after[key] - before[key] for key in after} == {key: set() for key in after}
+    assert footprint() - before == set()
 
 
 @pytest.fixture

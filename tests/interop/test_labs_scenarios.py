@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 
 import pytest
 
-from labs.leftovers import Host
 from labs.scenarios.catalogue import SCENARIOS
 from labs.scenarios.story import play
-from labs.teardown import take_down
 
 pytestmark = [
     pytest.mark.root,
+    pytest.mark.usefixtures("nothing_left"),
     pytest.mark.skipif(not shutil.which("vtysh"), reason="needs FRR: install the package frr"),
 ]
 
 NAME = f"scenario-{os.getpid()}"
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    before = Host.look(NAME)
-    yield
-    take_down(NAME)
-    assert Host.look(NAME).beyond(before) == []
 
 
 @pytest.mark.parametrize("name", [name for name, scenario in SCENARIOS.items() if scenario.core])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,23 +12,13 @@ import pytest
 from labs.errors import LabError
 from labs.host import has_dummy
 from labs.lab import Lab
-from labs.leftovers import Host
 from labs.runner import lab
-from labs.teardown import take_down
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("nothing_left")]
 
 NAME = f"stages-{os.getpid()}"
 INTERFACE = f"lab{os.getpid()}"
 """In the host's own network."""
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    before = Host.look(NAME)
-    yield
-    take_down(NAME)
-    assert Host.look(NAME).beyond(before) == []
 
 
 def write(directory: Path, nodes: str, links: str = "") -> Path:

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -17,24 +17,15 @@ from labs.capture import Capture
 from labs.errors import LabError
 from labs.impairments import Link
 from labs.lab import Lab
-from labs.leftovers import Host
 from labs.runner import lab
-from labs.teardown import take_down
 
 pytestmark = [
     pytest.mark.root,
+    pytest.mark.usefixtures("nothing_left"),
     pytest.mark.skipif(not Path("/usr/lib/frr/bgpd").exists(), reason="needs FRR: install the package frr"),
 ]
 
 NAME = f"tools-{os.getpid()}"
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    before = Host.look(NAME)
-    yield
-    take_down(NAME)
-    assert Host.look(NAME).beyond(before) == []
 
 
 @pytest_asyncio.fixture

@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Iterator
 from itertools import permutations
 
 import pytest
 
 from labs.fabric import converge, podroute_nodes
 from labs.lab import TOPOLOGIES, load
-from labs.leftovers import Host
 from labs.pods import Pod, start_pods
 from labs.runner import lab
-from labs.teardown import take_down
 
 pytestmark = [
     pytest.mark.root,
+    pytest.mark.usefixtures("nothing_left"),
     pytest.mark.skipif(not shutil.which("vtysh"), reason="needs FRR: install the package frr"),
 ]
 
@@ -26,14 +24,6 @@ NAME = f"topology-{os.getpid()}"
 NEEDS = {"mixed": "bird", "gobgp-reflector": "gobgpd"}
 SHIPPED = sorted(path.name.removesuffix(".clab.yml") for path in TOPOLOGIES.glob("*.clab.yml"))
 BIG = pytest.mark.skipif("PODROUTE_BIG" not in os.environ, reason="forty nodes: `make big-lab`")
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    before = Host.look(NAME)
-    yield
-    take_down(NAME)
-    assert Host.look(NAME).beyond(before) == []
 
 
 @pytest.mark.parametrize("topology", [pytest.param(name, marks=[BIG] if name == "forty" else []) for name in SHIPPED])

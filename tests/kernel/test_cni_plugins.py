@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import pytest_asyncio
 
 from cni.hooks import Handle
+from cni.install import install
 from cni.podnet import host_ifname
 from tests.kernel.cni_node import Node, pings
 from tests.netns import Netns
@@ -152,6 +154,33 @@ class TestChain:
         await runtime.check(pod)
         await runtime.delete(None)
         assert address not in node.host.run("iptables", "-S", "CNI-FORWARD")
+        assert await node.remains() == []
+
+    @pytest.mark.skipif(not shutil.which("iptables"), reason="the plugins need iptables")
+    async def test_all_four_in_the_list_that_install_writes(self, node: Node, netns: MakeNetns) -> None:
+        chain = ["portmap", "bandwidth", "tuning", "firewall"]
+        for name in chain:
+            (node.installed.bin_dir / name).symlink_to(DEBIAN / name)
+        install(replace(node.installed, chain=chain), plugin="python")
+        conflist = json.loads(node.installed.conflist.read_text())
+        assert [plugin["type"] for plugin in conflist["plugins"]] == ["podroute", *chain]
+        pod, runtime = netns(), Runtime(node, *conflist["plugins"], version=conflist["cniVersion"])
+        wanted: dict[str, Any] = {
+            "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}],
+            "bandwidth": {"ingressRate": 8_000_000, "ingressBurst": 8_000_000},
+        }
+        result = await runtime.add(pod, **wanted)
+        addresses = [ip["address"].partition("/")[0] for ip in result["ips"]]
+        assert pings(node.host, *addresses)
+        assert "tbf" in node.host.run("tc", "qdisc", "show", "dev", host_ifname(Handle("podroute", "c1", "eth0")))
+        assert f"{addresses[0]}:80" in node.host.run("iptables", "-t", "nat", "-S")
+        assert addresses[0] in node.host.run("iptables", "-S", "CNI-FORWARD")
+        runtime.plugins = tuple(plugin for plugin in runtime.plugins if plugin["type"] != "portmap")
+        await runtime.check(pod, **wanted)
+        runtime.plugins = tuple(conflist["plugins"])
+        for _ in range(2):
+            await runtime.delete(pod, **wanted)
+        assert addresses[0] not in node.host.run("iptables", "-S") + node.host.run("iptables", "-t", "nat", "-S")
         assert await node.remains() == []
 
 

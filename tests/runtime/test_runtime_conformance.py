@@ -56,17 +56,23 @@ async def test_podroute(net: Lab, name: str, kind: str) -> None:
     await nothing_left(net)
 
 
-@pytest.mark.parametrize("plugin", ["ptp", "bridge"])
-async def test_plugins_of_others_have_their_known_gaps(plugin: str, tmp_path: Path) -> None:
+async def test_plugins_of_others_have_their_known_gaps(tmp_path: Path) -> None:
     """Strict: a gap that has closed fails the test."""
+    plugins = ("ptp", "bridge")
+    for plugin in plugins:
+        (tmp_path / plugin).mkdir()
+    await asyncio.gather(*(_has_its_gaps(plugin, tmp_path / plugin) for plugin in plugins))
+
+
+async def _has_its_gaps(plugin: str, directory: Path) -> None:
     ipam = {
         "type": "host-local",
-        "dataDir": str(tmp_path / "addresses"),
+        "dataDir": str(directory / "addresses"),
         "ranges": [[{"subnet": "10.90.0.0/16"}], [{"subnet": "fd00:90::/64"}]],
         "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
     }
     more = {"bridge": "cni0", "isGateway": True} if plugin == "bridge" else {}
-    conf = tmp_path / "conf"
+    conf = directory / "conf"
     conf.write_text(json.dumps({"name": "conformance", "type": plugin, "ipam": ipam, **more}))
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.conformance.cni", "--json", "--plugin", f"/usr/lib/cni/{plugin}"),

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
+
+from agent.node import Node
 from agent.peering import peer_settings
+from bgp.decision import Options
 from bgp.policy import ACCEPT, REJECT
 from bgp.settings import ListenRange, PeerSettings, PrefixLimit
 from bgp.sockets import Endpoint, TcpOptions
 from config.load import check_text
+from config.prefix import FAMILIES
 from config.remote_as import RemoteAs
 
 TEXT = """\
@@ -58,3 +63,18 @@ def test_a_dynamic_neighbour_has_the_settings_of_its_range() -> None:
     assert settings.tcp_options(65000) == TcpOptions(255, 255)
     assert made.made("hall/fd00:2::7")
     assert not any(map(made.made, ("hall/fd00:3::7", "rack/fd00:2::7", "hall/x", "hall", "hall/n2/ipv4")))
+
+
+@pytest.mark.parametrize(
+    ("keys", "options"),
+    [
+        ("{}", Options(64, multipath_relax=True, always_compare_med=False)),
+        ("{alwaysCompareMed: true}", Options(64, multipath_relax=True, always_compare_med=True)),
+        ("{multipathRelax: false, maxPaths: 2}", Options(2, multipath_relax=False, always_compare_med=False)),
+    ],
+)
+def test_what_the_file_says_of_the_decision_is_what_decides(keys: str, options: Options) -> None:
+    config = check_text(TEXT.replace("{holdTime: 30, connectRetry: 2}", keys), "f").config
+    assert config is not None
+    rib = Node(config).speaker.rib
+    assert {rib.loc[family].options for family in FAMILIES} == {options}

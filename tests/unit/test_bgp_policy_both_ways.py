@@ -87,14 +87,14 @@ def test_a_rule_decides_the_same_both_ways(match: dict[str, object], expected: s
         assert export.reason == ("wanted" if prefix in expected else "default reject")
 
 
-@pytest.mark.parametrize("source", ["block", "configured", "exception", "static", "learned"])
+@pytest.mark.parametrize("source", ["block", "aggregate", "configured", "learned"])
 def test_a_source_is_matched_on_export(source: str) -> None:
     b, c = Node("b", 65002, 2), Node("c", 65003, 3)
     policy = Policy((Rule("wanted", True, Match(sources=frozenset((source,)))),))  # type: ignore[arg-type]
     add_peer(b, c, exports=policy)
     add_peer(c, b)
     session(b, c)
-    own = {"block": "10.1.0.0/24", "configured": "10.2.0.0/24", "exception": "10.3.0.0/24", "static": "10.4.0.0/24"}
+    own = {"block": "10.1.0.0/24", "aggregate": "10.2.0.0/16", "configured": "10.3.0.0/24"}
     for kind, prefix in own.items():
         b.originate(prefix, source=kind)  # type: ignore[arg-type]
     settle(b, c)
@@ -116,6 +116,7 @@ def test_what_a_rule_sets_it_sets_both_ways() -> None:
     (route,) = b.rib.explain(*parse(A4)).routes
     assert (route.local_pref, route.med, route.as_path) == (300, 5, "65001 65001 65001")
     assert (set(route.communities), route.large_communities) == ({"65002:9", "blackhole"}, ())
+    assert route.extended_communities == ("so:4200000001:5",)
     _, c = chain(ACCEPT, Policy((rule,)))
     (route,) = c.rib.explain(*parse(A4)).routes
     assert (route.local_pref, route.med, route.as_path) == (100, 5, "65002 65002 65002 65001")

@@ -9,8 +9,8 @@ from bgp.attributes import COMMUNITIES, EXTENDED_COMMUNITIES, LARGE_COMMUNITIES,
 from bgp.conditions import compile_as_path
 from bgp.policy import ACCEPT, Changes, Match, Policy, Rule
 from config import policy as written
+from config.communities import community_octets
 from config.prefix import parse
-from config.values import community_octets
 from tests.bgp_ribs import Node, add_peer, join, session, settle
 
 A4, B4 = "10.64.0.0/26", "10.64.1.0/26"

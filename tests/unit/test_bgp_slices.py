@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from struct import pack
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import pytest
 
 from bgp.codec import negotiate
-from bgp.framing import Framer
+from bgp.framing import HEADER_SIZE, Framer
+from bgp.nlri import decode
 from bgp.paths import Path
 from bgp.policy import Match, Policy, Rule
 from bgp.table import SHARDS, Queue, Table
@@ -336,3 +338,63 @@ def test_a_moved_next_hop_that_returns_brings_routes_back(loaded: Fixture) -> No
     loaded.work()
     assert loaded.routes() == COUNT
     assert not any(path.ineligible for path in paths(loaded.node))
+
+
+def test_members_that_lag_get_their_backlogs_in_slices(loaded: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bgp.adj_rib_out._LOG_LIMIT", COUNT // 10)
+    rib = loaded.node.rib
+    rib.peer_down("sink")
+    others = [Node(f"sink{number}", 65003, 10 + number) for number in range(20)]
+    for other in others:
+        add_peer(loaded.node, other, exports=EVERYTHING)
+        add_peer(other, loaded.node)
+        session(loaded.node, other)
+    loaded.work()
+    for other in others:
+        while rib.has_outgoing(other.name):
+            rib.outgoing(other.name, 1 << 20)
+    (group,) = {rib.peers[other.name].groups[4] for other in others}
+    taken: list[int] = []
+    absorb = group._absorb
+
+    def counted(member: Any, last: int) -> None:
+        taken[-1] += last - member.cursor
+        absorb(member, last)
+
+    monkeypatch.setattr(group, "_absorb", counted)
+    rib.peer_down("source")
+    more = True
+    while more:
+        taken.append(0)
+        more = rib.run(BUDGET)
+    assert sum(taken) > 20 * COUNT / 2, "all of them lag"
+    assert max(taken) <= 8 * BUDGET
+    assert len(group._log) <= COUNT // 10 + BUDGET
+    for other in others:  # they are told all the same
+        gone = 0
+        while rib.has_outgoing(other.name):
+            for message in rib.outgoing(other.name, 1 << 20):
+                gone += len(decode(split(message[HEADER_SIZE:])[0], 32))
+        assert gone == COUNT
+
+
+def test_the_collector_of_young_objects_never_walks_over_a_table() -> None:
+    """A dict that is first seen by the garbage collector while it fills is walked over by the next collections."""
+    node, source = Node("n", 65001, 1), Node("source", 65002, 2)
+    add_peer(node, source)
+    add_peer(source, node)
+    session(node, source)
+    gc.collect()  # as the agent does while there is little
+    gc.collect(1)  # and when a session is up
+    tables: list[dict[Any, Any]] = [
+        *node.rib.peers["source"].adj_in.tables[4].shards,
+        *node.rib.peers["source"].adj_in._native._shards,
+        *node.rib.loc[4].table.shards,
+    ]
+    for first in range(0, COUNT, 1000):
+        node.rib.receive("source", update(first, first + 1000))
+    while node.rib.run(BUDGET):
+        pass
+    assert sum(map(len, tables)) > 2 * COUNT
+    young = {id(thing) for generation in (0, 1) for thing in gc.get_objects(generation)}
+    assert young.isdisjoint(map(id, tables))

@@ -9,12 +9,12 @@ from click.testing import CliRunner
 
 from config.check import overlaps_with_subnets
 from config.commands import config_commands
+from config.communities import WELL_KNOWN_COMMUNITIES, community_octets, community_text, parse_community
 from config.load import check_text
 from config.model import Config
 from config.prefix_range import PrefixRange
 from config.show import dump_yaml, effective
 from config.store import parse_store
-from config.values import parse_community
 
 HEAD = "apiVersion: podroute/v1\nnode: {name: n1, as: 65000, routerId: 10.0.0.1, labels: {rack: r1}}\n"
 
@@ -371,6 +371,24 @@ def test_communities() -> None:
     for text in ("65536:1", "1", "1:2:3:4", "a:b", "-1:2", "4294967296:1:2", ""):
         with pytest.raises(ValueError):
             parse_community(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *WELL_KNOWN_COMMUNITIES,
+        "65000:1",
+        "rt:65000:4294967295",
+        "so:4200000001:65535",
+        "4200000001:1:2",
+    ],
+)
+def test_communities_are_shown_as_they_are_written(text: str) -> None:
+    assert community_text(community_octets(text)) == text
+
+
+def test_an_extended_community_of_another_kind_is_shown_in_octets() -> None:
+    assert community_text(bytes.fromhex("030c000000000008")) == "ext:030c000000000008"
 
 
 def test_store_urls() -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from bgp import as_path, codec
 from bgp.attributes import AS_PATH, COMMUNITIES, LARGE_COMMUNITIES, Attributes, pack_attribute
 from bgp.framing import Framer
-from bgp.inspection import communities_text, large_communities_text
+from bgp.inspection import communities_text
 from bgp.messages import BgpError
 from bgp.table import Table
 from config.prefix import FAMILIES, Family, make
@@ -233,10 +233,10 @@ def test_attribute_values(section: bytes) -> None:
     assert as_path.text(ours.value(AS_PATH) or b"") == " ".join(map(str, path))
     if ours.value(COMMUNITIES):
         packed = {c.community for c in theirs[8].communities}
-        assert len(communities_text(ours)) == len(packed)
+        assert len(communities_text(ours, 4)) == len(packed)
         assert {(ours.value(COMMUNITIES) or b"")[n : n + 4] for n in range(0, 4 * len(packed), 4)} == packed
     if ours.value(LARGE_COMMUNITIES):
-        assert set(large_communities_text(ours)) == {str(c) for c in theirs[32].communities}
+        assert set(communities_text(ours, 12)) == {str(c) for c in theirs[32].communities}
 
 
 def test_full_table() -> None:

@@ -201,7 +201,16 @@ def _fed(octets: bytes) -> Callable[[Suite], Awaitable[str]]:
 
 
 async def keepalive_pace(suite: Suite) -> str:
-    """Measure the KEEPALIVEs of a session of 3 s hold time."""
+    """Measure the KEEPALIVEs of a session of 3 s hold time, on up to three: a machine that is busy delays some."""
+    outcome = ""
+    for _ in range(3):
+        outcome = await _keepalive_pace(suite)
+        if outcome == "paced":
+            break
+    return outcome
+
+
+async def _keepalive_pace(suite: Suite) -> str:
     async with in_state(suite, "Established", hold_time=3) as connection:
         loop = asyncio.get_running_loop()
         times = [loop.time()]
