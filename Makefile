@@ -54,7 +54,7 @@ hammer: setup-tests  ## twenty nodes on one store, and whole agents, killed at r
 	@python -m tests.ipam_hammer sqlite $(or $(SECONDS),60)
 	@python -m tests.ipam_hammer etcd $(or $(SECONDS),60)
 	@python -m tests.agents_hammer $(or $(SECONDS),60)
-	@IPAM_EXAMPLES=$(or $(EXAMPLES),100) python -m pytest -q tests/unit/test_ipam_machine.py
+	@IPAM_EXAMPLES=$(or $(EXAMPLES),100) python -m pytest -q --timeout 1800 tests/unit/test_ipam_machine.py
 
 flood: setup-tests  ## 5,000 connections a second from strangers for half a minute (SECONDS=30): no session is lost
 	@FLOOD_SECONDS=$(or $(SECONDS),30) python -m pytest -q tests/kernel/test_bgp_strangers.py
