@@ -47,12 +47,12 @@ def build(directory: Path, environment: Mapping[str, str]) -> None:
     _run("podman", "build", "--network", "host", *LIMITS, "--tag", NAME, str(ROOT), more=environment)
 
 
-def clear(directory: Path, environment: Mapping[str, str]) -> None:
-    """Remove all that was made, mounts among it."""
-    subprocess.run(
-        ["podman", "system", "reset", "--force"], env=os.environ | environment, capture_output=True, timeout=120
-    )
-    shutil.rmtree(directory, ignore_errors=True)
+def clear(directory: Path) -> None:
+    """Remove all that was made, mounts first. podman's own reset would take the machine's networks with it."""
+    points = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for point in reversed([point for point in points if Path(point).is_relative_to(directory)]):
+        subprocess.run(["umount", "--lazy", point], check=True)
+    shutil.rmtree(directory)
 
 
 def _run(*command: str, more: Mapping[str, str] | None = None) -> None:

@@ -38,7 +38,7 @@ def podman() -> Iterator[Mapping[str, str]]:
         container_image.build(directory, environment)
         yield environment
     finally:
-        container_image.clear(directory, environment)
+        container_image.clear(directory)
 
 
 def documented() -> list[str]:
