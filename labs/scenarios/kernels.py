@@ -96,7 +96,8 @@ async def _daemon(story: Story) -> None:
         shown = (await n1.agent.routes(prefix=block))[0]
         owners = ", ".join(str(route.get("protocol")) for route in found)
         story.event(f"{block} in the kernel: {owners}; podroute says: {shown['kernel']} {shown['problem']}".strip())
-        expected = "conflict" if any(route.get("protocol") == "bird" for route in found) else "installed"
+        states: dict[tuple[str, ...], str] = {("bird",): "conflict", ("201",): "installed"}
+        expected = states.get(tuple(str(route.get("protocol")) for route in found), "shadowed")
         story.check(shown["kernel"] == expected, f"podroute tells the state of {block} as it is: {shown['kernel']}")
     bird.terminate()
     story.event("BIRD is ended, and takes its routes along")
