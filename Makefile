@@ -45,7 +45,7 @@ conformance: setup-tests  ## the BGP conformance suite at podroute, FRR, BIRD an
 
 interop: setup-tests  ## the speaker with FRR, BIRD and GoBGP, into docs/interop.md
 	@INTEROP_PAGE=docs/interop.md python -m pytest -q tests/interop/test_bgp_matrix.py tests/interop/test_bgp_features.py \
-		tests/interop/test_bgp_protection.py
+		tests/interop/test_bgp_protection.py tests/interop/test_bgp_helping.py
 
 fuzz: venv  ## fuzz everything that reads a peer's octets (SECONDS=60)
 	@python -m tests.wire.fuzz_bgp $(or $(SECONDS),60)

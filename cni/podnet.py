@@ -260,7 +260,12 @@ class PodLinks:
         outer = netlink.decode_link(body) if body else None
         if outer is None or outer.group != self.settings.protocol or outer.namespace < 0:
             return b""
-        body = host.one(netlink.get_link_elsewhere(outer.peer, outer.namespace))
+        try:
+            body = host.one(netlink.get_link_elsewhere(outer.peer, outer.namespace))
+        except NetlinkError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return b""  # the namespace has ended in between, and nobody has its number any more
         return netlink.decode_link(body).mac if body else b""
 
     def _find(self, host: Netlink, handle: Handle) -> HostLink | None:

@@ -85,13 +85,14 @@ class House:
 
 
 class Bird:
-    """BIRD 2, configured with ``config``; it has protocol ``device`` already."""
+    """BIRD 2, configured with ``config``; it has protocol ``device`` already. ``recovering``: from a restart."""
 
-    def __init__(self, ns: Netns, config: str) -> None:
+    def __init__(self, ns: Netns, config: str, *, recovering: bool = False) -> None:
         config = f'log "/run/bird/log" all;\nprotocol device {{ scan time 1; }}\n{config}\n'
         self.house = House(ns, ("/etc/bird", "/run/bird"), {"/etc/bird/bird.conf": config})
         self.house.run("bird", "-p", "-c", "/etc/bird/bird.conf")
-        self.house.run("bird", "-c", "/etc/bird/bird.conf", "-s", "/run/bird/bird.ctl", "-P", "/run/bird/pid")
+        argv = ["bird", "-c", "/etc/bird/bird.conf", "-s", "/run/bird/bird.ctl", "-P", "/run/bird/pid"]
+        self.house.run(*argv, *(["-R"] if recovering else []))
         self.house.until("birdc -s /run/bird/bird.ctl show status >/dev/null", "start of BIRD")
 
     def birdc(self, command: str) -> str:
@@ -106,9 +107,9 @@ class Bird:
 
 
 class Gobgp:
-    """GoBGP, configured with ``config`` in TOML. It installs no routes."""
+    """GoBGP, configured with ``config`` in TOML. It installs no routes. ``recovering``: from a restart."""
 
-    def __init__(self, ns: Netns, config: str) -> None:
+    def __init__(self, ns: Netns, config: str, *, recovering: bool = False) -> None:
         self.house = House(ns, ("/etc/gobgp",), {"/etc/gobgp/gobgp.toml": config})
         self.house.begin(
             "gobgpd",
@@ -117,6 +118,7 @@ class Gobgp:
             "--pprof-disable",
             "--api-hosts",
             "127.0.0.1:50051",
+            *(["--graceful-restart"] if recovering else []),
             log="/etc/gobgp/log",
         )
         self.house.until("gobgp global >/dev/null 2>&1", "start of GoBGP")

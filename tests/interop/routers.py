@@ -47,6 +47,11 @@ class Setup:
     reflector: bool = False
     """We and the feeders in the router's AS are clients of its route reflector (RFC 4456)."""
 
+    restarts: bool = False
+    """It keeps forwarding over a restart, and says so (RFC 4724)."""
+    restarted: bool = False
+    """It has just been restarted."""
+
     @property
     def node(self) -> str:
         return NODE6 if self.six else NODE4
@@ -120,6 +125,8 @@ class FrrRouter:
         keepalive = setup.hold_time // 3
         lines = [f"router bgp {ROUTER_AS}", " bgp router-id 10.0.0.1", " no bgp ebgp-requires-policy"]
         lines += [" no bgp network import-check", " no bgp default ipv4-unicast"]
+        if setup.restarts:
+            lines += [" bgp graceful-restart", " bgp graceful-restart preserve-fw-state"]
         for address, asn in setup.neighbors:
             lines += [f" neighbor {address} remote-as {asn}", f" neighbor {address} timers connect 1"]
             lines.append(f" neighbor {address} timers {keepalive} {setup.hold_time}")
@@ -206,6 +213,7 @@ class BirdRouter:
         )
         password = f'password "{setup.password}"; ' if setup.password else ""
         gtsm = "ttl security on; " if setup.gtsm else ""
+        gtsm += "graceful restart on; " if setup.restarts else ""
         for number, (address, asn) in enumerate(setup.neighbors):
             client = "rr client; rr cluster id 10.0.0.1; " if setup.client(asn) else ""
             parts.append(
@@ -214,7 +222,7 @@ class BirdRouter:
                 f" enable as4 {_yes(not setup.old)}; enable extended messages on; connect delay time 1;"
                 f" connect retry time 1; error wait time 1, 1; {client}{password}{gtsm}{channels} }}"
             )
-        self._bird = Bird(ns, "\n".join(parts))
+        self._bird = Bird(ns, "\n".join(parts), recovering=setup.restarted)
 
     def paths(self, prefix: str) -> list[Seen]:
         try:
@@ -286,7 +294,8 @@ class GobgpRouter:
             f"hold-time = {setup.hold_time}\nkeepalive-interval = {setup.hold_time // 3}{families}\n"
             for address, asn in setup.neighbors
         )
-        self._gobgp = Gobgp(ns, f'[global.config]\nas = {ROUTER_AS}\nrouter-id = "10.0.0.1"\n{neighbors}')
+        config = f'[global.config]\nas = {ROUTER_AS}\nrouter-id = "10.0.0.1"\n{neighbors}'
+        self._gobgp = Gobgp(ns, config, recovering=setup.restarted)
         for prefix in setup.routes:
             self._gobgp.gobgp(self._change("add", prefix))
 

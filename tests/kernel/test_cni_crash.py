@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,12 @@ import pytest
 from cni import inside, namespaces, podnet
 from cni.hooks import Handle
 from cni.netlink import Netlink
+from tests.kernel.cni_agent import Agent, Agents
 from tests.kernel.cni_node import Ledger, Node, pings
 from tests.netns import Netns
 
 pytestmark = pytest.mark.root
 MakeNetns = Callable[[], Netns]
-ROOT = Path(__file__).parents[2]
 MOST_STEPS = 40
 
 
@@ -62,27 +61,28 @@ async def test_a_failure_at_any_step_leaves_nothing(
     await node.stop()
 
 
-@asynccontextmanager
-async def agent(node: Node, step: int = 0) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run an agent that kills itself before a step, or is killed in the end."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tests.kernel.cni_agent",
-        str(node.directory),
-        node.host.path,
-        str(step),
-        cwd=ROOT,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert process.stdout
-    try:
-        assert await process.stdout.readline() == b"ready\n"
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
+Running = Callable[..., AbstractContextManager[Agent]]
+
+
+@pytest.fixture(scope="module")
+def agents() -> Iterator[Agents]:
+    agents = Agents()
+    yield agents
+    agents.close()
+
+
+@pytest.fixture
+def agent(agents: Agents) -> Running:
+    @contextmanager
+    def agent(node: Node, step: int = 0) -> Iterator[Agent]:
+        """Run an agent that kills itself before a step, or is killed in the end."""
+        running = agents.start(node.directory, node.host.path, step)
+        try:
+            yield running
+        finally:
+            running.kill()
+
+    return agent
 
 
 def traces(node: Node) -> list[str]:
@@ -91,46 +91,46 @@ def traces(node: Node) -> list[str]:
 
 
 @pytest.mark.parametrize("deleted", [True, False], ids=["with DEL", "without DEL"])
-async def test_sigkill_at_any_step_of_add(tmp_path: Path, netns: MakeNetns, deleted: bool) -> None:
+async def test_sigkill_at_any_step_of_add(tmp_path: Path, netns: MakeNetns, agent: Running, deleted: bool) -> None:
     """With DEL as the runtime sends it after the error, which finds no agent; or with no DEL ever."""
     node = Node(tmp_path, netns())
     pod = netns()
     for step in range(1, MOST_STEPS):
-        async with agent(node, step):
+        with agent(node, step):
             outcome = await node.add("c1", pod)
         if outcome.status == 0:
             break
         assert outcome.json["code"] == 11
         if deleted:
             assert (await node.delete("c1", pod)).status == 0
-        async with agent(node):
+        with agent(node):
             assert traces(node) == []
             assert "eth0" not in pod.run("ip", "link")
     else:
         pytest.fail("no ADD came through")
     assert step > 8
-    async with agent(node):
+    with agent(node):
         assert pings(node.host, *outcome.addresses)
         assert (await node.delete("c1", pod)).status == 0
-    async with agent(node):  # the one before was killed, with the deletion answered for and maybe not done
+    with agent(node):  # the one before was killed, with the deletion answered for and maybe not done
         assert traces(node) == []
 
 
-async def test_sigkill_at_any_step_of_delete(tmp_path: Path, netns: MakeNetns) -> None:
+async def test_sigkill_at_any_step_of_delete(tmp_path: Path, netns: MakeNetns, agent: Running) -> None:
     node = Node(tmp_path, netns())
     pod = netns()
     answered = 0
     for step in range(1, MOST_STEPS):
         survived = ["killed before it was looked at"]
-        async with agent(node):
+        with agent(node):
             assert (await node.add("c1", pod)).status == 0
-        async with agent(node, step) as process:
+        with agent(node, step) as process:
             outcome = await node.delete("c1", pod)
-            while process.returncode is None and (survived := traces(node)):  # noqa: ASYNC110 -- another process's
+            while process.lives and (survived := traces(node)):  # noqa: ASYNC110 -- another process's
                 await asyncio.sleep(0.01)
         assert outcome.status == 0
         answered += not list(node.installed.notes.iterdir())
-        async with agent(node):
+        with agent(node):
             assert traces(node) == []
         if not survived:
             break
@@ -138,14 +138,16 @@ async def test_sigkill_at_any_step_of_delete(tmp_path: Path, netns: MakeNetns) -
     assert answered > 1, "killed after the answer, too"
 
 
-async def test_containers_keep_working_while_the_agent_is_killed(tmp_path: Path, netns: MakeNetns) -> None:
+async def test_containers_keep_working_while_the_agent_is_killed(
+    tmp_path: Path, netns: MakeNetns, agent: Running
+) -> None:
     node = Node(tmp_path, netns())
     one, two, three = netns(), netns(), netns()
-    async with agent(node):
+    with agent(node):
         first = await node.add("c1", one)
         second = await node.add("c2", two)
     assert pings(one, *second.addresses)
-    async with agent(node):
+    with agent(node):
         assert pings(two, *first.addresses)
         third = await node.add("c3", three)
         assert not set(third.addresses) & {*first.addresses, *second.addresses}

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from cni import netlink
 from cni.hooks import Handle
 from cni.podnet import PodNetwork, host_ifname
 from config.prefix import Family
@@ -295,6 +296,17 @@ async def test_a_mac_that_changed_while_the_agent_was_away_is_followed(node: Nod
     await node.start()
     assert pings(node.host, *added.addresses)
     assert pings(pod, "192.0.2.1", "2001:db8::1")
+
+
+async def test_a_pod_that_ends_while_the_agent_starts_is_no_reason_to_crash(
+    node: Node, netns: MakeNetns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its host end is seen, and then its namespace has gone: the kernel knows nobody of that number."""
+    assert (await node.add("c1", netns())).status == 0
+    await node.stop()
+    look = netlink.get_link_elsewhere
+    monkeypatch.setattr(netlink, "get_link_elsewhere", lambda index, _: look(index, 9999))
+    await node.start()
 
 
 @pytest.mark.parametrize("forwarding", [False, True])

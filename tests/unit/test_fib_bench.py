@@ -16,6 +16,10 @@ def fails() -> None:
 
 def test_what_fails_is_named_and_the_others_go_on() -> None:
     said: list[str] = []
+
+    def fails() -> None:
+        raise KeyError("gone")
+
     run = Run(Results(), QUICK, (), said.append)
     run.attempt("BIRD", fails)
     run.attempt("FRR", lambda: said.append("measured"))

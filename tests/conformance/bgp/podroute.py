@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 
 from bgp.policy import ACCEPT, Match, Policy, Rule
-from bgp.settings import PeerSettings
+from bgp.settings import AddPath, PeerSettings
 from bgp.speaker import Speaker
 from config.nexthop import Gateway, Resolution
 from config.prefix import Family
@@ -53,6 +53,7 @@ async def main() -> None:
                 export_policy=PASS_ON,
                 local_address=given["address"],
                 passive=passive,
+                add_path=AddPath(receive=True),
                 connect_retry=1.0,
             )
         )

@@ -144,7 +144,7 @@ def frr(ns: Netns) -> Iterator[None]:
 def bird(ns: Netns) -> Iterator[None]:
     parts = [f"router id {SPEAKER};", "protocol direct { ipv4; ipv6; }"]
     for peer in PEERS:
-        family = "{ import all; export where source = RTS_BGP; next hop address %s; };"
+        family = "{ import all; export where source = RTS_BGP; add paths rx; next hop address %s; };"
         parts.append(
             f"protocol bgp p{peer.name} {{\n"
             f" local {SPEAKER} as {SPEAKER_AS}; neighbor {peer.address} as {peer.asn}; direct;\n"
@@ -171,6 +171,7 @@ def gobgp(ns: Netns) -> Iterator[None]:
             f'[[neighbors]]\n[neighbors.config]\nneighbor-address = "{peer.address}"\npeer-as = {peer.asn}\n'
             f"[neighbors.transport.config]\npassive-mode = {str(peer.passive).lower()}\n"
             f"[neighbors.timers.config]\nconnect-retry = 1\nidle-hold-time-after-reset = 1\n"
+            "[neighbors.add-paths.config]\nreceive = true\n"
             f"[neighbors.error-handling.config]\ntreat-as-withdraw = true{families}"
         )
     router = Gobgp(ns, "\n".join(parts))

@@ -101,12 +101,7 @@ class Row:
         async with suite.session(wide=self.wide) as connection:
             number = suite.number()
             scene = Scene(
-                suite.target,
-                connection.source,
-                f"10.{_base(suite.target, number) + 100}.{number % 256}.0/24",
-                f"2001:db8:{number + (0x8000 if suite.target.internal else 0):x}::/48",
-                self.wide,
-                self.six,
+                suite.target, connection.source, *prefixes(suite.target, number), wide=self.wide, six=self.six
             )
             return await self._play(scene, connection, suite.observer, number)
 
@@ -132,7 +127,7 @@ class Row:
         self, scene: Scene, connection: Connection, observer: Observer | None, number: int
     ) -> EndedError | None:
         """Send a route after the row and withdraw it again; return how the session ended, None where it lives."""
-        sentinel = f"10.{_base(scene.target, number) + 150}.{number % 256}.0/24"
+        sentinel, _ = prefixes(scene.target, number, sentinel=True)
         plain = Scene(scene.target, scene.source, sentinel, "::/0", scene.wide, False)
         reading = asyncio.create_task(connection.ending(patience=60))
         try:
@@ -168,9 +163,10 @@ class Row:
         return "partial" if found[0] & 0x20 else "accept"
 
 
-def _base(target: Target, number: int) -> int:
-    """Keep apart two suites at one speaker, one on internal and one on external sessions."""
-    return number // 256 + (25 if target.internal else 0)
+def prefixes(target: Target, number: int, *, sentinel: bool = False) -> tuple[str, str]:
+    """Return a case's own prefix of each family: also two suites, one internal, one external, have different ones."""
+    base = number // 256 + (25 if target.internal else 0) + (150 if sentinel else 100)
+    return f"10.{base}.{number % 256}.0/24", f"2001:db8:{number + (0x8000 if target.internal else 0):x}::/48"
 
 
 def _gone(*prefixes: str) -> bytes:
