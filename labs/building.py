@@ -44,6 +44,8 @@ class Building:
         for node in plan.nodes.values():
             (self._directory / "nodes" / node.name / "frr").mkdir(parents=True)
             (plan.directory / node.name).mkdir()
+        # After that: a directory that nodes share may be another node's own, as under containerlab.
+        for node in plan.nodes.values():
             for bind in node.binds:
                 if bind.make:
                     bind.source.mkdir(parents=True, exist_ok=True)

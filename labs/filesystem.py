@@ -17,6 +17,7 @@ from pathlib import Path
 
 from labs import kernel
 from labs.errors import LabError
+from labs.overlays import overlay
 from labs.rights import has_user
 
 PRIVATE = (
@@ -72,7 +73,7 @@ def build(mounts: Iterable[Mount], *, sysfs: bool = True) -> None:
         overlaid = set(OVERLAID)
         mounted = _mount_points()
         for top in OVERLAID:
-            _overlay(top, mounted)
+            overlay(f"/{top}", mounted)
         if not has_user(_user("frr")):
             _rename_root()
         for path in PRIVATE:
@@ -87,7 +88,7 @@ def build(mounts: Iterable[Mount], *, sysfs: bool = True) -> None:
                         f"{mount.place}: this host has no directory /{top} to show {mount.target} in, "
                         "bind to a path below one that exists"
                     )
-                _overlay(top, mounted)
+                overlay(f"/{top}", mounted)
                 overlaid.add(top)
             _bind(descriptor, target, mount.read_only, mounted)
 
@@ -125,26 +126,8 @@ def _make_directories(path: str, mounted: Iterable[str]) -> None:
         if not os.path.isdir(directory):
             above = os.path.dirname(directory)
             if not os.access(above, os.W_OK):
-                _overlay(above[1:], mounted)
+                overlay(above, mounted)
             os.mkdir(directory, 0o755)
-
-
-def _overlay(top: str, mounted: Iterable[str]) -> None:
-    """Put an overlay over a directory; file systems mounted below it stay visible, as they are on the host."""
-    layers = f"/run/.podroute-lab/layers/{top.replace('/', '-')}"
-    for part in ("upper", "work"):
-        os.makedirs(f"{layers}/{part}", exist_ok=True)
-    os.chmod(f"{layers}/upper", os.stat(f"/{top}").st_mode & 0o7777)
-    options = f"lowerdir=/{top},upperdir={layers}/upper,workdir={layers}/work"
-    with ExitStack() as stack:
-        covered = []
-        for point in mounted:
-            if point.startswith(f"/{top}/"):
-                covered.append((point, os.open(point, os.O_PATH | os.O_CLOEXEC)))
-                stack.callback(os.close, covered[-1][1])
-        kernel.mount("overlay", f"/{top}", "overlay", data=options)
-        for point, descriptor in covered:
-            kernel.mount(f"/proc/self/fd/{descriptor}", point, flags=kernel.MS_BIND | kernel.MS_REC)
 
 
 def _mount_points() -> list[str]:

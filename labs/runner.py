@@ -52,7 +52,7 @@ async def _save_failed(net: Lab, error: Exception, save_to: Path | None) -> None
         async with asyncio.timeout(60):
             folder = await save(net, fresh_folder(net.name, save_to))
     except (LabError, OSError) as problem:
-        told = f"lab {net.name} could not be saved: {problem}"
+        told = f"lab {net.name} could not be saved: {str(problem) or 'it took longer than 60 s'}"
     else:
         told = f"lab {net.name} is saved in {folder}"
     error.add_note(told)

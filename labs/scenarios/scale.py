@@ -15,9 +15,7 @@ from labs.fabric import podroute_nodes
 from labs.node import Node
 from labs.scenarios.curves import picture
 from labs.scenarios.looking import ended, sessions
-from labs.scenarios.racks import racks
 from labs.scenarios.story import Scenario, Story
-from labs.topology import Topology
 from labs.waiting import together
 
 SIZES = (5, 10, 20, 40)
@@ -135,17 +133,12 @@ def _proc(node: Node, file: str) -> str:
     return Path(f"/proc/{process.pid}/{file}").read_text() if process else ""
 
 
-def _racks(plan: Topology, directory: Path) -> Topology:
-    return racks(directory, SIZES[-1], name=plan.name)
-
-
 SCENARIOS = (
     Scenario(
         name="forty-nodes",
         promise="Up to 40 nodes start at once and all know all blocks, while pods of others that talk lose no packet.",
-        topology="two-racks",
+        topology="forty",
         steps=_grow,
         ends=("n1", f"n{SIZES[-1]}"),
-        prepare=_racks,
     ),
 )

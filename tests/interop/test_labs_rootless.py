@@ -66,11 +66,10 @@ def home() -> Iterator[Path]:
     assert Host.look(NAME).beyond(before) == []
 
 
-def as_user(home: Path, *argv: str) -> subprocess.CompletedProcess[str]:
-    """Run this Python as an ordinary user without any rights."""
-    return subprocess.run(
-        as_user_argv(*argv), capture_output=True, text=True, cwd=TREE, env=environment(home), timeout=120
-    )
+def as_user(home: Path, *argv: str, wrap: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """Run this Python as an ordinary user without any rights; ``wrap`` goes before it, as root."""
+    command = [*wrap, *as_user_argv(*argv)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=TREE, env=environment(home), timeout=120)
 
 
 def as_user_argv(*argv: str) -> list[str]:
@@ -82,8 +81,8 @@ def environment(home: Path) -> dict[str, str]:
     return {"PATH": os.environ["PATH"], "HOME": str(home), "XDG_RUNTIME_DIR": str(home)}
 
 
-def podroute(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return as_user(home, "-c", "from labs.commands import lab; lab()", *words)
+def podroute(home: Path, *words: str, wrap: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    return as_user(home, "-c", "from labs.commands import lab; lab()", *words, wrap=wrap)
 
 
 def captured(home: Path, *options: str) -> str:
@@ -133,6 +132,23 @@ def test_the_commands(home: Path) -> None:
     assert podroute(home, "save", NAME, str(folder)).returncode == 0
     assert "eth1" in (folder / "n1/addresses.txt").read_text()
     assert podroute(home, "down", NAME).stdout == f"lab {NAME} is down\n"
+
+
+@pytest.mark.skipif(not may_have_namespaces(), reason="this kernel lets no ordinary user have namespaces")
+def test_what_is_mounted_where_the_user_may_not_look_is_left_out(home: Path) -> None:
+    """As under /var/lib/containers while root's podman runs a container."""
+    file = home / "x.clab.yml"
+    file.write_text(f"name: {NAME}\ntopology:\n  nodes:\n    n: {{kind: linux, image: x, network-mode: none}}\n")
+    mount = "mount -t tmpfs -o mode=700 x /var/tmp && mkdir /var/tmp/in && mount -t tmpfs x /var/tmp/in"
+    mount += " && mount -t tmpfs x /var/local && touch /var/local/seen"
+    hidden = ("unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh")
+    up = podroute(home, "up", str(file), wrap=hidden)
+    assert up.returncode == 0, up.stderr
+    script = "ls /var/local; touch /var/lib/own /var/own && ls /var/own"
+    found = podroute(home, "exec", NAME, "n", "--", "sh", "-c", script)
+    assert found.stdout.split() == ["seen", "/var/own"], found.stderr
+    assert not Path("/var/lib/own").exists()
+    assert podroute(home, "down", NAME).returncode == 0
 
 
 @pytest.mark.skipif(not may_have_namespaces(), reason="this kernel lets no ordinary user have namespaces")

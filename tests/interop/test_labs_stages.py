@@ -134,6 +134,15 @@ async def test_links_of_all_kinds(tmp_path: Path) -> None:
     assert not (Path("/sys/class/net") / INTERFACE).exists()
 
 
+async def test_a_directory_that_nodes_share_may_be_the_own_one_of_a_node(tmp_path: Path) -> None:
+    """``n`` comes first, and wants it before ``store`` is made."""
+    first = '    n: {binds: ["__clabDir__/store:/srv/shared"]}\n'
+    path = write(tmp_path, first + '    store: {binds: ["__clabNodeDir__:/srv/own"]}\n')
+    async with lab(path) as net:
+        await net.node("n").run("touch", "/srv/shared/seen")
+        assert (await net.node("store").run("ls", "/srv/own")).stdout == "seen\n"
+
+
 async def test_what_the_kernel_has_not_is_refused_with_it_as_the_reason(tmp_path: Path) -> None:
     path = write(tmp_path, "    n: ~\n", "    - {type: dummy, endpoint: {node: n, interface: dummy7}}\n")
     if has_dummy():

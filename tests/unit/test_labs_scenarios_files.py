@@ -1,4 +1,4 @@
-"""Files that scenarios write: BIRD's configuration, a generated fabric, changed copies of what nodes read."""
+"""Files that scenarios write: BIRD's configuration, changed copies of what nodes read."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from labs.frr import parse
 from labs.lab import load
 from labs.scenarios.bird import Bird
 from labs.scenarios.curves import picture
 from labs.scenarios.files import CONFIG, configured
-from labs.scenarios.racks import DAEMONS, racks
 
 
 @pytest.mark.parametrize("name", ["one-tor", "dual-tor"])
@@ -37,17 +35,6 @@ def test_bird_in_podroutes_place_has_its_sessions_and_a_configuration_that_bird_
         if bird := shutil.which("bird"):
             done = subprocess.run([bird, "-p", "-c", str(bind.source)], capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
-
-
-def test_racks_of_ten_nodes_behind_a_spine(tmp_path: Path) -> None:
-    plan = racks(tmp_path, 23, name="some")
-    assert plan.name == "some"
-    assert len(plan.nodes) == 23 + 3 + 1
-    assert len(plan.links) == 23 + 3
-    assert {name for name in plan.nodes if not name.startswith("n")} == {"tor1", "tor2", "tor3", "spine"}
-    addresses = [argv[3] for node in plan.nodes.values() for argv in node.exec]
-    assert len(set(addresses)) == len(addresses) == 2 * 23
-    assert parse(DAEMONS)["bgpd"] == "yes"
 
 
 def test_a_changed_copy_takes_the_place_of_the_file_in_one_node_only(tmp_path: Path) -> None:
