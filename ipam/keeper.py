@@ -157,7 +157,7 @@ class BlockKeeper:
             await self._adopt(list(found.owned.values()))
             if self.lender is not None:
                 await self.lender.settle()
-            self._on_standing()
+            await self.forget_lost()  # what was released meanwhile, or had been lent by a block that was lost
             usable = choice.labelled(choice.automatic(self.pools), labels)
             by_family = {family: [pool for pool in usable if pool.family == family] for family in FAMILIES}
             wants = {f: pools for f, pools in by_family.items() if pools and not self.holdings.serves(pools)}
@@ -216,8 +216,8 @@ class BlockKeeper:
     async def forget_lost(self) -> None:
         """Forget lost blocks of which no container has an address any more."""
         for key in [key for key in self.lost if not self._ledger.inside(*key).used]:
-            del self.lost[key]
-            await self._ledger.disown(*key)
+            if self.lost.pop(key, None) is not None:
+                await self._ledger.disown(*key)
         self._on_standing()
 
     async def take(self, family: Family, names: Sequence[str]) -> Taken:

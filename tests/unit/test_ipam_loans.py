@@ -196,6 +196,7 @@ async def test_a_dead_lender_is_reclaimed_and_the_address_stays_with_its_user(pa
     back = await pair.start("n1")
     assert back.blocks() == []
     await settled(back, [])
+    assert back.lost() == []  # no container of its own was there
     await borrower.release(handle("x"))
     await pair.until_loans({})
     (rests,) = [block for block in await pair.records() if block.prefix == theirs.prefix]
