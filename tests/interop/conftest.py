@@ -9,6 +9,7 @@ import pytest
 
 from labs.leftovers import Host
 from labs.teardown import take_down
+from tests.guard import Guard
 from tests.interop.bench import Bench
 from tests.interop.matrix import PAGE, Matrix
 from tests.interop.routers import NODE4, NODE6, ROUTER4, ROUTER6, ROUTERS
@@ -26,8 +27,16 @@ def matrix(pytestconfig: pytest.Config) -> Matrix:
     return pytestconfig.stash.setdefault(_MATRIX, Matrix())
 
 
+@pytest.fixture(scope="module")
+def guard(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Have the lab ``NAME`` of the tests' module taken down also when the tests are killed."""
+    guard = Guard(request.module.NAME)
+    yield
+    guard.close()
+
+
 @pytest.fixture
-def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+def nothing_left(request: pytest.FixtureRequest, guard: None) -> Iterator[None]:
     """Remove the lab ``NAME`` of the test's module, and see that nothing of it is left on the host."""
     name = request.module.NAME
     before = Host.look(name)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from labs.lab import Lab
+from tests.guard import Guard
 from tests.runtime import containerd, podman
-from tests.runtime.guard import Guard
 from tests.runtime.hosts import prepare
 from tests.runtime.images import write_image
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from labs.lab import Lab
 from labs.node import Node
-from tests.runtime.guard import CGROUPS, cgroup_name
+from tests.guard import CGROUPS, cgroup_name
 
 NODES = ("n1", "n2")
 PLUGIN_DIR = "/opt/cni/bin"

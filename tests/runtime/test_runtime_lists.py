@@ -15,8 +15,8 @@ import pytest
 
 from labs.lab import Lab
 from labs.node import Node
+from tests.guard import Guard
 from tests.runtime import containerd, podman
-from tests.runtime.guard import Guard
 from tests.runtime.hosts import PLUGIN_DIR, addresses, ask, enter, pods, prepare, reaches
 
 pytestmark = pytest.mark.root

@@ -1,6 +1,6 @@
 """A second process that takes a lab down when the first one ends, by whatever means.
 
-    python -m tests.runtime.guard LAB
+    python -m tests.guard LAB
 
 It waits for the end of its standard input, whose other end only the tests hold: closed at their end, and by the kernel
 where they are killed. What it removes includes the control groups of the lab's containers, which outlive processes and
@@ -26,7 +26,7 @@ class Guard:
 
     def __init__(self, lab: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.runtime.guard", lab], stdin=subprocess.PIPE, start_new_session=True
+            [sys.executable, "-m", "tests.guard", lab], stdin=subprocess.PIPE, start_new_session=True
         )
 
     def close(self) -> None:
