@@ -56,6 +56,8 @@ class Machine(RuleBasedStateMachine):
         self.table = Table(place, shards=4, on_result=self.results.append, on_released=self.released.append)
         self.targets = [self._target(n) for n in range(4)]
         self.desired: dict[bytes, Target] = {}
+        self.withdrawn: dict[bytes, int] = {}
+        """How many results there were when a prefix was last withdrawn: it need not recover from these."""
         self.batches: list[Batch] = []
 
     def _target(self, number: int) -> Target:
@@ -69,6 +71,7 @@ class Machine(RuleBasedStateMachine):
         if target is None:
             for prefix in prefixes:
                 self.desired.pop(prefix, None)
+                self.withdrawn[prefix] = len(self.results)
             self.table.update([(prefixes, None)], lambda hops: self.targets[0])
         else:
             self.desired.update(dict.fromkeys(prefixes, target))
@@ -207,6 +210,7 @@ class Machine(RuleBasedStateMachine):
         last = {result.prefix: result.state for result in self.results}
         assert all(last.get(prefix) is State.CONFLICT for prefix in foreign & set(self.desired))
         installed = set(self.desired) - foreign
+        last = {r.prefix: r.state for n, r in enumerate(self.results) if n >= self.withdrawn.get(r.prefix, 0)}
         assert all(last.get(prefix, State.INSTALLED) is State.INSTALLED for prefix in installed)
 
     def _work_off(self) -> None:
