@@ -218,7 +218,7 @@ class Node:
         self._collector.start()
         stack.push_async_callback(self._collector.stop)
         for family, prefix in self.config.advertised:
-            self.speaker.originate(family, prefix, owner=CONFIGURATION, source="configured")
+            self.speaker.originate(family, prefix, owner=CONFIGURATION, source="static")
         for settings in self._peers.values():
             add(self.speaker, settings)
         self._mesh.begin()

@@ -64,7 +64,7 @@ class Origination:
             around = () if block.lender else instead.get(block.pool, ())
             announced_by[key] = next((one for one in around if prefix.contains(one[1], block.prefix)), key)
             if announced_by[key] == key:
-                wanted[key] = f"block of pool {block.pool}", "block"
+                wanted[key] = f"block of pool {block.pool}", "exception" if block.lender else "block"
         # The discard route is there before the aggregate, and an aggregate before the blocks that it stands for leave
         for key in discards - self._discards:
             self._fib.add_cover(*key)

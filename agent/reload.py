@@ -84,7 +84,7 @@ async def apply(plan: Plan, speaker: Speaker, old: Config, new: Config, peers: M
         add(speaker, peers[name])
     _change(plan, speaker, peers)
     for family, prefix in set(new.advertised) - set(old.advertised):
-        speaker.originate(family, prefix, owner=CONFIGURATION, source="configured")
+        speaker.originate(family, prefix, owner=CONFIGURATION, source="static")
     for family, prefix in set(old.advertised) - set(new.advertised):
         speaker.retract(family, prefix, CONFIGURATION)
 
@@ -98,7 +98,7 @@ async def restore(plan: Plan, speaker: Speaker, old: Config, new: Config, peers:
         add(speaker, peers[name])
     _change(plan, speaker, peers)
     for family, prefix in set(old.advertised) - set(new.advertised):
-        speaker.originate(family, prefix, owner=CONFIGURATION, source="configured")
+        speaker.originate(family, prefix, owner=CONFIGURATION, source="static")
     for family, prefix in set(new.advertised) - set(old.advertised):
         speaker.retract(family, prefix, CONFIGURATION)
 

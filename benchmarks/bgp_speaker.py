@@ -20,7 +20,7 @@ from bgp.speaker import Speaker
 from config.nexthop import Gateway, NextHops, Resolution
 from config.prefix import Family
 
-EVERYTHING = Policy(rules=(Rule("all", True, Match(sources=frozenset(("block", "configured", "learned")))),))
+EVERYTHING = Policy(rules=(Rule("all", True, Match(sources=frozenset(("block", "static", "learned")))),))
 NOTHING = Policy()
 OWN = Policy(accept=True)
 
@@ -96,7 +96,7 @@ class Measured:
     def _obey(self, command: dict[str, Any]) -> None:
         if "originate" in command:
             prefix = bytes.fromhex(command["originate"])
-            self._speaker.originate(4, prefix, owner="benchmark", source="configured")
+            self._speaker.originate(4, prefix, owner="benchmark", source="static")
         if "watch" in command:
             self._watching = command["watch"]
 

@@ -8,10 +8,10 @@ from bgp.nlri import Neighbours
 from bgp.policy import Source
 from config.prefix import Family, Run, contains
 
-_GUARDED: tuple[Source, ...] = ("block",)
+_GUARDED: tuple[Source, ...] = ("block", "exception")
 """Sources of prefixes that are ours alone. What configuration adds may be announced by several nodes (anycast)."""
 
-_PRECEDENCE: tuple[Source, ...] = ("block", "aggregate", "configured")
+_PRECEDENCE: tuple[Source, ...] = ("block", "exception", "aggregate", "static")
 
 
 class OwnPrefixes:

@@ -16,11 +16,11 @@ from bgp.paths import Path
 from config.prefix import BITS, FAMILIES, Family
 from config.prefix_range import PrefixRange
 
-Source = Literal["block", "aggregate", "configured", "learned"]
-"""Where a route comes from: our own block or an address on loan to us, an aggregate with one in it, configuration, a
-peer."""
+Source = Literal["block", "exception", "aggregate", "static", "learned"]
+"""Where a route comes from: a block of ours, an address on loan to us (an exception to its lender's
+block), an aggregate with one in it, configuration, a peer."""
 
-OWN: tuple[Source, ...] = ("block", "aggregate", "configured")
+OWN: tuple[Source, ...] = ("block", "exception", "aggregate", "static")
 
 
 @dataclass(frozen=True, slots=True)

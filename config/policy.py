@@ -13,7 +13,7 @@ from config.prefix_range import PrefixRange
 from config.values import Community, FamilyName, Name, wrong
 
 Action = Literal["accept", "reject"]
-Source = Literal["block", "aggregate", "configured", "learned"]
+Source = Literal["block", "exception", "aggregate", "static", "learned"]
 
 
 class Section(BaseModel):
@@ -53,7 +53,7 @@ class Match(Section):
     prefixes: list[Annotated[PrefixRange, PlainValidator(_range), PlainSerializer(str)]] = Field(
         default=[], description='a list of prefixes such as "10.0.0.0/8 le 26"'
     )
-    source: list[Source] = Field(default=[], description="a list of block, aggregate, configured and learned")
+    source: list[Source] = Field(default=[], description="a list of block, exception, aggregate, static and learned")
     family: FamilyName | None = Field(default=None, description="ipv4 or ipv6")
     communities: list[Community] = Field(
         default=[], description='a list of communities such as "65000:100", "65000:1:2" or "rt:65000:1", in quotes'

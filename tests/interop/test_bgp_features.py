@@ -26,7 +26,7 @@ SHARED = ("203.0.113.0/24", "2001:db8:77::/48")
 OWN4, OWN6 = "10.64.0.64/26", "fd00:64::40/122"
 FEEDERS = (("10.1.1.21", "fd00:1::21"), ("10.1.1.22", "fd00:1::22"))
 FEEDER_AS = 65021
-ANY = Match(sources=frozenset(("learned", "block", "configured")))
+ANY = Match(sources=frozenset(("learned", "block", "static")))
 ALL = Policy((Rule("all", True, ANY),))
 NO_EXPORT, GRACEFUL_SHUTDOWN = "65535:65281", "65535:0"
 LONG = 400
@@ -56,7 +56,7 @@ async def feeder(
     options = {"connect_retry": 1, "local_address": four, "export_policy": ALL} | settings
     async with bench.another(four, six, [peer("far", to, to_as, **options)], asn=asn, listen=()) as node:
         for text in SHARED:
-            node.speaker.originate(*entry(text), owner="test", source="configured")
+            node.speaker.originate(*entry(text), owner="test", source="static")
         yield node
 
 

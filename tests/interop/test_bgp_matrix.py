@@ -140,7 +140,7 @@ async def _much(bench: Bench, node: Node) -> None:
     wires = [prefix.make(4, (10 << 24) + (128 << 16) + (n << 8), 24) for n in range(MANY)]
     with bench.works(f"{MANY:,} prefixes out"):
         for wire in wires:
-            node.speaker.originate(4, wire, owner="test", source="configured")
+            node.speaker.originate(4, wire, owner="test", source="static")
         await bench.ask(bench.router.count, lambda count: count == MANY + 1, "not all prefixes")
         for wire in wires:
             node.speaker.retract(4, wire, "test")

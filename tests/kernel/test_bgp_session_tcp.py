@@ -435,7 +435,7 @@ async def test_a_peer_that_does_not_read_is_not_buffered_for(netns: Maker) -> No
         count = 60_000
         for number in range(count):
             wire = prefix.make(4, (10 << 24) + (number << 8), 24)
-            a.speaker.originate(4, wire, owner="test", source="configured")
+            a.speaker.originate(4, wire, owner="test", source="static")
         raw = RawPeer(ns, B, receive_buffer=4096)
         await raw.connect(A)
         await raw.hello()

@@ -90,7 +90,7 @@ async def test_a_flood_of_strangers_ends_no_session(netns: Callable[[], Netns], 
         assert [node.status("a").established_count for node in (b, c)] == [1, 1]
         assert [a.status(name).established_count for name in ("b", dynamic)] == [1, 1]
         route = prefix.parse("192.0.2.0/24")
-        b.speaker.originate(*route, owner="test", source="configured")
+        b.speaker.originate(*route, owner="test", source="static")
         await a.until(lambda: route in a.fib, "a route after the flood")
 
 

@@ -86,7 +86,7 @@ def test_defaults() -> None:
     assert ImportPolicy(Policy()).constant(4) == (False, NO_CHANGES, "default reject")
 
 
-@pytest.mark.parametrize("source", ["block", "aggregate", "configured", "exception", "static"])
+@pytest.mark.parametrize("source", ["block", "exception", "aggregate", "static"])
 def test_accept_exports_what_is_our_own(source: Source) -> None:
     assert ExportPolicy(ACCEPT).constant(4, source) == (True, NO_CHANGES, "default accept")
     assert ExportPolicy(REJECT).constant(4, source) == (False, NO_CHANGES, "default reject")
@@ -113,7 +113,7 @@ def test_family_and_source() -> None:
     )
     assert policy.constant(6, "block") == (False, NO_CHANGES, "no v6")
     assert policy.constant(4, "block") == (True, Changes(med=5), "blocks")
-    assert policy.constant(4, "configured") == (False, NO_CHANGES, "default reject")
+    assert policy.constant(4, "static") == (False, NO_CHANGES, "default reject")
 
 
 def test_rejected_routes_are_not_changed() -> None:

@@ -87,14 +87,14 @@ def test_a_rule_decides_the_same_both_ways(match: dict[str, object], expected: s
         assert export.reason == ("wanted" if prefix in expected else "default reject")
 
 
-@pytest.mark.parametrize("source", ["block", "aggregate", "configured", "learned"])
+@pytest.mark.parametrize("source", ["block", "exception", "aggregate", "static", "learned"])
 def test_a_source_is_matched_on_export(source: str) -> None:
     b, c = Node("b", 65002, 2), Node("c", 65003, 3)
     policy = Policy((Rule("wanted", True, Match(sources=frozenset((source,)))),))  # type: ignore[arg-type]
     add_peer(b, c, exports=policy)
     add_peer(c, b)
     session(b, c)
-    own = {"block": "10.1.0.0/24", "aggregate": "10.2.0.0/16", "configured": "10.3.0.0/24"}
+    own = {"block": "10.1.0.0/24", "exception": "10.4.0.7/32", "aggregate": "10.2.0.0/16", "static": "10.3.0.0/24"}
     for kind, prefix in own.items():
         b.originate(prefix, source=kind)  # type: ignore[arg-type]
     settle(b, c)

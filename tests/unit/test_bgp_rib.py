@@ -18,7 +18,7 @@ from config.prefix import parse, text
 from config.prefix_range import PrefixRange
 from tests.bgp_ribs import BOTH, Node, add_peer, down, flat, join, session, settle, up
 
-TRANSIT = Policy(rules=(Rule("transit", True, Match(sources=frozenset(("learned", "block", "configured")))),))
+TRANSIT = Policy(rules=(Rule("transit", True, Match(sources=frozenset(("learned", "block", "static")))),))
 
 A4, A6 = "10.64.0.0/26", "fd00:64::/122"
 
@@ -116,7 +116,7 @@ def test_peer_names_are_unique() -> None:
 def test_several_owners_of_one_prefix() -> None:
     a, b = pair()
     a.originate(A4, owner="block", source="block")
-    a.originate(A4, owner="config", source="configured")
+    a.originate(A4, owner="config", source="static")
     settle(a, b)
     a.retract(A4, owner="block")
     a.retract(A4, owner="nobody")
@@ -560,7 +560,7 @@ def test_import_policy_changes_attributes_and_says_which_rule() -> None:
     add_peer(a, b)
     add_peer(b, a, imports=policy)
     session(a, b)
-    a.originate(A4, "10.64.0.1/32", "172.16.0.0/24", source="configured")
+    a.originate(A4, "10.64.0.1/32", "172.16.0.0/24", source="static")
     settle(a, b)
     assert list(b.fib[4]) == [A4]
     [route] = flat(b.rib.inspection.loc_rib(4))
@@ -630,7 +630,7 @@ def test_configured_prefix_may_be_announced_by_others_too() -> None:
     """Anycast: ours is used here, the others' path stays in reserve."""
     a, b = pair()
     for node in (a, b):
-        node.originate("192.0.2.1/32", source="configured")
+        node.originate("192.0.2.1/32", source="static")
     settle(a, b)
     assert b.fib[4] == {}
     assert b.faults == []
@@ -653,7 +653,7 @@ def star(leaves: int, **options: int | bool) -> tuple[Node, list[Node]]:
 def test_equal_paths_share_the_traffic_and_are_one_object() -> None:
     hub, leaves = star(3)
     for leaf in leaves:
-        leaf.originate(A4, "10.64.1.0/26", source="configured")
+        leaf.originate(A4, "10.64.1.0/26", source="static")
     settle(hub, *leaves)
     assert hub.via(4, A4) == ["leaf0", "leaf1", "leaf2"]
     assert hub.fib[4][A4] is hub.fib[4]["10.64.1.0/26"]
@@ -668,7 +668,7 @@ def test_equal_paths_share_the_traffic_and_are_one_object() -> None:
 def test_max_paths() -> None:
     hub, leaves = star(5, max_paths=2)
     for leaf in leaves:
-        leaf.originate(A4, source="configured")
+        leaf.originate(A4, source="static")
     settle(hub, *leaves)
     assert hub.via(4, A4) == ["leaf0", "leaf1"]
 
@@ -677,7 +677,7 @@ def test_unreachable_next_hop() -> None:
     """RFC 4271 section 9.1.2: such a path is not considered, and is again when its next hop resolves."""
     hub, leaves = star(2)
     for leaf in leaves:
-        leaf.originate(A4, source="configured")
+        leaf.originate(A4, source="static")
     leaves[0].originate("10.64.9.0/26")
     hub.resolver.answers[leaves[0].address(4)] = None
     settle(hub, *leaves)
@@ -706,7 +706,7 @@ def test_unchanged_resolution_causes_no_work() -> None:
 def test_explain_tells_winner_losers_and_exports() -> None:
     hub, leaves = star(3)
     for leaf in leaves:
-        leaf.originate(A4, source="configured")
+        leaf.originate(A4, source="static")
     hub.rib.remove_peer("leaf2")
     add_peer(hub, leaves[2], imports=exporting_local_pref(50), exports=TRANSIT)
     session(hub, leaves[2])

@@ -23,7 +23,7 @@ from tests.bgp_ribs import Node, add_peer, session, settle
 
 COUNT = 30_000
 BUDGET = 500
-EVERYTHING = Policy(rules=(Rule("all", True, Match(sources=frozenset(("block", "configured", "learned")))),))
+EVERYTHING = Policy(rules=(Rule("all", True, Match(sources=frozenset(("block", "static", "learned")))),))
 
 
 def prefix(number: int) -> bytes:
