@@ -223,7 +223,7 @@ def test_values_against_each_other(body: str, expected: list[str]) -> None:
         (
             "{rules: [{name: a, action: accept, match: {source: [kernel]}}]}",
             ".rules[0].match.source[0]",
-            'is "kernel", must be block or aggregate or configured or learned',
+            'is "kernel", must be block or exception or aggregate or static or learned',
         ),
     ],
 )
