@@ -56,6 +56,7 @@ class Etcd:
             self._processes[index] = subprocess.Popen(
                 [
                     *self._wrap,
+                    *("setpriv", "--pdeathsig", "KILL"),  # whatever becomes of the tests
                     "etcd",
                     *("--name", f"m{index}", "--data-dir", str(self.directory / f"m{index}")),
                     *("--listen-client-urls", f"{scheme}://{host}:{CLIENT_PORT}"),
