@@ -34,6 +34,7 @@ WALL = {
 CPU = {"ipv4, 200 per update": 0.6, "ipv6, 200 per update": 0.6, "ipv4, 4 per update": 0.8, "internet table": 0.8}
 """Against BIRD."""
 OF_BARE_WRITER = 0.70
+"""Of its rate, at least."""
 PEAK = 175.0
 """MB at 500,000 routes."""
 SESSION_LOSS = {"ipv4, 200 per update": 0.1, "ipv6, 200 per update": 0.25}
@@ -112,15 +113,8 @@ def _load_rows(results: Results) -> Iterator[Row]:
             if theirs is not ours:
                 yield Row(f"{case}: to the kernel", "s", ours.wall, theirs.wall, name, WALL[case].get(name))
         if case in results.bare:
-            yield Row(
-                f"{case}: rate of the bare writer",
-                "s",
-                results.bare[case],
-                ours.wall,
-                "bare writer over podroute",
-                OF_BARE_WRITER if case in ("ipv4, 200 per update", "internet table") else None,
-                larger_is_better=True,
-            )
+            goal = 1 / OF_BARE_WRITER if case in ("ipv4, 200 per update", "internet table") else None
+            yield Row(f"{case}: to the kernel", "s", ours.wall, results.bare[case], "bare writer", goal)
         for name, theirs in found.items():
             if theirs is not ours:
                 yield Row(f"{case}: CPU", "s", ours.cpu, theirs.cpu, name, CPU[case] if name == "BIRD" else None)
