@@ -25,6 +25,7 @@ from bgp.attributes import (
     Attributes,
     attribute_name,
 )
+from bgp.first_paths import FirstPaths
 from bgp.interning import Interned
 from bgp.messages import BgpError, Negotiated
 from bgp.nlri import Neighbours, decode
@@ -278,8 +279,10 @@ class AdjRibIn:
         table = self.numbered[family].table if family in self.numbered else self.tables[family]
         self.dirty[family].add([prefix for prefix in prefixes if prefix in table])
 
-    def receive_all(self, bodies: Iterable[bytes]) -> Iterator[Received]:
+    def receive_all(self, bodies: Iterable[bytes], first: Mapping[Family, FirstPaths]) -> Iterator[Received]:
         """Take in the bodies of UPDATEs as the iterator is asked; it returns what there is to tell of any.
+
+        ``first`` takes the first paths of prefixes, in the families that it has; all else is for the decision process.
 
         Raises BgpError 3/x where the session is to be reset; nothing of that UPDATE has been taken in then. Every
         lesser fault is in the result (RFC 7606). 6/8 (RFC 4486 section 4) is raised where a prefix gets more than
@@ -291,6 +294,7 @@ class AdjRibIn:
         families = session.negotiated.families
         plain = 4 in families and 4 not in self.numbered
         find, make, announce = self._native.find, self._usual_native, self._announce
+        native = first.get(4)
         for body in bodies:
             if plain and body[:2] == _NONE_WITHDRAWN:  # by far the most that bring IPv4 routes bring nothing else
                 start = 4 + int.from_bytes(body[2:4], "big")
@@ -298,15 +302,15 @@ class AdjRibIn:
                     path = find(body[4:start], make)
                     if path is not None:
                         try:
-                            announce(4, decode(body[start:], 32), path)
+                            announce(4, decode(body[start:], 32), path, native)
                         except ValueError as error:  # RFC 7606 section 5.3
                             raise BgpError(3, 10, reason=str(error)) from error
                         continue
-            received = self._receive(families, body)
+            received = self._receive(families, body, first)
             if received is not NOTHING:
                 yield received
 
-    def _receive(self, families: frozenset[Family], body: bytes) -> Received:
+    def _receive(self, families: frozenset[Family], body: bytes, first: Mapping[Family, FirstPaths]) -> Received:
         withdrawn_field, raw, nlri_field = split(body)
         if not nlri_field and not withdrawn_field:
             marker = end_of_rib(body)
@@ -328,7 +332,7 @@ class AdjRibIn:
             path = self._native.find(raw, self._usual_native)
             if path is not None:
                 self._withdraw(4, withdrawn)
-                self._announce(4, reach, path)
+                self._announce(4, reach, path, first.get(4))
                 return NOTHING
         elif not raw:
             self._withdraw(4, withdrawn)
@@ -337,7 +341,7 @@ class AdjRibIn:
             known = self._known_mp_reach(raw)
             if known is not None:
                 self._withdraw(4, withdrawn)
-                self._announce(known[0].family, known[0].prefixes, known[1])
+                self._announce(known[0].family, known[0].prefixes, known[1], first.get(known[0].family))
                 return NOTHING
         return self._judge(raw, withdrawn, reach)
 
@@ -413,7 +417,7 @@ class AdjRibIn:
                 self._announce(reach.family, reach.prefixes, path)
         return Received(faults=tuple(faults)) if faults else NOTHING
 
-    def _announce(self, family: Family, prefixes: list[bytes], path: Path) -> None:
+    def _announce(self, family: Family, prefixes: list[bytes], path: Path, first: FirstPaths | None = None) -> None:
         """Set the path of prefixes, with identifiers before them where those are negotiated."""
         dirty = self.dirty[family]
         if self.numbered and family in self.numbered:
@@ -425,12 +429,16 @@ class AdjRibIn:
         shards, lead = table.shards, table.lead
         if isinstance(prefixes, Neighbours):
             for run in prefixes.runs:
-                table.writable(PLACE[hash(run[0][:lead]) >> TOP]).update(dict.fromkeys(run, path))
-                dirty.add(run)
+                at = PLACE[hash(run[0][:lead]) >> TOP]
+                table.writable(at).update(dict.fromkeys(run, path))
+                if first is None or not first.announce_run(at, run, path):
+                    dirty.add(run)
         elif table.shared:
             for prefix in prefixes:
                 table[prefix] = path
             dirty.add(prefixes)
+        elif first is not None:
+            dirty.add(first.announce(table, prefixes, path))
         else:
             for prefix in prefixes:
                 shards[PLACE[hash(prefix[:lead]) >> TOP]][prefix] = path

@@ -58,6 +58,11 @@ class OwnPrefixes:
     def __contains__(self, prefix: bytes) -> bool:
         return prefix in self._owners
 
+    @property
+    def leads(self) -> frozenset[bytes] | None:
+        """The first octets of all prefixes for which ``violated`` may have something to say; None: they may be any."""
+        return None if self._any_lead else self._leads
+
     def touched(self, prefixes: Iterable[bytes]) -> list[bytes]:
         """Return those of many prefixes for which ``violated`` may have something to say."""
         if not self._guarded:

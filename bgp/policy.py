@@ -180,6 +180,11 @@ class ImportPolicy:
         """Return the verdict that holds for every prefix of a family, None where prefixes matter."""
         return self._programs[family].constant
 
+    def passes_all(self, family: Family) -> bool:
+        """Tell whether every path of a family is accepted as it is."""
+        verdict = self.constant(family)
+        return verdict is not None and verdict.accepted and verdict.changes == NO_CHANGES
+
     def evaluate(self, family: Family, prefix: bytes, path: Path | None = None) -> Verdict:
         """Return what happens to a prefix that the peer announces; without its path, as if it had no attributes."""
         return self._programs[family].evaluate(prefix, path)

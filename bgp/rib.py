@@ -16,6 +16,7 @@ from bgp.adj_rib_in import NOTHING, AdjRibIn, Received, RibPeer, SessionFacts
 from bgp.adj_rib_out import ExportGroup, GroupKey
 from bgp.attribute_encoding import ExportKind, imported, own_attributes
 from bgp.decision import Options
+from bgp.first_paths import FirstPaths
 from bgp.inspection import Counts, Explanation, Inspection
 from bgp.loc_rib import Changes, LocRib, best
 from bgp.messages import Negotiated
@@ -81,6 +82,9 @@ class Rib:
         self._incomplete: set[Family] = set()
         """Peers are missing whose routes we may have passed on before."""
         self._turn = 0
+        self._room = 0
+        """How many prefixes may be taken without a decision before the next ``run``: as many as the last decided over
+        at most, as each is a change of the FIB as well."""
         self._hops: WeakValueDictionary[tuple[bytes, str], Hop] = WeakValueDictionary()
         self._interned: dict[NextHops, NextHops] = {}
         self._groups: dict[GroupKey, ExportGroup] = {}
@@ -182,7 +186,7 @@ class Rib:
 
     def told(self, name: str, family: Family) -> int:
         """Return of how many prefixes a peer has said something since the beginning, each as often as it did."""
-        return self.peers[name].adj_in.dirty[family].added
+        return self.peers[name].told(family)
 
     def stale(self, name: str, family: Family) -> int:
         """Return how many paths of a peer are stale (RFC 4724 section 4.2)."""
@@ -238,7 +242,12 @@ class Rib:
 
     def receive_all(self, name: str, bodies: Iterable[bytes]) -> Iterator[Received]:
         """Do ``receive`` for many bodies as the iterator is asked; it returns only what there is to tell."""
-        return self.peers[name].adj_in.receive_all(bodies)
+        rib = self.peers[name]
+        first = {family: paths for family in FAMILIES if (paths := self._first_paths(rib, family)) is not None}
+        try:
+            yield from rib.adj_in.receive_all(bodies, first)
+        finally:
+            self._room -= sum(rib.took(paths) for paths in first.values())
 
     def refresh(self, name: str, family: Family) -> None:
         """Announce a family to a peer once more, because it asked (RFC 2918)."""
@@ -328,7 +337,7 @@ class Rib:
 
         Changes of the FIB go to ``on_fib``, changed announcements into the Adj-RIBs-Out.
         """
-        left = budget
+        left = self._room = budget
         self._turn += 1  # who is first changes, so that nobody who always has work keeps the others from theirs
         ribs = [*self.peers.values(), *self._leaving]
         first = self._turn % len(ribs) if ribs else 0
@@ -447,15 +456,13 @@ class Rib:
     def _decide(self, rib: PeerRib, family: Family, prefixes: list[bytes]) -> int:
         loc, changes, table = self.loc[family], self._changes[family], rib.adj_in.tables[family]
         peer = rib.adj_in.peer
-        constant = rib.policy.constant(family)
-        unchanged = constant is not None and constant.accepted and constant.changes == NO_CHANGES
         gained = 0
         if family in rib.adj_in.numbered:
             for prefix in dict.fromkeys(prefixes):
                 gained += loc.replace_all(prefix, peer, self._import_all(rib, family, prefix), changes)
             return gained
         singly = prefixes
-        if unchanged:
+        if rib.policy.passes_all(family):
             refused = rib.refused[family]
             singly = self.own[family].touched(prefixes)
             if refused:
@@ -464,12 +471,21 @@ class Rib:
             if singly:
                 apart = set(singly)
                 others = [prefix for prefix in prefixes if prefix not in apart]
-            exported = not all(g.own_only for g in self._groups.values() if g.key.family == family)
-            gained = loc.take(others, peer, table, changes, exported=exported)
+            gained = loc.take(others, peer, table, changes, exported=self._exported(family))
         for prefix in singly:
             path = self._import(rib, family, prefix, table.get(prefix))
             gained += loc.replace(prefix, peer, path, changes)
         return gained
+
+    def _first_paths(self, rib: PeerRib, family: Family) -> FirstPaths | None:
+        if self._room <= 0 or family in self._deferred:
+            return None
+        loc, changes, exported = self.loc[family], self._changes[family], self._exported(family)
+        return rib.first_paths(loc, self.own[family], changes, room=self._room, exported=exported)
+
+    def _exported(self, family: Family) -> bool:
+        """Tell whether some peer is told of learned routes."""
+        return not all(group.own_only for group in self._groups.values() if group.key.family == family)
 
     def _import_all(self, rib: PeerRib, family: Family, prefix: bytes) -> tuple[Path, ...]:
         paths = rib.adj_in.paths(family, prefix) or (None,)
