@@ -134,8 +134,8 @@ class Verbs:
 
     async def remove_stray(self, link: HostLink) -> bool:
         """Remove a host end that no attachment knows; return whether it was one."""
-        known = {attachment.attributes.get("hostInterface") for attachment in await self._addresses.attachments()}
-        if link.name in known or link.name in self._adding:
+        known = await self._known()
+        if link.name in known:
             return False
         await self._remove(link)
         log.info("stray interface removed", extra={"fields": {"interface": link.name}})
@@ -323,18 +323,12 @@ class Verbs:
             raise CniError(Code.CHECK_FAILED, f"{handle}: {found[0]}", "; ".join(found[1:]))
 
     async def _collect(self, request: Request) -> None:
-        """GC: remove the network's attachments that are not listed, and links that no ledger knows of.
-
-        The links are read first: whatever is among them was in the ledger before, so what the ledger does not know
-        afterwards is nobody's.
-        """
-        adding = set(self._adding)
+        """GC: remove the network's attachments that are not listed, and links that no ledger knows of."""
         links = await self._worker(self._links.list)
-        attachments = await self._addresses.attachments()
-        known = {host_ifname(attachment.handle) for attachment in attachments} | adding
+        known = await self._known()
         failed: list[str] = []
         going: list[Handle] = []
-        for attachment in attachments:
+        for attachment in await self._addresses.attachments():
             handle = attachment.handle
             if handle.network != request.network or (handle.container_id, handle.ifname) in request.valid:
                 continue
@@ -353,6 +347,15 @@ class Verbs:
                 await self._remove(link)
         if failed:
             raise CniError(Code.IO_FAILURE, f"{len(failed)} attachments could not be removed", "; ".join(failed))
+
+    async def _known(self) -> set[str]:
+        """Return the names of host ends that are somebody's. Whatever was seen before and is not among them is not.
+
+        An ADD makes its link beside its ledger entry: those at work are asked for first, so that one that ends
+        meanwhile is in the ledger.
+        """
+        adding = set(self._adding)
+        return adding | {host_ifname(attachment.handle) for attachment in await self._addresses.attachments()}
 
     async def _remove(self, link: HostLink) -> None:
         await self._worker(lambda: self._links.remove(link))
