@@ -44,6 +44,7 @@ ALLOCATION_LIMIT = 45.0
 """Seconds to wait for an address; below the plugin's own patience."""
 _ROUTED = "ptp"
 """The one main plugin that wires its containers as podroute does, without a subnet."""
+_LEAST_IPV6_MTU = 1280
 _DEFAULT = {4: "0.0.0.0/0", 6: "::/0"}
 
 
@@ -83,7 +84,7 @@ class Verbs:
             if not await deliver(answer) and request.verb == "ADD" and not answer.status:
                 # Killed while it waited: the runtime counts this as failed, and may never ask for the deletion.
                 log.warning("plugin went away, pod undone", extra={"fields": {"pod": str(request.handle)}})
-                await self._remover.remove(request.handle)
+                await self._remover.remove(request.handle, self._living(netns))
 
     def deletes(self, handle: Handle) -> bool:
         """Tell whether a pod's deletion was answered for and is still under way."""
@@ -113,6 +114,8 @@ class Verbs:
             log.info("addresses of a vanished pod released", extra={"fields": _fields(attachment)})
         indexes = {link.name: link.index for link in links}
         wired = [a for a in recovery.keep if a.attributes["hostInterface"] == host_ifname(a.handle)]
+        ends = [(indexes[host_ifname(a.handle)], packed(a.assignments)) for a in wired]
+        await self._worker(lambda: self._links.mend(ends))
         await self._follower.restore([(indexes[host_ifname(a.handle)], _mac(a)) for a in wired])
         for attachment in recovery.keep:
             await self._hooks.pod_added(
@@ -234,7 +237,7 @@ class Verbs:
         try:
             result = await self._wire(request, netns)
         except Exception:
-            await self._remover.remove(handle)
+            await self._remover.remove(handle, netns)
             raise
         finally:
             self._adding.discard(name)
@@ -262,6 +265,9 @@ class Verbs:
         assert not isinstance(allocated, BaseException)
         (plan, pair), assignments = linked, allocated
         plan = replace(plan, addresses=packed(assignments))
+        if 6 in plan.families and plan.mtu < _LEAST_IPV6_MTU:
+            text = f"mtu {plan.mtu} is too small for IPv6, which the pools give an address of"
+            raise CniError(Code.INVALID_CONFIGURATION, text, f"{_LEAST_IPV6_MTU} at least (RFC 8200 section 5)")
         default = await steps.timed("addresses and routes", self._worker(lambda: self._configure(netns, plan, pair)))
         self._follower.know(pair.outer, mac)
         await steps.timed("agent", self._hooks.pod_added(handle, assignments, plan.host_ifname, restored=False))
