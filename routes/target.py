@@ -40,6 +40,14 @@ class Kind(Enum):
     """A route of ours in the kernel that leads elsewhere than anything desired."""
 
 
+class Loss(NamedTuple):
+    """A next hop that went without our doing."""
+
+    cause: str
+    routes: int
+    """So many had it."""
+
+
 class Member:
     """One next-hop object, in all groups that need it."""
 
@@ -70,6 +78,7 @@ class Target:
         "ifindex",
         "key",
         "kind",
+        "lost",
         "members",
         "ready",
         "refs",
@@ -88,6 +97,8 @@ class Target:
         # Only what is learned has next hops; a pod's target is one of thousands.
         self.members: dict[MemberKey, Member] = {} if kind is Kind.LEARNED else cast("dict[MemberKey, Member]", _NONE)
         self.weights: dict[MemberKey, int] = {} if kind is Kind.LEARNED else cast("dict[MemberKey, int]", _NONE)
+        self.lost: dict[MemberKey, Loss] = {} if kind is Kind.LEARNED else cast("dict[MemberKey, Loss]", _NONE)
+        """What it had and is to have again."""
         self.hops: tuple[Path, ...] = ()
         """What routes show without objects; fixed, for other threads read it."""
         self.refs = 0

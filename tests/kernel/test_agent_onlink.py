@@ -33,16 +33,16 @@ async def node(netns: Callable[[], Netns]) -> AsyncIterator[Agent]:
     passed_on = {"name": "learned", "match": {"source": ["learned"]}, "action": "accept"}
     accept = {"import": "accept", "export": "accept"}
     async with agents() as (directory, running):
-        a = Agent(ns_a, directory, "a", 65001, peers={"b": {"address": "10.0.0.2", "as": 65001}})
+        soon = {"connectRetry": 1}
+        a = Agent(ns_a, directory, "a", 65001, peers={"b": {"address": "10.0.0.2", "as": 65001}}, bgp=soon)
         peers = {
             "a": {"address": "10.0.0.1", "as": 65001, "passive": True, "export": {"rules": [passed_on]}},
             "c": {"address": "10.9.0.2", "as": 65003, "passive": True, **accept},
         }
         b = Agent(ns_b, directory, "b", 65001, peers=peers)
         b.config["node"]["routerId"] = "192.0.2.99"
-        c = Agent(
-            ns_c, directory, "c", 65003, advertise=[PREFIX], peers={"b": {"address": "10.9.0.1", "as": 65001, **accept}}
-        )
+        peers = {"b": {"address": "10.9.0.1", "as": 65001, **accept}}
+        c = Agent(ns_c, directory, "c", 65003, advertise=[PREFIX], peers=peers, bgp=soon)
         running += [a, b, c]
         await asyncio.gather(*(agent.start() for agent in running))
         await asyncio.gather(*(agent.converged() for agent in running))

@@ -77,7 +77,7 @@ async def test_routes_over_next_hops_outside_every_subnet(netns: Maker, state: P
         (shown,) = node.fib.route(4, parse("203.0.113.0/24")[1])
         assert shown.desired == ("10.9.0.2 dev up0 onlink peer a",)
         with ns.entered():
-            (there,) = await node.fib.read(4, shown.prefix)
+            (there,) = await node.fib.view.prefix(4, shown.prefix)
         assert there.ways == shown.ways == ("10.9.0.2 dev up0 onlink",)
         node.fib.resync("a test")
         await node.drained()
