@@ -140,7 +140,7 @@ class Node:
         self.told = asyncio.Event()
         self.changed: list[set[tuple[bytes, str]]] = []
         self.monitor = Monitor(receive_buffer=options.pop("monitor_buffer", 32 << 20))
-        self.resolver = Resolver(self.monitor, on_changed=self._changed)
+        self.resolver = Resolver(self.monitor, on_changed=self._changed, onlink=options.pop("onlink", {}))
         options.setdefault("compare_interval", 3600)
         self.fib = Fib(
             monitor=self.monitor,
@@ -156,6 +156,7 @@ class Node:
 
     def _changed(self, changed: set[tuple[bytes, str]]) -> None:
         self.changed.append(changed)
+        self.told.set()
         self.fib.next_hops_changed()
 
     async def start(self, peers: list[str] | None = None) -> None:
