@@ -102,4 +102,5 @@ def _reached(node: Node, path: Route) -> str:
     if not path.next_hop:
         return "-"
     _, wire = of_address(path.next_hop)
-    return node.resolver.explain(wire[1:], path.device)
+    silent = [f"; {gateway} does not answer" for gateway in node.silent(wire[1:], path.device)]
+    return node.resolver.explain(wire[1:], path.device) + "".join(silent)
