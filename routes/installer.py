@@ -361,7 +361,8 @@ class Installer:
         if busy or self._doubt or self._released or not all(table.idle for table in self.tables.values()):
             return
         self._repairing.clear()
-        repaired, self._repaired = self._repaired, Counter()
+        repaired, self._repaired = self._repaired + self.registry.repaired, Counter()
+        self.registry.repaired.clear()
         for cause, count in repaired.items():
             self.counters[f"repaired, {cause}"] += count
             log.warning("repaired routes", extra={"fields": {"cause": cause, "routes": count}})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 from config.nexthop import NextHops
 from config.prefix import Family
@@ -30,6 +30,14 @@ class Kind(Enum):
     POD = "pod"
     OTHER = "other"
     """A route of ours in the kernel that leads elsewhere than anything desired."""
+
+
+class Loss(NamedTuple):
+    """A next hop that went without our doing."""
+
+    cause: str
+    routes: int
+    """So many had it."""
 
 
 class Member:
@@ -62,6 +70,7 @@ class Target:
         "ifindex",
         "key",
         "kind",
+        "lost",
         "members",
         "ready",
         "refs",
@@ -80,6 +89,8 @@ class Target:
         # Only what is learned has next hops; a pod's target is one of thousands.
         self.members: dict[MemberKey, Member] = {} if kind is Kind.LEARNED else cast("dict[MemberKey, Member]", _NONE)
         self.weights: dict[MemberKey, int] = {} if kind is Kind.LEARNED else cast("dict[MemberKey, int]", _NONE)
+        self.lost: dict[MemberKey, Loss] = {} if kind is Kind.LEARNED else cast("dict[MemberKey, Loss]", _NONE)
+        """What it had and is to have again."""
         self.hops: tuple[Path, ...] = ()
         """What routes show without objects; fixed, for other threads read it."""
         self.refs = 0

@@ -138,13 +138,14 @@ async def test_the_kernel_read_now(netns: Maker, state: Path) -> None:
     """What no event has told yet is shown as it is; the monitor does not hear of what one socket does."""
     ns, _ = uplinks(netns)
     async with running(ns, state) as node:
-        known = [P4, "198.51.100.0/24", "203.0.113.0/24", "20.0.0.0/24"]
+        known = [P4, "198.51.100.0/24", "203.0.113.0/24", "20.0.0.0/24", "20.0.2.0/24"]
         for prefix in known:
             node.learn(prefix, via("a=10.0.0.2", "b=10.0.0.2"))
         node.learn("20.0.1.0/24", via("a=172.16.0.1"))
         await node.drained()
         with Unheard(node) as unheard:
             unheard.delete(P4)
+            unheard.write("20.0.2.0/24", "10.0.1.2", "up1")
         ns.run("ip", "route", "add", "198.51.100.0/24", "via", "10.0.1.2", "metric", "5", "proto", "static")
         shown = {}
         with ns.entered():
@@ -161,16 +162,19 @@ async def test_the_kernel_read_now(netns: Maker, state: Path) -> None:
             "203.0.113.0/24": [(20, "installed", ("10.0.0.2 dev up0",))],
             "20.0.0.0/24": [(20, "installed", ("10.0.0.2 dev up0",))],
             "20.0.1.0/24": [(20, "unresolved", ())],
+            "20.0.2.0/24": [(20, "altered", ("10.0.1.2 dev up1",))],
         }
-        assert table.surplus() == []
+        assert table.surplus() == [wire("20.0.2.0/24")]
         ns.run("ip", "route", "add", "10.77.0.0/16", "via", "10.0.0.2", "metric", "77", "proto", "201")
         with ns.entered():
             async with node.fib.view.whole(4) as table:
-                assert table.surplus() == [wire("10.77.0.0/16")]
+                assert set(table.surplus()) == {wire("10.77.0.0/16"), wire("20.0.2.0/24")}
         node.fib.resync("a test")
         await node.drained()
         assert P4 in " ".join(routes(ns, 4))
+        assert gateways(ns, "20.0.2.0/24") == {"10.0.0.2 up0"}
         assert node.fib.counters["repaired, missing, found by a test"] == 1
+        assert node.fib.counters["repaired, altered, found by a test"] == 1
 
 
 async def test_what_is_written_while_the_kernel_is_read_is_no_drift(

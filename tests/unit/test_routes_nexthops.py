@@ -305,27 +305,49 @@ def test_changed_while_requests_are_on_their_way() -> None:
 def test_objects_that_somebody_deletes_or_alters() -> None:
     registry, _, kernel = prepared()
     target = used(registry, (A, B))
+    target.refs = 7
     settle(registry, kernel)
     member = next(i for i, nexthop in kernel.there.items() if nexthop.gateway == A.address)
     kernel.delete(member)
-    assert registry.vanished(member)
+    assert registry.vanished(member, "deleted")
     registry.refresh()
     settle(registry, kernel)
     assert kernel.group(target) == {A.address, B.address}
     group = kernel.there[target.id]
     kernel.there[target.id] = group._replace(members=group.members[:1])
-    assert registry.altered(kernel.there[target.id])
+    assert registry.altered(kernel.there[target.id], "changed")
     settle(registry, kernel)
     assert kernel.group(target) == {A.address, B.address}
-    assert not registry.altered(kernel.there[target.id])
+    assert not registry.altered(kernel.there[target.id], "changed")
     kernel.delete(target.id)
-    assert registry.vanished(target.id)
+    assert registry.vanished(target.id, "deleted")
     registry.refresh()
     settle(registry, kernel)
     assert moved(registry, kernel, target) == {A.address, B.address}
-    assert not registry.vanished(5)
-    assert not registry.altered(Nexthop(5, 201, b"", 0, ()))
+    assert registry.repaired == {"deleted": 14, "changed": 7}
+    assert not registry.vanished(5, "deleted")
+    assert not registry.altered(Nexthop(5, 201, b"", 0, ()), "changed")
     assert sorted(registry.expected()) == sorted(kernel.there)
+
+
+def test_what_is_refused_is_not_repaired() -> None:
+    registry, _, kernel = prepared()
+    target = used(registry, (A, B))
+    settle(registry, kernel)
+    member = next(i for i, nexthop in kernel.there.items() if nexthop.gateway == A.address)
+    kernel.bad.add(A.address)
+    kernel.delete(member)
+    assert registry.vanished(member, "deleted")
+    for _ in range(2):
+        registry.refresh()
+        settle(registry, kernel)
+        assert kernel.group(target) == {B.address}
+        assert not registry.repaired
+    kernel.bad.clear()
+    registry.refresh()
+    settle(registry, kernel)
+    assert kernel.group(target) == {A.address, B.address}
+    assert registry.repaired == {"deleted": 1}
 
 
 def test_without_objects_a_change_means_a_new_target() -> None:
