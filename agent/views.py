@@ -178,13 +178,13 @@ def _route(
         "desired": list(shown.desired) if shown else [],
         "installed": list(shown.kernel) if shown else [],
         "metric": shown.metric if shown else None,
-        "problem": (shown.why if shown else "") or "; ".join(_silent(node, paths)),
+        "problem": (shown.why if shown else "") or "; ".join(silent_gateways(node, paths)),
         "fib": [row._asdict() for row in found],
     }
 
 
-def _silent(node: Node, paths: list[Route]) -> list[str]:
-    """Return which gateways of the paths that carry traffic do not answer."""
+def silent_gateways(node: Node, paths: Iterable[Route]) -> list[str]:
+    """Say which gateways of the paths that carry the traffic do not answer, a line each."""
     if node.neighbours is None:
         return []
     hops = [(of_address(path.next_hop)[1][1:], path.device) for path in paths if path.multipath and path.next_hop]

@@ -131,11 +131,17 @@ class Registry:
                 else:
                     self._group_refused(subject, operation, number, text)
 
-    def refresh(self) -> None:
-        """Ask the resolver anew for every target, and follow."""
+    def refresh(self) -> list[Operation]:
+        """Ask the resolver anew for every target, and follow; return what must not wait for other requests.
+
+        That is what makes traffic leave lost next hops. Its deletions are among the gathered requests too: what is on
+        its way may yet make what they did not find.
+        """
         changed = [(target, self._wanted(target.key)) for target in self._targets.values()]
-        if self.objects:
-            self._shed({target: wanted for target, wanted in changed if not target.absent})
+        hurried: list[Operation] = []
+        if self.objects and self._shed({target: wanted for target, wanted in changed if not target.absent}):
+            hurried = self.take()
+            self._operations += [operation for operation in hurried if operation.subject is None]
         for target, wanted in changed:
             if wanted == target.weights and not target.errno:
                 continue
@@ -150,6 +156,7 @@ class Registry:
                 self._request(delete_nexthop(target.id))
                 self._leave(target, list(target.members))
                 self._vanish(target)
+        return hurried
 
     def peer_lost(self, peer: str) -> tuple[list[bytes], list[bytes]]:
         """Take a peer's next hops away and return the deletions, which are also among the gathered requests.
@@ -281,12 +288,13 @@ class Registry:
             wanted = {member: common // announced[member[1:]] for member in wanted}
         return wanted
 
-    def _shed(self, wanted: Mapping[Target, Mapping[MemberKey, int]]) -> None:
+    def _shed(self, wanted: Mapping[Target, Mapping[MemberKey, int]]) -> bool:
         """Delete objects that groups are to lose: 2 ms, where rewriting the groups takes a notification per route.
 
         That is with net.ipv4.nexthop_compat_mode=1. Groups that are to keep one, as their last way, get one of their
-        own; where more routes lead to those, rewriting is the lesser work after all.
+        own; where more routes lead to those, rewriting is the lesser work after all. False: there was no such object.
         """
+        shed = False
         for member in list(self._members.values()):
             losing = [t for t in member.users if t in wanted and member.key not in wanted[t]]
             if not losing or not all(t.members.keys() & wanted[t].keys() for t in losing):
@@ -297,6 +305,8 @@ class Registry:
                 self._drop(member)
                 if fresh is not None:
                     self._members[fresh.key] = fresh
+                shed = True
+        return shed
 
     def _divide(self, member: Member, users: set[Target]) -> Member:
         """Give some users of an object another one to the same end."""

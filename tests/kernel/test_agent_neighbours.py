@@ -55,7 +55,9 @@ async def test_a_silent_gateway(netns: Callable[[], Netns]) -> None:
         assert (silent["used"], silent["reason"]) == (False, "not best: next hop answers")
         assert silent["reached"].endswith(f"; {LEFT} does not answer")
         assert (other["used"], other["gateways"]) == (True, [RIGHT])
-        await explained(node, SHARED, RIGHT)
+        found = await explained(node, SHARED, RIGHT)
+        assert found["summary"][0].startswith("2 of 2 paths are equal and share the traffic; ")
+        assert found["summary"][1:] == [f"{LEFT} does not answer"]
         lab.reach_all()
         await explained(node, ALONE, LEFT)
         assert (await node.peer("left"))["state"] == "Established"
