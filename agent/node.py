@@ -91,7 +91,7 @@ class Node:
             seen=lambda block: self._standing.seen(block),
         )
         self.monitor = Monitor(neighbours=config.routes.check_neighbours)
-        self.resolver = Resolver(self.monitor, on_changed=self._next_hops_changed)
+        self.resolver = Resolver(self.monitor, on_changed=self._next_hops_changed, onlink=config.routes.onlink_devices)
         self.neighbours: NeighbourCheck | None = None
         if config.routes.check_neighbours:
             self.neighbours = NeighbourCheck(
@@ -261,6 +261,8 @@ class Node:
                     await restore(steps, self.speaker, old, new, before)
                     raise
                 self.config, self._peers = new, peers
+                if steps.onlink:
+                    self.resolver.set_onlink(new.routes.onlink_devices)
                 for name in steps.removed:
                     self.sweep.dismiss(name)
                 for name in steps.added:

@@ -16,6 +16,7 @@ from config.kernel import DEFAULT_METRIC, DEFAULT_METRIC_IPV6
 from config.policy import ACCEPT, REJECT, Policy, PolicyOrAction, Section
 from config.prefix import BY_NAME, Family
 from config.remote_as import RemoteAs
+from config.routes import OnLink
 from config.store import Store, StoreOrUrl
 from config.values import (
     AbsolutePath,
@@ -260,6 +261,14 @@ class Routes(Section):
         default=False,
         description="true (gateways that do not answer carry nothing while others do) or false",
     )
+    onlink: OnLink = Field(
+        default={}, description='a mapping of prefixes and interfaces such as {"192.0.2.0/24": "eth0"}'
+    )
+
+    @property
+    def onlink_devices(self) -> dict[tuple[Family, bytes], str]:
+        """``onlink`` by (family, wire bytes)."""
+        return {prefix.parse(text): device for text, device in self.onlink.items()}
 
 
 class Cni(Section):

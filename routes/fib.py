@@ -472,5 +472,6 @@ class Fib:
         if target.kind is Kind.OTHER:
             return ("elsewhere",)
         return tuple(
-            f"{address_text(gateway)} dev {device} peer {peer}" for peer, gateway, device in sorted(target.members)
+            f"{address_text(key.gateway)} dev {key.device}{' onlink' if key.onlink else ''} peer {key.peer}"
+            for key in sorted(target.members)
         )

@@ -175,7 +175,7 @@ class Registry:
             else:
                 self._replace_without(target, peer)
         if self.objects:
-            for member in [m for m in self._members.values() if m.key[0] == peer]:
+            for member in [m for m in self._members.values() if m.key.peer == peer]:
                 going = sum(target.refs for target in member.users if len(target.members) == 1)
                 (quick if going < _FEW else slow).append(delete_nexthop(member.id))
                 self._drop(member)
@@ -214,7 +214,8 @@ class Registry:
         """Compare an object in the kernel with ours of that id, and claim it back; False if there was no need."""
         subject = self._by_id.get(nexthop.id)
         if isinstance(subject, Member):
-            if (nexthop.gateway, nexthop.ifindex) != (subject.key[1], subject.ifindex):
+            key = subject.key
+            if (nexthop.gateway, nexthop.ifindex, nexthop.onlink) != (key.gateway, subject.ifindex, key.onlink):
                 self._note_loss(subject.users, [subject.key], cause)
                 self._drop(subject)
                 return True
@@ -281,11 +282,11 @@ class Registry:
         for hop, resolution in found:
             for gateway in resolution.gateways if resolution is not None and resolution.answers >= answered else ():
                 if self._interfaces.named(gateway.device) is not None:
-                    wanted[hop.peer, gateway.address, gateway.device] = 1
-        announced = Counter(member[1:] for member in wanted)
+                    wanted[MemberKey(hop.peer, *gateway)] = 1
+        announced = Counter((member.gateway, member.device) for member in wanted)
         common = lcm(*announced.values())
         if 1 < common <= _MAX_WEIGHT:
-            wanted = {member: common // announced[member[1:]] for member in wanted}
+            wanted = {member: common // announced[member.gateway, member.device] for member in wanted}
         return wanted
 
     def _shed(self, wanted: Mapping[Target, Mapping[MemberKey, int]]) -> bool:
@@ -339,7 +340,7 @@ class Registry:
     def _member(self, key: MemberKey) -> Member:
         member = self._members.get(key)
         if member is None:
-            link = self._interfaces.named(key[2])
+            link = self._interfaces.named(key.device)
             member = self._members[key] = Member(key, link.ifindex if link is not None else 0, 0)
             if self.objects:
                 member.id = self.ids.take()
@@ -348,7 +349,9 @@ class Registry:
 
     def _create(self, member: Member) -> None:
         self._by_id[member.id] = member
-        self._request(new_nexthop(member.id, self._protocol, member.key[1], member.ifindex), member)
+        key = member.key
+        request = new_nexthop(member.id, self._protocol, key.gateway, member.ifindex, onlink=key.onlink)
+        self._request(request, member)
 
     def _write_group(self, target: Target) -> None:
         target.version += 1
@@ -467,6 +470,6 @@ class Registry:
         """Let a target's prefixes move, one by one, to what is left of it."""
         rest = Target(Kind.LEARNED, key=target.key)
         self._orphans.add(rest)
-        self._realize(rest, {key: weight for key, weight in self._wanted(target.key).items() if key[0] != peer})
+        self._realize(rest, {key: weight for key, weight in self._wanted(target.key).items() if key.peer != peer})
         target.successor = rest
         self._outdate(target)

@@ -19,8 +19,16 @@ from routes.messages import (
     Route,
 )
 
-MemberKey = tuple[str, bytes, str]
-"""(peer, gateway, device): what a lost session, gateway or link each take away with one delete."""
+
+class MemberKey(NamedTuple):
+    """What a lost session, gateway or link each take away with one delete."""
+
+    peer: str
+    gateway: bytes
+    device: str
+    onlink: bool = False
+
+
 _NONE: Final[Mapping[MemberKey, Any]] = MappingProxyType({})
 
 
@@ -114,12 +122,12 @@ class Target:
 
     def paths(self) -> tuple[Path, ...]:
         """Return the gateways, each once however many peers announced it."""
-        weights: dict[tuple[bytes, int], int] = {}
+        weights: dict[Path, int] = {}
         for key, member in self.members.items():
-            place = key[1], member.ifindex
-            weights[place] = weights.get(place, 0) + self.weights[key]
+            path = Path(key.gateway, member.ifindex, onlink=key.onlink)
+            weights[path] = weights.get(path, 0) + self.weights[key]
         least = min(weights.values(), default=1)
-        return tuple(sorted(Path(*place, max(1, weight // least)) for place, weight in weights.items()))
+        return tuple(sorted(path._replace(weight=max(1, weight // least)) for path, weight in weights.items()))
 
     def shapes(self, place: Placement, flags: int) -> RouteShapes:
         """Return the messages that write a route to here (encode.ADD or REPLACE)."""
@@ -143,7 +151,7 @@ class Target:
             return not route.nexthop and route.paths == (Path(b"", self.ifindex),)
         if self.id or route.nexthop:
             return route.nexthop == self.id
-        return {path[:2] for path in route.paths} == {path[:2] for path in self.hops}
+        return {path.way for path in route.paths} == {path.way for path in self.hops}
 
     def _attributes(self, family: Family) -> bytes:
         if self.kind is Kind.POD:

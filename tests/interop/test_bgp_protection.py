@@ -17,7 +17,7 @@ from config import prefix
 from config.remote_as import RemoteAs
 from tests.agents import Agent, agents
 from tests.frr import Frr
-from tests.house import Bird
+from tests.house import BIRD_CONF, Bird
 from tests.interop.bench import Bench
 from tests.interop.routers import ROUTER4, Setup
 from tests.interop.test_bgp_matrix import over4
@@ -150,7 +150,7 @@ class Keys:
 
     def tell_bird(self, password: str) -> None:
         text = f"protocol device {{ scan time 1; }}\n{self._bird(password)}"
-        self.bird.house.run("sh", "-c", 'cat > "$0"', "/etc/bird/bird.conf", stdin=text)
+        self.bird.house.run("sh", "-c", 'cat > "$0"', BIRD_CONF, stdin=text)
         self.bird.command("configure")
 
     async def counts(self) -> dict[str, int]:

@@ -151,7 +151,7 @@ class Node:
         self.changed: list[set[tuple[bytes, str]]] = []
         check = options.pop("check_neighbours", False)
         self.monitor = Monitor(neighbours=check, receive_buffer=options.pop("monitor_buffer", 32 << 20))
-        self.resolver = Resolver(self.monitor, on_changed=self._changed)
+        self.resolver = Resolver(self.monitor, on_changed=self._changed, onlink=options.pop("onlink", {}))
         self.next_hops: set[tuple[bytes, str]] = set()
         """All that were ever learned."""
         self.neighbours: NeighbourCheck | None = None
@@ -174,6 +174,7 @@ class Node:
 
     def _changed(self, changed: set[tuple[bytes, str]]) -> None:
         self.changed.append(changed)
+        self.told.set()
         self.fib.next_hops_changed()
 
     async def start(self, peers: list[str] | None = None) -> None:

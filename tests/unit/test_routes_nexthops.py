@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -257,6 +258,26 @@ def test_a_silent_gateway_without_objects() -> None:
     assert [path.gateway for path in registry.successor(both).paths()] == [B.address]
 
 
+def test_a_gateway_that_comes_into_a_subnet_gets_another_object() -> None:
+    registry, resolver, kernel = prepared()
+    resolver.moved[A.address] = (Gateway(A.address, "up0", True),)
+    target = used(registry, (A, B))
+    settle(registry, kernel)
+    assert sorted((o.gateway, o.onlink) for o in kernel.there.values() if not o.members) == [
+        (A.address, True),
+        (B.address, False),
+    ]
+    assert [path.onlink for path in target.paths()] == [True, False]
+    del resolver.moved[A.address]
+    refresh(registry, kernel)
+    settle(registry, kernel)
+    assert not any(nexthop.onlink for nexthop in kernel.there.values())
+    assert kernel.group(target) == {A.address, B.address}
+    (member,) = [nexthop for nexthop in kernel.there.values() if nexthop.gateway == A.address]
+    assert not registry.altered(member, "a test")
+    assert registry.altered(member._replace(onlink=True), "a test")
+
+
 def test_a_link_lost_and_back_before_anybody_looked() -> None:
     registry, _, kernel = prepared()
     one, two = used(registry, (A,)), used(registry, (A, B))
@@ -403,6 +424,11 @@ def test_the_state_file_names_all_that_exists(tmp_path: Path) -> None:
         SavedMember("b", "0a000102", "up1", 1, 1001),
     ]
     assert target.id == 1002
+    saved = json.loads(path.read_text())
+    for member in saved["targets"][0][2]:
+        assert member.pop() is False
+    path.write_text(json.dumps(saved))  # as versions wrote it that knew no flag
+    assert load(path) == [target]
     assert [p.name for p in path.parent.iterdir()] == ["fib.json"]
 
 
