@@ -303,6 +303,10 @@ class Rib:
 
     # Work
 
+    def next_hops(self) -> list[tuple[bytes, str]]:
+        """Return ``(address, device)`` of all next hops that peers have announced paths by."""
+        return list(self._hops.keys())
+
     def next_hops_changed(self, changed: Iterable[tuple[bytes, str]]) -> None:
         """Take note that ``(address, device)`` pairs resolve differently now."""
         affected = set()
