@@ -18,8 +18,8 @@ Json = dict[str, Any]
 async def explain(node: Node, family: Family, asked: bytes) -> Json:
     """Explain a prefix; where nothing is known of it, the longest one that is known and covers it."""
     prefix = _known(node, family, asked)
+    live = await node.fib.view.prefix(family, prefix)
     held = node.fib.route(family, prefix)
-    live = await node.fib.read(family, prefix)
     found = rows(held, live, node.fib.protocol)
     known = node.speaker.rib.explain(family, prefix)
     return {

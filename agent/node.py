@@ -90,7 +90,7 @@ class Node:
             seen=lambda block: self._standing.seen(block),
         )
         self.monitor = Monitor()
-        self.resolver = Resolver(self.monitor, on_changed=self._next_hops_changed)
+        self.resolver = Resolver(self.monitor, on_changed=self._next_hops_changed, onlink=config.routes.onlink_devices)
         self.fib = Fib(
             monitor=self.monitor,
             resolver=self.resolver,
@@ -248,6 +248,8 @@ class Node:
                     await restore(steps, self.speaker, old, new, before)
                     raise
                 self.config, self._peers = new, peers
+                if steps.onlink:
+                    self.resolver.set_onlink(new.routes.onlink_devices)
                 for name in steps.removed:
                     self.sweep.dismiss(name)
                 for name in steps.added:

@@ -93,6 +93,7 @@ def reloaded(answer: Answer) -> None:
         "limits": "limit changes",
         "advertised": "is advertised",
         "withdrawn": "is withdrawn",
+        "onlink": "on-link interface changes",
     }
     lines = [f"{name}: {what}" for key, what in texts.items() for name in answer[key]]
     console = _console()

@@ -16,6 +16,7 @@ from config.kernel import DEFAULT_METRIC, DEFAULT_METRIC_IPV6
 from config.policy import ACCEPT, REJECT, Policy, PolicyOrAction, Section
 from config.prefix import BY_NAME, Family
 from config.remote_as import RemoteAs
+from config.routes import OnLink
 from config.store import Store, StoreOrUrl
 from config.values import (
     AbsolutePath,
@@ -256,6 +257,14 @@ class Routes(Section):
     metric_ipv6: int = Field(
         default=DEFAULT_METRIC_IPV6, ge=2, le=4294967295, description="2 to 4294967295 (connected subnets have 256)"
     )
+    onlink: OnLink = Field(
+        default={}, description='a mapping of prefixes and interfaces such as {"192.0.2.0/24": "eth0"}'
+    )
+
+    @property
+    def onlink_devices(self) -> dict[tuple[Family, bytes], str]:
+        """``onlink`` by (family, wire bytes)."""
+        return {prefix.parse(text): device for text, device in self.onlink.items()}
 
 
 class Cni(Section):

@@ -31,6 +31,8 @@ class Gateway(NamedTuple):
     address: bytes
     """Packed address on the link of ``device``."""
     device: str
+    onlink: bool = False
+    """The kernel is to take it as on the link though no subnet of the link holds it (RTNH_F_ONLINK)."""
 
 
 class Resolution(NamedTuple):

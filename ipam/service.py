@@ -272,6 +272,7 @@ class Ipam:
             self.keeper.holdings,
             lambda family, names: choice.serving(self.keeper.pools, family, names, exact=True),
             self._on_standing,
+            self.keeper.forget_lost,
         )
         self._membership = membership = Membership(
             self._store,

@@ -20,7 +20,7 @@ from config.nexthop import NextHopResolver, NextHops
 from routes.encode import delete_nexthop, new_group, new_nexthop
 from routes.interfaces import Interfaces
 from routes.messages import Nexthop
-from routes.target import Kind, Member, MemberKey, Target
+from routes.target import Kind, Loss, Member, MemberKey, Target
 
 _MAX_WEIGHT = 256
 _FEW = 2000
@@ -72,6 +72,8 @@ class Registry:
         """Some target is not current: prefixes have to move."""
         self.changed = False
         """What the state file must know has changed."""
+        self.repaired: Counter[str] = Counter()
+        """Routes that have next hops again, by what had taken these away; its reader takes them out."""
         self.ids = IdPool(ids)
         self._resolver = resolver
         self._interfaces = interfaces
@@ -99,7 +101,12 @@ class Registry:
     def successor(self, target: Target) -> Target:
         """Return where the prefixes of a target that is not current go."""
         while not target.current:
-            target = target.successor or self.target(target.key)
+            heir = target.successor or self.target(target.key)
+            if target.lost:
+                heir.lost |= target.lost
+                target.lost = {}
+                self._count_repairs(heir)
+            target = heir
         return target
 
     def take(self) -> list[Operation]:
@@ -120,6 +127,7 @@ class Registry:
             elif operation.version == subject.version and not subject.absent:
                 if not number:
                     subject.ready = True
+                    self._count_repairs(subject)
                 else:
                     self._group_refused(subject, operation, number, text)
 
@@ -158,7 +166,7 @@ class Registry:
             else:
                 self._replace_without(target, peer)
         if self.objects:
-            for member in [m for m in self._members.values() if m.key[0] == peer]:
+            for member in [m for m in self._members.values() if m.key.peer == peer]:
                 going = sum(target.refs for target in member.users if len(target.members) == 1)
                 (quick if going < _FEW else slow).append(delete_nexthop(member.id))
                 self._drop(member)
@@ -172,32 +180,38 @@ class Registry:
 
     def link_lost(self, ifindex: int) -> None:
         """The kernel has deleted, silently, the objects of a device that went down or lost its carrier."""
-        if self.objects:
-            for member in [m for m in self._members.values() if m.ifindex == ifindex]:
+        for member in [m for m in self._members.values() if m.ifindex == ifindex]:
+            self._note_loss(member.users, [member.key], "link came up")
+            if self.objects:
                 self._drop(member)
-        else:
+        if not self.objects:
             for target in list(self._targets.values()):
                 if any(member.ifindex == ifindex for member in target.members.values()):
                     self._outdate(target)
 
-    def vanished(self, identifier: int) -> bool:
+    def vanished(self, identifier: int, cause: str) -> bool:
         """An object or group of ours was deleted by somebody; False if it is not one of ours."""
         subject = self._by_id.get(identifier)
         if isinstance(subject, Member):
+            self._note_loss(subject.users, [subject.key], cause)
             self._drop(subject)
         elif isinstance(subject, Target):
+            self._note_loss([subject], subject.members, cause)
             self._leave(subject, list(subject.members))
             self._vanish(subject)
         return subject is not None
 
-    def altered(self, nexthop: Nexthop) -> bool:
+    def altered(self, nexthop: Nexthop, cause: str) -> bool:
         """Compare an object in the kernel with ours of that id, and claim it back; False if there was no need."""
         subject = self._by_id.get(nexthop.id)
         if isinstance(subject, Member):
-            if (nexthop.gateway, nexthop.ifindex) != (subject.key[1], subject.ifindex):
+            key = subject.key
+            if (nexthop.gateway, nexthop.ifindex, nexthop.onlink) != (key.gateway, subject.ifindex, key.onlink):
+                self._note_loss(subject.users, [subject.key], cause)
                 self._drop(subject)
                 return True
         elif isinstance(subject, Target) and subject.ready and sorted(nexthop.members) != subject.group():
+            self._note_loss([subject], subject.members, cause)
             self._write_group(subject)
             return True
         return False
@@ -257,11 +271,11 @@ class Registry:
             resolution = self._resolver.lookup(hop.address, hop.device)
             for gateway in resolution.gateways if resolution is not None else ():
                 if self._interfaces.named(gateway.device) is not None:
-                    wanted[hop.peer, gateway.address, gateway.device] = 1
-        announced = Counter(member[1:] for member in wanted)
+                    wanted[MemberKey(hop.peer, *gateway)] = 1
+        announced = Counter((member.gateway, member.device) for member in wanted)
         common = lcm(*announced.values())
         if 1 < common <= _MAX_WEIGHT:
-            wanted = {member: common // announced[member[1:]] for member in wanted}
+            wanted = {member: common // announced[member.gateway, member.device] for member in wanted}
         return wanted
 
     def _realize(self, target: Target, wanted: dict[MemberKey, int]) -> None:
@@ -284,7 +298,7 @@ class Registry:
     def _member(self, key: MemberKey) -> Member:
         member = self._members.get(key)
         if member is None:
-            link = self._interfaces.named(key[2])
+            link = self._interfaces.named(key.device)
             member = self._members[key] = Member(key, link.ifindex if link is not None else 0, 0)
             if self.objects:
                 member.id = self.ids.take()
@@ -293,7 +307,9 @@ class Registry:
 
     def _create(self, member: Member) -> None:
         self._by_id[member.id] = member
-        self._request(new_nexthop(member.id, self._protocol, member.key[1], member.ifindex), member)
+        key = member.key
+        request = new_nexthop(member.id, self._protocol, key.gateway, member.ifindex, onlink=key.onlink)
+        self._request(request, member)
 
     def _write_group(self, target: Target) -> None:
         target.version += 1
@@ -365,6 +381,19 @@ class Registry:
             if not target.members:
                 self._vanish(target)
 
+    @staticmethod
+    def _note_loss(targets: Iterable[Target], keys: Iterable[MemberKey], cause: str) -> None:
+        lost = list(keys)
+        for target in targets:
+            if target.refs:
+                target.lost |= dict.fromkeys(lost, Loss(cause, target.refs))
+
+    def _count_repairs(self, target: Target) -> None:
+        """Count the routes that have again what they had lost."""
+        if target.lost and target.ready:
+            for loss in {target.lost.pop(key) for key in target.members if key in target.lost}:
+                self.repaired[loss.cause] += loss.routes
+
     def _leave(self, target: Target, keys: list[MemberKey]) -> None:
         """Take members out of a target, and delete the objects that no other needs."""
         for key in keys:
@@ -399,6 +428,6 @@ class Registry:
         """Let a target's prefixes move, one by one, to what is left of it."""
         rest = Target(Kind.LEARNED, key=target.key)
         self._orphans.add(rest)
-        self._realize(rest, {key: weight for key, weight in self._wanted(target.key).items() if key[0] != peer})
+        self._realize(rest, {key: weight for key, weight in self._wanted(target.key).items() if key.peer != peer})
         target.successor = rest
         self._outdate(target)

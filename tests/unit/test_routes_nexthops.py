@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -183,6 +184,26 @@ def test_a_resolution_that_changes_moves_the_group_only() -> None:
     assert moved(registry, kernel, target) == {bytes([10, 0, 3, 9]), B.address}
 
 
+def test_a_gateway_that_comes_into_a_subnet_gets_another_object() -> None:
+    registry, resolver, kernel = prepared()
+    resolver.moved[A.address] = (Gateway(A.address, "up0", True),)
+    target = used(registry, (A, B))
+    settle(registry, kernel)
+    assert sorted((o.gateway, o.onlink) for o in kernel.there.values() if not o.members) == [
+        (A.address, True),
+        (B.address, False),
+    ]
+    assert [path.onlink for path in target.paths()] == [True, False]
+    del resolver.moved[A.address]
+    registry.refresh()
+    settle(registry, kernel)
+    assert not any(nexthop.onlink for nexthop in kernel.there.values())
+    assert kernel.group(target) == {A.address, B.address}
+    (member,) = [nexthop for nexthop in kernel.there.values() if nexthop.gateway == A.address]
+    assert not registry.altered(member, "a test")
+    assert registry.altered(member._replace(onlink=True), "a test")
+
+
 def test_a_link_lost_and_back_before_anybody_looked() -> None:
     registry, _, kernel = prepared()
     one, two = used(registry, (A,)), used(registry, (A, B))
@@ -238,27 +259,49 @@ def test_changed_while_requests_are_on_their_way() -> None:
 def test_objects_that_somebody_deletes_or_alters() -> None:
     registry, _, kernel = prepared()
     target = used(registry, (A, B))
+    target.refs = 7
     settle(registry, kernel)
     member = next(i for i, nexthop in kernel.there.items() if nexthop.gateway == A.address)
     kernel.delete(member)
-    assert registry.vanished(member)
+    assert registry.vanished(member, "deleted")
     registry.refresh()
     settle(registry, kernel)
     assert kernel.group(target) == {A.address, B.address}
     group = kernel.there[target.id]
     kernel.there[target.id] = group._replace(members=group.members[:1])
-    assert registry.altered(kernel.there[target.id])
+    assert registry.altered(kernel.there[target.id], "changed")
     settle(registry, kernel)
     assert kernel.group(target) == {A.address, B.address}
-    assert not registry.altered(kernel.there[target.id])
+    assert not registry.altered(kernel.there[target.id], "changed")
     kernel.delete(target.id)
-    assert registry.vanished(target.id)
+    assert registry.vanished(target.id, "deleted")
     registry.refresh()
     settle(registry, kernel)
     assert moved(registry, kernel, target) == {A.address, B.address}
-    assert not registry.vanished(5)
-    assert not registry.altered(Nexthop(5, 201, b"", 0, ()))
+    assert registry.repaired == {"deleted": 14, "changed": 7}
+    assert not registry.vanished(5, "deleted")
+    assert not registry.altered(Nexthop(5, 201, b"", 0, ()), "changed")
     assert sorted(registry.expected()) == sorted(kernel.there)
+
+
+def test_what_is_refused_is_not_repaired() -> None:
+    registry, _, kernel = prepared()
+    target = used(registry, (A, B))
+    settle(registry, kernel)
+    member = next(i for i, nexthop in kernel.there.items() if nexthop.gateway == A.address)
+    kernel.bad.add(A.address)
+    kernel.delete(member)
+    assert registry.vanished(member, "deleted")
+    for _ in range(2):
+        registry.refresh()
+        settle(registry, kernel)
+        assert kernel.group(target) == {B.address}
+        assert not registry.repaired
+    kernel.bad.clear()
+    registry.refresh()
+    settle(registry, kernel)
+    assert kernel.group(target) == {A.address, B.address}
+    assert registry.repaired == {"deleted": 1}
 
 
 def test_without_objects_a_change_means_a_new_target() -> None:
@@ -294,6 +337,11 @@ def test_the_state_file_names_all_that_exists(tmp_path: Path) -> None:
         SavedMember("b", "0a000102", "up1", 1, 1001),
     ]
     assert target.id == 1002
+    saved = json.loads(path.read_text())
+    for member in saved["targets"][0][2]:
+        assert member.pop() is False
+    path.write_text(json.dumps(saved))  # as versions wrote it that knew no flag
+    assert load(path) == [target]
     assert [p.name for p in path.parent.iterdir()] == ["fib.json"]
 
 
