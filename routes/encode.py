@@ -32,6 +32,7 @@ from routes.messages import (
     RTA_TABLE,
     RTA_VIA,
     RTMSG,
+    RTNH_F_ONLINK,
     Path,
 )
 from routes.netlink import (
@@ -126,13 +127,17 @@ def via_device(ifindex: int) -> bytes:
 
 
 def via_paths(family: Family, paths: Sequence[Path]) -> bytes:
-    """Route attributes without next-hop objects: one gateway, or several as a multipath route."""
-    if len(paths) == 1:
+    """Route attributes without next-hop objects: one gateway, or several as a multipath route.
+
+    Flags of a path have their place in a multipath route only; the kernel takes one of a single path too.
+    """
+    if len(paths) == 1 and not paths[0].onlink:
         return _gateway(family, paths[0].gateway) + via_device(paths[0].ifindex)
     hops = b""
     for path in paths:
         gateway = _gateway(family, path.gateway)
-        hops += struct.pack("=HBBi", 8 + len(gateway), 0, path.weight - 1, path.ifindex) + gateway
+        flags = RTNH_F_ONLINK if path.onlink else 0
+        hops += struct.pack("=HBBi", 8 + len(gateway), flags, path.weight - 1, path.ifindex) + gateway
     return attribute(RTA_MULTIPATH, hops)
 
 
@@ -142,10 +147,10 @@ def _gateway(family: Family, address: bytes) -> bytes:
     return attribute(RTA_GATEWAY, address)
 
 
-def new_nexthop(identifier: int, protocol: int, gateway: bytes, ifindex: int) -> bytes:
+def new_nexthop(identifier: int, protocol: int, gateway: bytes, ifindex: int, *, onlink: bool = False) -> bytes:
     """Frame the creation of one next-hop object; EEXIST if the id is taken."""
-    family = AF[4] if len(gateway) == 4 else AF[6]
-    body = NHMSG.pack(family, RT_SCOPE_UNIVERSE, protocol, 0, 0) + attribute(NHA_ID, struct.pack("=I", identifier))
+    family, flags = AF[4] if len(gateway) == 4 else AF[6], RTNH_F_ONLINK if onlink else 0
+    body = NHMSG.pack(family, RT_SCOPE_UNIVERSE, protocol, 0, flags) + attribute(NHA_ID, struct.pack("=I", identifier))
     body += attribute(NHA_OIF, struct.pack("=I", ifindex)) + attribute(NHA_GATEWAY, gateway)
     return message(RTM_NEWNEXTHOP, ADD, body)
 

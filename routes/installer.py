@@ -199,6 +199,16 @@ class Installer:
             self._instant.send(numbered(requests))
             netlink.receive_refusals(self._instant)  # the requests are also among the gathered ones
 
+    def refresh(self) -> None:
+        """Have next-hop groups follow what their next hops resolve to now; traffic leaves lost ones first.
+
+        The state file follows that: a run that ends in between leaves objects which it does not explain, and which go.
+        """
+        hurried = self.registry.refresh()
+        if hurried and self._urgent is not None:
+            self._submit(self._urgent, self._job(hurried))
+        self.schedule()
+
     def raw(self, requests: list[bytes]) -> None:
         """Send requests whose refusal is of no interest, in order with the others."""
         if requests and self._writer is not None:
@@ -276,6 +286,14 @@ class Installer:
         self.schedule()
 
     def _send(self, operations: list[Operation]) -> None:
+        targets = snapshot(self.registry) if self.registry.changed else None
+        self.registry.changed = False
+        path = self._state_file
+        keep = (lambda: save(path, targets)) if targets is not None else None
+        assert self._writer is not None
+        self._submit(self._writer, self._job(operations, keep))
+
+    def _job(self, operations: list[Operation], keep: Callable[[], None] | None = None) -> NexthopJob:
         sent = [operation for operation in operations if operation.request]
 
         def done(job: Job) -> None:
@@ -285,12 +303,7 @@ class Installer:
             self.registry.completed(operations, refused)
             self._nexthops_done(job)
 
-        targets = snapshot(self.registry) if self.registry.changed else None
-        self.registry.changed = False
-        path = self._state_file
-        keep = (lambda: save(path, targets)) if targets is not None else None
-        assert self._writer is not None
-        self._submit(self._writer, NexthopJob(done, [operation.request for operation in sent], keep))
+        return NexthopJob(done, [operation.request for operation in sent], keep)
 
     def _submit(self, writer: Writer, job: NexthopJob) -> None:
         self._nexthops_idle.clear()
@@ -451,7 +464,8 @@ class Installer:
         if busy or self._doubt or self._released or not all(table.idle for table in self.tables.values()):
             return
         self._repairing.clear()
-        repaired, self._repaired = self._repaired, Counter()
+        repaired, self._repaired = self._repaired + self.registry.repaired, Counter()
+        self.registry.repaired.clear()
         for cause, count in repaired.items():
             self.counters[f"repaired, {cause}"] += count
             log.warning("repaired routes", extra={"fields": {"cause": cause, "routes": count}})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 from config.nexthop import NextHops
 from config.prefix import Family
@@ -19,8 +19,16 @@ from routes.messages import (
     Route,
 )
 
-MemberKey = tuple[str, bytes, str]
-"""(peer, gateway, device): what a lost session, gateway or link each take away with one delete."""
+
+class MemberKey(NamedTuple):
+    """What a lost session, gateway or link each take away with one delete."""
+
+    peer: str
+    gateway: bytes
+    device: str
+    onlink: bool = False
+
+
 _NONE: Final[Mapping[MemberKey, Any]] = MappingProxyType({})
 
 
@@ -30,6 +38,14 @@ class Kind(Enum):
     POD = "pod"
     OTHER = "other"
     """A route of ours in the kernel that leads elsewhere than anything desired."""
+
+
+class Loss(NamedTuple):
+    """A next hop that went without our doing."""
+
+    cause: str
+    routes: int
+    """So many had it."""
 
 
 class Member:
@@ -63,6 +79,7 @@ class Target:
         "ifindex",
         "key",
         "kind",
+        "lost",
         "members",
         "ready",
         "refs",
@@ -82,6 +99,8 @@ class Target:
         # Only what is learned has next hops; a pod's target is one of thousands.
         self.members: dict[MemberKey, Member] = {} if kind is Kind.LEARNED else cast("dict[MemberKey, Member]", _NONE)
         self.weights: dict[MemberKey, int] = {} if kind is Kind.LEARNED else cast("dict[MemberKey, int]", _NONE)
+        self.lost: dict[MemberKey, Loss] = {} if kind is Kind.LEARNED else cast("dict[MemberKey, Loss]", _NONE)
+        """What it had and is to have again."""
         self.hops: tuple[Path, ...] = ()
         """What routes show without objects; fixed, for other threads read it."""
         self.refs = 0
@@ -106,12 +125,12 @@ class Target:
 
     def paths(self) -> tuple[Path, ...]:
         """Return the gateways, each once however many peers announced it."""
-        weights: dict[tuple[bytes, int], int] = {}
+        weights: dict[Path, int] = {}
         for key, member in self.members.items():
-            place = key[1], member.ifindex
-            weights[place] = weights.get(place, 0) + self.weights[key]
+            path = Path(key.gateway, member.ifindex, onlink=key.onlink)
+            weights[path] = weights.get(path, 0) + self.weights[key]
         least = min(weights.values(), default=1)
-        return tuple(sorted(Path(*place, max(1, weight // least)) for place, weight in weights.items()))
+        return tuple(sorted(path._replace(weight=max(1, weight // least)) for path, weight in weights.items()))
 
     def shape(self, place: Placement, flags: int) -> Shape:
         """Return the shape of requests that write a route to here (encode.ADD or REPLACE)."""
@@ -135,7 +154,7 @@ class Target:
             return not route.nexthop and route.paths == (Path(b"", self.ifindex),)
         if self.id or route.nexthop:
             return route.nexthop == self.id
-        return {path[:2] for path in route.paths} == {path[:2] for path in self.hops}
+        return {path.way for path in route.paths} == {path.way for path in self.hops}
 
     def _attributes(self, family: Family) -> bytes:
         if self.kind is Kind.POD:

@@ -131,6 +131,9 @@ def test_a_batch_is_cut_into_sends() -> None:
         (4, (Path(GATEWAY4, 3, 1), Path(GATEWAY4, 4, 255))),
         (4, (Path(GATEWAY4, 3), Path(GATEWAY6, 4))),
         (6, tuple(Path(GATEWAY6, n) for n in range(1, 65))),
+        (4, (Path(GATEWAY4, 3, onlink=True),)),
+        (6, (Path(GATEWAY6, 3, onlink=True),)),
+        (4, (Path(GATEWAY4, 3, onlink=True), Path(GATEWAY6, 4, 7))),
     ],
 )
 def test_gateways_without_objects(family: Family, paths: tuple[Path, ...]) -> None:
@@ -153,6 +156,27 @@ def test_nexthop_objects() -> None:
     assert (group.nexthop.members, group.nexthop.protocol) == (((5, 1), (7, 256)), 201)
     assert isinstance(gone, NexthopEvent)
     assert (gone.nexthop.id, gone.gone) == (5, True)
+
+
+def test_an_on_link_next_hop_octet_by_octet() -> None:
+    request = new_nexthop(5, 201, GATEWAY4, 3, onlink=True)
+    assert request.hex(" ", 4) == (
+        "30000000 68000106 00000000 00000000 "  # 48 octets, RTM_NEWNEXTHOP, REQUEST|CREATE|EXCL, sequence, port
+        "0200c900 04000000 "  # AF_INET, scope, protocol 201; nhm_flags: RTNH_F_ONLINK
+        "08000100 05000000 08000500 03000000 08000600 0a000002"  # NHA_ID, NHA_OIF, NHA_GATEWAY
+    )
+    assert [decode_nexthop(request, msg).onlink for msg in messages(request)] == [True]
+    assert via_paths(4, [Path(GATEWAY4, 3, onlink=True)]).hex(" ", 4) == (
+        "14000900 10000400 03000000 "  # RTA_MULTIPATH; rtnh_len 16, rtnh_flags RTNH_F_ONLINK, rtnh_hops 0; interface 3
+        "08000500 0a000002"  # RTA_GATEWAY
+    )
+
+
+def test_the_flag_of_a_single_path_is_that_of_its_route() -> None:
+    way = attribute(5, GATEWAY4) + attribute(4, struct.pack("=I", 3))
+    for flags, onlink in ((0, False), (0x4, True), (0x10, False), (0x14, True)):  # 0x10: RTNH_F_LINKDOWN
+        data = message(24, 0, struct.pack("=BBBBBBBBI", 2, 0, 0, 0, 254, 201, 0, 1, flags) + way)
+        assert only(data).paths == (Path(GATEWAY4, 3, onlink=onlink),)
 
 
 def test_refusals() -> None:
