@@ -28,11 +28,13 @@ from routes.writer import Job, NexthopJob, RouteJob, Writer
 
 log = logging.getLogger("podroute.routes")
 
-_BATCH = 2048
-_DEPTH = 3
+_BATCH, _DEPTH = 4096, 3
+"""So many requests in a batch, and batches under way. Between two sends the thread waits for the interpreter while the
+kernel has nothing to do, so batches are large; what is urgent goes ahead of them. The loop settles one and makes the
+next in less time than the kernel takes for the other two."""
 _SHARDS = 32
-_FULL, _ROOM = 12_288, 8192
-"""So many changes wait, deletions apart, that the queue is full, or so few that there is room again; the kernel takes 4
+_FULL, _ROOM = 24_576, 16_384
+"""So many changes wait, deletions apart, that the queue is full, or so few that there is room again; the kernel takes 3
 to 10 us each."""
 _SHORT = 512
 """So many changes are through in the time that it would take to send some ahead of them."""
@@ -41,7 +43,7 @@ _SHARE = 16
 """So many routes that are all to be deleted go with their group, where they are at least one in ``_SHARE`` of what is
 left: for a group the kernel looks at every route there is, and for a deletion at its neighbours, which takes longer."""
 _BULK = 8192
-_LULL, _HOLD = 0.05, 0.5
+_LULL, _HOLD = 0.05, 1.0
 """So many deletions wait as long as there are ever more of them (seconds without more, seconds in all): spread over the
 table each takes the kernel a fraction of what it takes among its neighbours, and a group may lose all its routes."""
 _GONE = (errno.ESRCH, errno.ENOENT)

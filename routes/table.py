@@ -339,12 +339,20 @@ class Table:
         only = shard.only
         if only is not None and not only.ready:
             return
+        all_going = len(shard.dirty) == shard.going
         dirty, shard.dirty, shard.going, shard.only = shard.dirty, {}, 0, None
         if only is not None and not only.absent:
-            self._depart(batch, Flight(shard, dirty, new=True))
-            batch.add(Part(batch.flights[-1], only, only.shape(self.place, ADD), list(dirty)))
+            flight = Flight(shard, dirty, new=True)
+            self._depart(batch, flight)
+            batch.add(Part(flight, only, only.shape(self.place, ADD), list(dirty)))
             return
-        self._send(batch, Flight(shard, dirty))
+        flight = Flight(shard, dirty)
+        there = {held is not None and not held.absent for held in set(dirty.values())} if all_going else {True, False}
+        if len(there) > 1:
+            self._send(batch, flight)
+        else:
+            self._depart(batch, flight)
+            batch.add(Part(flight, None, self._delete, list(dirty) if True in there else []))
 
     def take_ahead(self, batch: Batch) -> None:
         """Fill a batch with what was told a few at a time, also of shards that have something else on its way."""
