@@ -320,14 +320,16 @@ class Node:
             pass
         return self.waiting_for()
 
-    def ready(self) -> tuple[int, str] | None:
-        """Return None where containers can be added, else CNI's STATUS code and why."""
+    def ready(self, pools: Sequence[str]) -> tuple[int, str] | None:
+        """Return None where containers can be added, else CNI's STATUS code and why. ``pools``: names; none: all."""
         if self.state != "running":
             return Code.NOT_AVAILABLE, f"the agent is {self.state}"
         if self.ipam.fenced:
             return Code.NOT_AVAILABLE, f"this node is fenced, as the store is away: {self.ipam.store().problem}"
         if not self.ipam.blocks() and (problem := self.ipam.store().problem):
             return Code.NOT_AVAILABLE, f"this node has no block of addresses yet: {problem}"
+        if lacking := self.ipam.lacking(pools, full=self.config.cni.not_ready_when_full):
+            return Code.NOT_AVAILABLE, lacking
         return self.advertising.trouble()
 
     def uplinks(self) -> set[str]:

@@ -285,6 +285,9 @@ class Cni(Section):
         default="never",
         description="never, or 0 to 86400 seconds without advertisement after which STATUS says 51",
     )
+    not_ready_when_full: bool = Field(
+        default=False, description="true (STATUS says 50 while a container would get no address) or false"
+    )
     bin_dir: AbsolutePath = Field(default="/opt/cni/bin", description="an absolute path")
     conf_dir: AbsolutePath = Field(default="/etc/cni/net.d", description="an absolute path")
 

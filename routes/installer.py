@@ -34,6 +34,10 @@ _SHARDS = 32
 _FULL, _ROOM = 12_288, 8192
 """So many changes wait, deletions apart, that the queue is full, or so few that there is room again; the kernel takes 4
 to 10 us each."""
+_MANY = 4096
+_SHARE = 16
+"""So many routes that are all to be deleted go with their group, where they are at least one in ``_SHARE`` of what is
+left: for a group the kernel looks at every route there is, and for a deletion at its neighbours, which takes longer."""
 _GONE = (errno.ESRCH, errno.ENOENT)
 _PASSING = (errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EBUSY, errno.EINTR)
 
@@ -74,12 +78,15 @@ class Installer:
         self._full = False
         self._results: list[Result] = []
         self._released: list[Target] = []
+        self._unwanted: dict[Target, int] = {}
+        """Targets to which nothing is to lead any more, each with how many may name it when it is looked at next."""
         self._repairing: dict[tuple[Table, bytes], str] = {}
         self._repaired: Counter[str] = Counter()
         self._scheduled = False
         self._route_jobs = 0
         self._nexthop_jobs = 0
         self._hurrying = False
+        """Requests for next-hop objects are on their way past the writer: the next ones wait for them."""
         self._turn = 0
         self._move: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
@@ -124,7 +131,13 @@ class Installer:
         found = self.tables.get((family, metric))
         if found is None:
             place = Placement(family, self._table, metric, self._protocol)
-            found = Table(place, shards=_SHARDS, on_result=self._result, on_released=self._released.append)
+            found = Table(
+                place,
+                shards=_SHARDS,
+                on_result=self._result,
+                on_released=self._released.append,
+                on_unwanted=self._not_wanted,
+            )
             self.tables[family, metric] = found
         return found
 
@@ -203,6 +216,7 @@ class Installer:
         self._scheduled = False
         if self._writer is None:
             return
+        self._retire()
         released, self._released[:] = self._released[:], []
         self.registry.release(released)
         operations = self.registry.take() if not self._hurrying else []
@@ -222,6 +236,23 @@ class Installer:
             self._full = False
             self._on_room()
         self._tell()
+
+    def _not_wanted(self, target: Target) -> None:
+        if target.kind is Kind.LEARNED and self.registry.objects and target.refs >= _MANY:
+            self._unwanted[target] = target.refs
+
+    def _retire(self) -> None:
+        """Delete the groups of which all routes are to be deleted, instead of route by route."""
+        for target, most in list(self._unwanted.items()):
+            tables = self.tables.values()
+            if target.wanted or target.absent or target.refs * _SHARE < sum(table.size for table in tables):
+                del self._unwanted[target]
+            elif target.refs <= most:
+                if sum(table.condemned(target) for table in tables) == target.refs:
+                    self.registry.retire(target)
+                    del self._unwanted[target]
+                else:  # some are to lead elsewhere first
+                    self._unwanted[target] = target.refs // 2
 
     def _send(self, operations: list[Operation], writer: Writer) -> None:
         sent = [operation for operation in operations if operation.request]
@@ -253,7 +284,8 @@ class Installer:
             return False
         if not batch.size:
             self._settle(table, batch)
-            return True
+            self.schedule()
+            return False
         self._route_jobs += 1
         self._writer.submit(RouteJob(self._routes_done, batch, *table.place[:3]))
         return True

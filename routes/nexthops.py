@@ -228,16 +228,23 @@ class Registry:
     def release(self, targets: Iterable[Target]) -> None:
         """Delete the groups and objects of targets that nothing names any more."""
         for target in targets:
-            if target.refs or target.kind is not Kind.LEARNED:
-                continue
-            if self._targets.get(target.key) is target:
-                del self._targets[target.key]
-            self._orphans.discard(target)
-            self._leaving.discard(target)
-            if self.objects and not target.absent:
-                self._request(delete_nexthop(target.id))
-            self._leave(target, list(target.members))
-            self._vanish(target)
+            if not target.refs and target.kind is Kind.LEARNED:
+                self._end(target)
+                self._leaving.discard(target)
+
+    def retire(self, target: Target) -> None:
+        """Delete a group all of whose routes are to be deleted: the kernel drops them with it."""
+        self._end(target)
+        self._leaving.add(target)
+
+    def _end(self, target: Target) -> None:
+        if self._targets.get(target.key) is target:
+            del self._targets[target.key]
+        self._orphans.discard(target)
+        if self.objects and not target.absent:
+            self._request(delete_nexthop(target.id))
+        self._leave(target, list(target.members))
+        self._vanish(target)
 
     def adopt(self, key: NextHops, identifier: int, members: dict[MemberKey, tuple[int, int, int]]) -> Target:
         """Take over what an earlier run left: member key -> (object id, ifindex, weight)."""
