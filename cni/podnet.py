@@ -102,6 +102,11 @@ def host_ifname(handle: Handle) -> str:
     return "pr" + _digest(handle).hex()[:13]
 
 
+def is_host_ifname(name: str) -> bool:
+    """Tell whether a name looks like ``host_ifname``'s."""
+    return _HOST_IFNAME.fullmatch(name) is not None
+
+
 def pod_mac(handle: Handle) -> bytes:
     """Return a locally administered unicast address."""
     return b"\x0a" + _digest(handle)[7:12]
@@ -209,7 +214,7 @@ class PodLinks:
         return [
             _host_link(link)
             for link in links
-            if link.group in (self.settings.protocol, CUT_OFF) and _HOST_IFNAME.fullmatch(link.name)
+            if link.group in (self.settings.protocol, CUT_OFF) and is_host_ifname(link.name)
         ]
 
     def mtu(self, uplinks: Sequence[str]) -> int:
