@@ -52,6 +52,7 @@ from routes.fib import Fib
 from routes.leftovers import saved_peers
 from routes.messages import AddressEvent, Event
 from routes.monitor import Monitor
+from routes.neighbours import NeighbourCheck
 from routes.pods import pod_routes
 from routes.resolver import Resolver
 from routes.sysctl import set_needed
@@ -89,11 +90,20 @@ class Node:
             on_standing=lambda: self._standing.changed(),
             seen=lambda block: self._standing.seen(block),
         )
-        self.monitor = Monitor()
+        self.monitor = Monitor(neighbours=config.routes.check_neighbours)
         self.resolver = Resolver(self.monitor, on_changed=self._next_hops_changed, onlink=config.routes.onlink_devices)
+        self.neighbours: NeighbourCheck | None = None
+        if config.routes.check_neighbours:
+            self.neighbours = NeighbourCheck(
+                self.monitor,
+                self.resolver,
+                in_use=lambda: self.speaker.rib.next_hops(),
+                on_changed=self._next_hops_changed,
+            )
+        next_hops = self.neighbours or self.resolver
         self.fib = Fib(
             monitor=self.monitor,
-            resolver=self.resolver,
+            resolver=next_hops,
             state_file=state / STATE_FILE,
             on_results=self._fib_results,
             table=config.routes.table,
@@ -105,7 +115,7 @@ class Node:
         self.speaker = Speaker(
             asn=config.node.asn,
             router_id=config.node.identifier,
-            resolver=self.resolver,
+            resolver=next_hops,
             on_fib=self._routes_changed,
             on_session=self._session_changed,
             listen=config.bgp.listen_addresses,
@@ -205,6 +215,9 @@ class Node:
         await self.resolver.start()
         self.monitor.subscribe(self._kernel_event, lambda: self.speaker.next_hops_changed(()))
         stack.push_async_callback(self.resolver.stop)
+        if self.neighbours is not None:
+            await self.neighbours.start()
+            stack.callback(self.neighbours.stop)
         self._mesh.recall()
         await self.fib.start(peers={*self._peers, *self._mesh.sessions, *self._expected})
         stack.push_async_callback(self._stop_fib)
@@ -333,6 +346,10 @@ class Node:
         endpoint = _endpoint(peer)
         resolution = self.resolver.lookup(endpoint.packed, endpoint.device)
         return frozenset(gateway.device for gateway in resolution.gateways) if resolution else frozenset()
+
+    def silent(self, address: bytes, device: str) -> list[str]:
+        """Return the gateways of a next hop that do not answer, ``10.1.1.1 dev eth0``; none where nobody checks."""
+        return self.neighbours.silent(address, device) if self.neighbours is not None else []
 
     def _dynamic_neighbours(self, state_file: Path) -> set[str]:
         """Return the dynamic neighbours of which routes of an earlier run may be left: they are expected back."""

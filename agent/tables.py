@@ -61,6 +61,8 @@ def status(answer: Answer) -> None:
     grid.add_row("pods", str(answer["pods"]))
     for family, counts in answer["fib"].items():
         grid.add_row(f"FIB {family}", ", ".join(f"{count} {state}" for state, count in counts.items()) or "empty")
+    if answer["silentGateways"]:
+        grid.add_row("do not answer", Text(", ".join(answer["silentGateways"]), "yellow"))
     for row, finding in enumerate(answer["findings"]):
         grid.add_row("findings" if not row else "", Text(finding, "yellow"))
     console.print(grid)

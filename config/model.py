@@ -257,6 +257,10 @@ class Routes(Section):
     metric_ipv6: int = Field(
         default=DEFAULT_METRIC_IPV6, ge=2, le=4294967295, description="2 to 4294967295 (connected subnets have 256)"
     )
+    check_neighbours: bool = Field(
+        default=False,
+        description="true (gateways that do not answer carry nothing while others do) or false",
+    )
     onlink: OnLink = Field(
         default={}, description='a mapping of prefixes and interfaces such as {"192.0.2.0/24": "eth0"}'
     )
@@ -327,7 +331,7 @@ class Config(Section):
     bgp: Bgp = Field(default=Bgp(), description="a mapping such as {listen: [], holdTime: 90}")
     peers: dict[Name, Peer] = Field(default={}, description="a mapping of peers by name")
     mesh: dict[Name, Mesh] = Field(default={}, description="a mapping of selections of nodes to peer with, by name")
-    routes: Routes = Field(default=Routes(), description="a mapping of table and metric")
+    routes: Routes = Field(default=Routes(), description="a mapping of table, metric and so on")
     cni: Cni = Field(default=Cni(), description="a mapping of socket, mtu, binDir, confDir and so on")
     api: Api = Field(default=Api(), description="a mapping with socket")
     log: Log = Field(default=Log(), description="a mapping of level and format")

@@ -32,6 +32,7 @@ from ipam.errors import (
 )
 from ipam.holdings import Holdings, IdleBlocks, Key, Taken
 from ipam.identity import Identity
+from ipam.lasting import lasting
 from ipam.ledger import Ledger, OwnedBlock
 from ipam.loans import Borrower, Lender, is_loan
 from ipam.membership import Membership
@@ -335,7 +336,7 @@ class BlockKeeper:
         if name in self._background:
             work.close()
             return
-        task = asyncio.get_running_loop().create_task(work, name=name)
+        task = lasting(work, name, log)
         self._background[name] = task
         task.add_done_callback(lambda _: self._background.pop(name, None))
 

@@ -34,6 +34,10 @@ _SHARDS = 32
 _FULL, _ROOM = 12_288, 8192
 """So many changes wait, deletions apart, that the queue is full, or so few that there is room again; the kernel takes 4
 to 10 us each."""
+_MANY = 4096
+_SHARE = 16
+"""So many routes that are all to be deleted go with their group, where they are at least one in ``_SHARE`` of what is
+left: for a group the kernel looks at every route there is, and for a deletion at its neighbours, which takes longer."""
 _GONE = (errno.ESRCH, errno.ENOENT)
 _PASSING = (errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EBUSY, errno.EINTR)
 
@@ -74,6 +78,8 @@ class Installer:
         self._full = False
         self._results: list[Result] = []
         self._released: list[Target] = []
+        self._unwanted: dict[Target, int] = {}
+        """Targets to which nothing is to lead any more, each with how many may name it when it is looked at next."""
         self._repairing: dict[tuple[Table, bytes], str] = {}
         self._repaired: Counter[str] = Counter()
         self._scheduled = False
@@ -123,7 +129,13 @@ class Installer:
         found = self.tables.get((family, metric))
         if found is None:
             place = Placement(family, self._table, metric, self._protocol)
-            found = Table(place, shards=_SHARDS, on_result=self._result, on_released=self._released.append)
+            found = Table(
+                place,
+                shards=_SHARDS,
+                on_result=self._result,
+                on_released=self._released.append,
+                on_unwanted=self._not_wanted,
+            )
             self.tables[family, metric] = found
         return found
 
@@ -176,6 +188,16 @@ class Installer:
             self._instant.send(numbered(requests))
             netlink.receive_refusals(self._instant)  # the requests are also among the gathered ones
 
+    def refresh(self) -> None:
+        """Have next-hop groups follow what their next hops resolve to now; traffic leaves lost ones first.
+
+        The state file follows that: a run that ends in between leaves objects which it does not explain, and which go.
+        """
+        hurried = self.registry.refresh()
+        if hurried and self._urgent is not None:
+            self._submit(self._urgent, self._job(hurried))
+        self.schedule()
+
     def raw(self, requests: list[bytes]) -> None:
         """Send requests whose refusal is of no interest, in order with the others."""
         if requests and self._writer is not None:
@@ -191,6 +213,7 @@ class Installer:
         self._scheduled = False
         if self._writer is None:
             return
+        self._retire()
         released, self._released[:] = self._released[:], []
         self.registry.release(released)
         operations = self.registry.take()
@@ -211,7 +234,32 @@ class Installer:
             self._on_room()
         self._tell()
 
+    def _not_wanted(self, target: Target) -> None:
+        if target.kind is Kind.LEARNED and self.registry.objects and target.refs >= _MANY:
+            self._unwanted[target] = target.refs
+
+    def _retire(self) -> None:
+        """Delete the groups of which all routes are to be deleted, instead of route by route."""
+        for target, most in list(self._unwanted.items()):
+            tables = self.tables.values()
+            if target.wanted or target.absent or target.refs * _SHARE < sum(table.size for table in tables):
+                del self._unwanted[target]
+            elif target.refs <= most:
+                if sum(table.condemned(target) for table in tables) == target.refs:
+                    self.registry.retire(target)
+                    del self._unwanted[target]
+                else:  # some are to lead elsewhere first
+                    self._unwanted[target] = target.refs // 2
+
     def _send(self, operations: list[Operation]) -> None:
+        targets = snapshot(self.registry) if self.registry.changed else None
+        self.registry.changed = False
+        path = self._state_file
+        keep = (lambda: save(path, targets)) if targets is not None else None
+        assert self._writer is not None
+        self._submit(self._writer, self._job(operations, keep))
+
+    def _job(self, operations: list[Operation], keep: Callable[[], None] | None = None) -> NexthopJob:
         sent = [operation for operation in operations if operation.request]
 
         def done(job: Job) -> None:
@@ -221,12 +269,7 @@ class Installer:
             self.registry.completed(operations, refused)
             self._nexthops_done(job)
 
-        targets = snapshot(self.registry) if self.registry.changed else None
-        self.registry.changed = False
-        path = self._state_file
-        keep = (lambda: save(path, targets)) if targets is not None else None
-        assert self._writer is not None
-        self._submit(self._writer, NexthopJob(done, [operation.request for operation in sent], keep))
+        return NexthopJob(done, [operation.request for operation in sent], keep)
 
     def _submit(self, writer: Writer, job: NexthopJob) -> None:
         self._nexthops_idle.clear()
@@ -242,7 +285,8 @@ class Installer:
             return False
         if not batch.size:
             self._settle(table, batch)
-            return True
+            self.schedule()
+            return False
         self._route_jobs += 1
         self._writer.submit(RouteJob(self._routes_done, batch, *table.place[:3]))
         return True

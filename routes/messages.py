@@ -38,6 +38,10 @@ _IFLA_IFNAME, _IFLA_EXT_MASK = 3, 29
 _SKIP_STATS = 1 << 3
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _NDA_DST = 1
+_NTF_USE = 0x01
+NUD_REACHABLE, NUD_STALE, NUD_DELAY, NUD_PROBE, NUD_FAILED, NUD_NOARP, NUD_PERMANENT = 2, 4, 8, 16, 32, 64, 128
+NUD_VALID = NUD_REACHABLE | NUD_STALE | NUD_DELAY | NUD_PROBE | NUD_NOARP | NUD_PERMANENT
+"""The kernel has a link-layer address for the neighbour and sends to it."""
 
 IFF_UP, IFF_RUNNING, IFF_LOWER_UP = 0x1, 0x40, 0x10000
 IFA_F_TEMPORARY, IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_TENTATIVE = 0x01, 0x08, 0x20, 0x40
@@ -170,6 +174,17 @@ def routes_request(family: Family, table: int, protocol: int = 0) -> bytes:
 def nexthops_request() -> bytes:
     """Payload of RTM_GETNEXTHOP for a dump of all next-hop objects."""
     return NHMSG.pack(0, 0, 0, 0, 0)
+
+
+def neighbours_request() -> bytes:
+    """Payload of RTM_GETNEIGH for a dump of all neighbours of both families."""
+    return _NDMSG.pack(0, 0, 0, 0, 0)
+
+
+def resolve_request(ifindex: int, address: bytes) -> bytes:
+    """Payload of RTM_NEWNEIGH that has the kernel resolve a neighbour, or confirm it, as a packet to it would."""
+    af = AF[4] if len(address) == 4 else AF[6]
+    return _NDMSG.pack(af, ifindex, 0, _NTF_USE, 0) + attribute(_NDA_DST, address)
 
 
 def match_request(family: Family, prefix: bytes) -> bytes:
