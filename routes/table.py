@@ -381,7 +381,10 @@ class Table:
             shard.failed[prefix] = Failure(held, state, number, text)
             self._report(shard, prefix, state, number, text)
         elif held is not None:  # a deletion that cannot be: the next comparison finds the route again
-            self._unref(held)
+            self._report(shard, prefix, state, number, text)
+            for one in (held, shard.inflight.pop(prefix)):  # not settled: what was told stays told
+                if one is not None:
+                    self._unref(one)
 
     def retry(self, wanted: Callable[[Failure], bool]) -> int:
         """Try failed routes again, and return how many."""

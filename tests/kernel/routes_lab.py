@@ -142,6 +142,8 @@ class Node:
         self.monitor = Monitor(receive_buffer=options.pop("monitor_buffer", 32 << 20))
         self.resolver = Resolver(self.monitor, on_changed=self._changed)
         options.setdefault("compare_interval", 3600)
+        if options.get("table", MAIN_TABLE) == MAIN_TABLE:
+            options["others"] = self.resolver.others
         self.fib = Fib(
             monitor=self.monitor,
             resolver=resolver or self.resolver,
