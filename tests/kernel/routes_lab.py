@@ -80,7 +80,7 @@ class Witness:
         self.past: list[Event] = []
         """All events, in order, those that were awaited included."""
         self._news = asyncio.Event()
-        self.monitor = Monitor(receive_buffer=128 << 20)
+        self.monitor = Monitor(receive_buffer=512 << 20)
 
     async def start(self) -> None:
         await self.monitor.start()
@@ -93,11 +93,14 @@ class Witness:
 
     async def until(self, seen: Callable[[Event], bool]) -> Event:
         """Wait for an event, one of the past included; it and all before it are forgotten."""
+        place = 0
         async with asyncio.timeout(30):
             while True:
-                for place, event in enumerate(self.events):
+                while place < len(self.events):
+                    event = self.events[place]
+                    place += 1
                     if seen(event):
-                        del self.events[: place + 1]
+                        del self.events[:place]
                         return event
                 self._news.clear()
                 await self._news.wait()
