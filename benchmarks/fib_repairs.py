@@ -12,7 +12,7 @@ from benchmarks.fib_lab import PATIENCE, PEER_AS, Podroute, Router, packed, peer
 from benchmarks.fib_streams import Stream, made
 from config.kernel import DEFAULT_METRIC, MAIN_TABLE, ROUTE_PROTOCOL
 from routes import netlink
-from routes.encode import REPLACE, SEQUENCES, Placement, delete_shapes, route_batch, via_paths, write_shapes
+from routes.encode import MOST, REPLACE, Placement, delete_shape, route_batch, via_paths, write_shape
 from routes.messages import RT_SCOPE_UNIVERSE, RTN_UNICAST, LinkEvent, Path, decode
 
 _PLACE = Placement(4, MAIN_TABLE, DEFAULT_METRIC, ROUTE_PROTOCOL)
@@ -25,21 +25,20 @@ class Meddler:
         self._sock = router.ns.call(lambda: netlink.open_socket(send_buffer=4 << 20, receive_buffer=4 << 20))
         self.up1 = router.ns.call(lambda: socket.if_nametoindex("up1"))
         way = via_paths(4, [Path(packed(peer_address(4, 1)), self.up1)])
-        self._elsewhere = write_shapes(_PLACE, REPLACE, RTN_UNICAST, RT_SCOPE_UNIVERSE, way)
-        self._gone = delete_shapes(_PLACE)
+        self._elsewhere = write_shape(_PLACE, REPLACE, RTN_UNICAST, RT_SCOPE_UNIVERSE, way)
+        self._gone = delete_shape(_PLACE)
 
     def close(self) -> None:
         self._sock.close()
 
     def delete(self, *prefixes: bytes) -> None:
-        for at in range(0, len(prefixes), len(SEQUENCES)):
-            some = prefixes[at : at + len(SEQUENCES)]
-            self._sock.send(route_batch(some, [self._gone[prefix[0]] for prefix in some]))
+        for at in range(0, len(prefixes), MOST):
+            self._sock.send(route_batch(self._gone, prefixes[at : at + MOST]))
             netlink.receive_refusals(self._sock)
 
     def replace(self, prefix: bytes) -> None:
         """Have a route lead over the other uplink."""
-        self._sock.send(route_batch([prefix], [self._elsewhere[prefix[0]]]))
+        self._sock.send(route_batch(self._elsewhere, [prefix]))
         netlink.receive_refusals(self._sock)
 
 

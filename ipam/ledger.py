@@ -57,6 +57,13 @@ KIND = sqlite.Kind(
             "DROP TABLE released",
             "DROP TABLE attachment",
         ),
+        (
+            # What is on loan has a network of a name that no network of containers can have
+            "UPDATE handle SET network = '-loan' WHERE network = 'loan' AND json_valid(attributes)"
+            " AND json_extract(attributes, '$.uuid') IS NOT NULL",
+            "UPDATE address SET network = '-loan' WHERE network = 'loan'"
+            " AND (container, ifname) IN (SELECT container, ifname FROM handle WHERE network = '-loan')",
+        ),
     ),
     error=LedgerError,
     corrupt=LedgerCorruptError,

@@ -16,7 +16,7 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ from config import prefix
 from config.prefix import BITS, Family
 from ipam import records
 from ipam.cluster import QUARANTINE, put_block
-from ipam.errors import LeaseExpiredError
+from ipam.errors import IpamError, LeaseExpiredError
 from ipam.given import Assignment, Handle
 from ipam.holdings import Holdings
 from ipam.identity import Identity
@@ -35,8 +35,9 @@ from ipam.store import Delete, Entry, Put, Range, Store, Unchanged, Write
 
 log = logging.getLogger("podroute.ipam")
 
-NETWORK = "loan"
-"""Network of the handles under which a lender's ledger keeps what it has lent."""
+NETWORK = "-loan"
+"""Network of the handles under which a lender's ledger keeps what it has lent. No network of containers can be called
+so (CNI: names begin with a letter or digit)."""
 PATIENCE = 3.0
 """Seconds that a lender has to answer."""
 _SETTLE = 30.0
@@ -55,14 +56,18 @@ class Lender:
         holdings: Holdings,
         serving: Callable[[Family, Sequence[str]], list[Pool]],
         on_change: Callable[[], None],
+        on_lost: Callable[[], Awaitable[None]],
     ) -> None:
-        """``serving``: the pools of these names that give addresses here. ``on_change``: called when loans changed."""
+        """``serving``: the pools of these names that give addresses here. ``on_change``: called when loans changed.
+        ``on_lost``: called when what had been lent out of a block that is not ours any more is forgotten.
+        """
         self._store = store
         self._me = me
         self._ledger = ledger
         self._holdings = holdings
         self._serving = serving
         self._on_change = on_change
+        self._on_lost = on_lost
         self._busy = asyncio.Lock()
 
     async def run(self) -> None:
@@ -103,13 +108,17 @@ class Lender:
             lent: dict[bytes, list[Attachment]] = {}
             for one in self._ledger.by_handle.of_network(NETWORK):
                 lent.setdefault(one.assignments[0].block, []).append(one)
+            lost = False
             for wire, attachments in lent.items():
-                await self._settle_block(attachments[0].assignments[0].family, wire, attachments)
+                lost |= await self._settle_block(attachments[0].assignments[0].family, wire, attachments)
             for (_, wire), held in list(self._holdings.blocks.items()):
                 if held.block.loans and wire not in lent:  # the record was read before the last was returned
                     self._refresh(replace(held.block, loans=()))
+            if lost:
+                await self._on_lost()
 
-    async def _settle_block(self, family: Family, wire: bytes, attachments: Sequence[Attachment]) -> None:
+    async def _settle_block(self, family: Family, wire: bytes, attachments: Sequence[Attachment]) -> bool:
+        """Free what the block's record does not name; return whether the block is not ours any more."""
         key = records.block_key(family, wire)
         while True:
             entry = await self._store.get(key)
@@ -120,7 +129,7 @@ class Lender:
             if block is not None and ours:
                 self._refresh(block)
             if not free:
-                return
+                return False
             if entry is None or block is None or not ours:
                 break
             # A transaction of ours whose answer was lost may be under way still: the record's new revision stops it
@@ -131,6 +140,7 @@ class Lender:
             await self._ledger.remove(one.handle)
             self._holdings.give_back(one.assignments[0], time.monotonic())
             self._say("address on loan returned", one.assignments[0].address, one.handle.container_id)
+        return not ours
 
     async def _answer(self, entry: Entry) -> None:
         request = records.decode_request(entry)
@@ -161,7 +171,11 @@ class Lender:
             return "nothing is free"
         given, key = taken.assignment, records.block_key(request.family, taken.held.block.prefix)
         loan = Loan(given.packed, request.borrower, request.uuid)
-        handle = await self._enter(taken.held.block, loan)
+        try:
+            handle = await self._enter(taken.held.block, loan)
+        except IpamError:
+            self._holdings.undo(taken)
+            raise
         refused = "the block is not the lender's any more"
         while (record := await self._store.get(key)) is not None:
             block = records.decode_block(record)

@@ -362,7 +362,7 @@ class Fib:
         for table in installer.tables.values():
             table.sweep(lambda held: held.kind is Kind.OTHER or held.absent)
         registry.release(target for target in found.adopted if not target.refs)
-        registry.refresh()
+        installer.refresh()
 
     def _save(self, registry: Registry) -> None:
         try:
@@ -472,5 +472,6 @@ class Fib:
         if target.kind is Kind.OTHER:
             return ("elsewhere",)
         return tuple(
-            f"{address_text(gateway)} dev {device} peer {peer}" for peer, gateway, device in sorted(target.members)
+            f"{address_text(key.gateway)} dev {key.device}{' onlink' if key.onlink else ''} peer {key.peer}"
+            for key in sorted(target.members)
         )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from math import lcm
 from typing import NamedTuple
 
@@ -131,10 +131,18 @@ class Registry:
                 else:
                     self._group_refused(subject, operation, number, text)
 
-    def refresh(self) -> None:
-        """Ask the resolver anew for every target, and follow."""
-        for target in list(self._targets.values()):
-            wanted = self._wanted(target.key)
+    def refresh(self) -> list[Operation]:
+        """Ask the resolver anew for every target, and follow; return what must not wait for other requests.
+
+        That is what makes traffic leave lost next hops. Its deletions are among the gathered requests too: what is on
+        its way may yet make what they did not find.
+        """
+        changed = [(target, self._wanted(target.key)) for target in self._targets.values()]
+        hurried: list[Operation] = []
+        if self.objects and self._shed({target: wanted for target, wanted in changed if not target.absent}):
+            hurried = self.take()
+            self._operations += [operation for operation in hurried if operation.subject is None]
+        for target, wanted in changed:
             if wanted == target.weights and not target.errno:
                 continue
             if target.absent:
@@ -148,6 +156,7 @@ class Registry:
                 self._request(delete_nexthop(target.id))
                 self._leave(target, list(target.members))
                 self._vanish(target)
+        return hurried
 
     def peer_lost(self, peer: str) -> tuple[list[bytes], list[bytes]]:
         """Take a peer's next hops away and return the deletions, which are also among the gathered requests.
@@ -166,7 +175,7 @@ class Registry:
             else:
                 self._replace_without(target, peer)
         if self.objects:
-            for member in [m for m in self._members.values() if m.key[0] == peer]:
+            for member in [m for m in self._members.values() if m.key.peer == peer]:
                 going = sum(target.refs for target in member.users if len(target.members) == 1)
                 (quick if going < _FEW else slow).append(delete_nexthop(member.id))
                 self._drop(member)
@@ -205,7 +214,8 @@ class Registry:
         """Compare an object in the kernel with ours of that id, and claim it back; False if there was no need."""
         subject = self._by_id.get(nexthop.id)
         if isinstance(subject, Member):
-            if (nexthop.gateway, nexthop.ifindex) != (subject.key[1], subject.ifindex):
+            key = subject.key
+            if (nexthop.gateway, nexthop.ifindex, nexthop.onlink) != (key.gateway, subject.ifindex, key.onlink):
                 self._note_loss(subject.users, [subject.key], cause)
                 self._drop(subject)
                 return True
@@ -225,16 +235,23 @@ class Registry:
     def release(self, targets: Iterable[Target]) -> None:
         """Delete the groups and objects of targets that nothing names any more."""
         for target in targets:
-            if target.refs or target.kind is not Kind.LEARNED:
-                continue
-            if self._targets.get(target.key) is target:
-                del self._targets[target.key]
-            self._orphans.discard(target)
-            self._leaving.discard(target)
-            if self.objects and not target.absent:
-                self._request(delete_nexthop(target.id))
-            self._leave(target, list(target.members))
-            self._vanish(target)
+            if not target.refs and target.kind is Kind.LEARNED:
+                self._end(target)
+                self._leaving.discard(target)
+
+    def retire(self, target: Target) -> None:
+        """Delete a group all of whose routes are to be deleted: the kernel drops them with it."""
+        self._end(target)
+        self._leaving.add(target)
+
+    def _end(self, target: Target) -> None:
+        if self._targets.get(target.key) is target:
+            del self._targets[target.key]
+        self._orphans.discard(target)
+        if self.objects and not target.absent:
+            self._request(delete_nexthop(target.id))
+        self._leave(target, list(target.members))
+        self._vanish(target)
 
     def adopt(self, key: NextHops, identifier: int, members: dict[MemberKey, tuple[int, int, int]]) -> Target:
         """Take over what an earlier run left: member key -> (object id, ifindex, weight)."""
@@ -263,19 +280,52 @@ class Registry:
     def _wanted(self, key: NextHops) -> dict[MemberKey, int]:
         """Return the members that a set of next hops resolves to, with weights.
 
+        Those that do not answer are left out, unless none does: the last way out stays.
         A gateway that several peers announced counts as one: its members share a weight.
         """
         wanted: dict[MemberKey, int] = {}
-        for hop in key:
-            resolution = self._resolver.lookup(hop.address, hop.device)
-            for gateway in resolution.gateways if resolution is not None else ():
+        found = [(hop, self._resolver.lookup(hop.address, hop.device)) for hop in key]
+        answered = any(resolution.answers for _, resolution in found if resolution is not None)
+        for hop, resolution in found:
+            for gateway in resolution.gateways if resolution is not None and resolution.answers >= answered else ():
                 if self._interfaces.named(gateway.device) is not None:
-                    wanted[hop.peer, gateway.address, gateway.device] = 1
-        announced = Counter(member[1:] for member in wanted)
+                    wanted[MemberKey(hop.peer, *gateway)] = 1
+        announced = Counter((member.gateway, member.device) for member in wanted)
         common = lcm(*announced.values())
         if 1 < common <= _MAX_WEIGHT:
-            wanted = {member: common // announced[member[1:]] for member in wanted}
+            wanted = {member: common // announced[member.gateway, member.device] for member in wanted}
         return wanted
+
+    def _shed(self, wanted: Mapping[Target, Mapping[MemberKey, int]]) -> bool:
+        """Delete objects that groups are to lose: 2 ms, where rewriting the groups takes a notification per route.
+
+        That is with net.ipv4.nexthop_compat_mode=1. Groups that are to keep one, as their last way, get one of their
+        own; where more routes lead to those, rewriting is the lesser work after all. False: there was no such object.
+        """
+        shed = False
+        for member in list(self._members.values()):
+            losing = [t for t in member.users if t in wanted and member.key not in wanted[t]]
+            if not losing or not all(t.members.keys() & wanted[t].keys() for t in losing):
+                continue
+            keeping = member.users.difference(losing)
+            if sum(t.refs for t in keeping) <= sum(t.refs for t in losing):
+                fresh = self._divide(member, keeping) if keeping else None
+                self._drop(member)
+                if fresh is not None:
+                    self._members[fresh.key] = fresh
+                shed = True
+        return shed
+
+    def _divide(self, member: Member, users: set[Target]) -> Member:
+        """Give some users of an object another one to the same end."""
+        fresh = Member(member.key, member.ifindex, self.ids.take())
+        self._create(fresh)
+        for target in users:
+            member.users.discard(target)
+            fresh.users.add(target)
+            target.members[fresh.key] = fresh
+            self._write_group(target)
+        return fresh
 
     def _realize(self, target: Target, wanted: dict[MemberKey, int]) -> None:
         """Give a target these members and tell the kernel."""
@@ -297,7 +347,7 @@ class Registry:
     def _member(self, key: MemberKey) -> Member:
         member = self._members.get(key)
         if member is None:
-            link = self._interfaces.named(key[2])
+            link = self._interfaces.named(key.device)
             member = self._members[key] = Member(key, link.ifindex if link is not None else 0, 0)
             if self.objects:
                 member.id = self.ids.take()
@@ -306,7 +356,9 @@ class Registry:
 
     def _create(self, member: Member) -> None:
         self._by_id[member.id] = member
-        self._request(new_nexthop(member.id, self._protocol, member.key[1], member.ifindex), member)
+        key = member.key
+        request = new_nexthop(member.id, self._protocol, key.gateway, member.ifindex, onlink=key.onlink)
+        self._request(request, member)
 
     def _write_group(self, target: Target) -> None:
         target.version += 1
@@ -425,6 +477,6 @@ class Registry:
         """Let a target's prefixes move, one by one, to what is left of it."""
         rest = Target(Kind.LEARNED, key=target.key)
         self._orphans.add(rest)
-        self._realize(rest, {key: weight for key, weight in self._wanted(target.key).items() if key[0] != peer})
+        self._realize(rest, {key: weight for key, weight in self._wanted(target.key).items() if key.peer != peer})
         target.successor = rest
         self._outdate(target)
