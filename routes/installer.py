@@ -39,6 +39,7 @@ _SHARE = 16
 """So many routes that are all to be deleted go with their group, where they are at least one in ``_SHARE`` of what is
 left: for a group the kernel looks at every route there is, and for a deletion at its neighbours, which takes longer."""
 _GONE = (errno.ESRCH, errno.ENOENT)
+_DENIED = (errno.EPERM, errno.EACCES)
 _PASSING = (errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EBUSY, errno.EINTR)
 
 
@@ -93,6 +94,7 @@ class Installer:
         self._nexthops_idle = asyncio.Event()
         self._nexthops_idle.set()
         self._doubt = False
+        self._denied = False
         self._loop = asyncio.get_running_loop()
         self._writer: Writer | None = None
         self._urgent: Writer | None = None
@@ -294,7 +296,17 @@ class Installer:
         """In a writer's thread."""
         self._loop.call_soon_threadsafe(job.done, job)
 
+    def _permitted(self, job: Job) -> bool:
+        """Tell whether we may change anything; say so once when we no longer may."""
+        if not any(number in _DENIED for number, _ in job.refused.values()):
+            return True
+        if not self._denied:
+            self._denied = True
+            log.error("the kernel lets podroute change nothing: permission denied; it needs CAP_NET_ADMIN")
+        return False
+
     def _nexthops_done(self, job: Job) -> None:
+        self._permitted(job)
         self._nexthop_jobs -= 1
         if not self._nexthop_jobs:
             self._hurrying = False
@@ -317,6 +329,9 @@ class Installer:
             self._count_repairs(table, job)
         if not job.verified:
             self._on_unverified("the kernel's answers were lost")
+        if self._permitted(job) and self._denied:
+            self._denied = False
+            self._on_unverified("permission was denied")
         self.schedule()
 
     def _settle(self, table: Table, batch: Batch) -> None:
