@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import groupby
@@ -19,7 +19,7 @@ from bgp.status import NotificationRecord, PeerStatus, RangeStatus
 from cni import hooks
 from config import prefix
 from config.check import overlaps_with_subnets
-from config.prefix import FAMILIES, NAMES, Family
+from config.prefix import FAMILIES, NAMES, Family, of_address
 from ipam.loans import NETWORK as LOANS
 from routes.differences import FibRoute, rows
 from routes.live import KernelRoute
@@ -58,6 +58,7 @@ async def status(node: Node) -> Json:
         "pods": len(await node.ipam.attachments()),
         "fib": {NAMES[family]: await _fib_counts(node, family) for family in FAMILIES},
         "repairs": dict(node.fib.counters) if node.running else {},
+        "silentGateways": node.neighbours.all_silent() if node.neighbours is not None else [],
         "findings": await _findings(node),
     }
 
@@ -137,26 +138,29 @@ async def routes(node: Node, family: Family, only: bytes | None) -> AsyncIterato
     prefix, those that policy keeps out included. Raises OSError.
     """
     if only is not None:
+        live = await node.fib.view.prefix(family, only) if node.running else []
         explained = node.speaker.rib.explain(family, only).routes
         held = node.fib.route(family, only) if node.running else []
-        live = await node.fib.read(family, only) if node.running else []
         if explained or held or any(entry.protocol == node.fib.protocol for entry in live):
             yield [_route(node, family, prefix.text(family, only), list(explained), held, live)]
         return
-    table = await node.fib.read_all(family) if node.running else None
+    if not node.running:
+        for some in node.speaker.rib.inspection.loc_rib(family):
+            yield [_route(node, family, text, list(p), [], []) for text, p in groupby(some, key=attrgetter("prefix"))]
+        return
 
-    def shown(text: str, paths: list[Route]) -> Json:
-        wire = prefix.parse(text)[1]
-        held = node.fib.route(family, wire) if node.running else []
-        return _route(node, family, text, paths, held, table.of(wire, held) if table is not None else [])
+    async with node.fib.view.whole(family) as table:
 
-    for some in node.speaker.rib.inspection.loc_rib(family):
-        by_prefix = groupby(some, key=attrgetter("prefix"))
-        yield [shown(text, list(paths)) for text, paths in by_prefix]
-    if table is not None and node.running:
+        def shown(wire: bytes, text: str, paths: Iterable[Route]) -> Json:
+            held = node.fib.route(family, wire)
+            return _route(node, family, text, list(paths), held, table.of(wire, held))
+
+        for some in node.speaker.rib.inspection.loc_rib(family):
+            by_prefix = groupby(some, key=attrgetter("prefix"))
+            yield [shown(prefix.parse(text)[1], text, paths) for text, paths in by_prefix]
         beside = {*node.fib.unlearned(family), *table.surplus()}
         unknown = [p for p in sorted(beside) if not node.speaker.rib.explain(family, p).routes]
-        yield [shown(prefix.text(family, p), []) for p in unknown]
+        yield [shown(p, prefix.text(family, p), ()) for p in unknown]
 
 
 def _route(
@@ -174,9 +178,17 @@ def _route(
         "desired": list(shown.desired) if shown else [],
         "installed": list(shown.kernel) if shown else [],
         "metric": shown.metric if shown else None,
-        "problem": shown.why if shown else "",
+        "problem": (shown.why if shown else "") or "; ".join(silent_gateways(node, paths)),
         "fib": [row._asdict() for row in found],
     }
+
+
+def silent_gateways(node: Node, paths: Iterable[Route]) -> list[str]:
+    """Say which gateways of the paths that carry the traffic do not answer, a line each."""
+    if node.neighbours is None:
+        return []
+    hops = [(of_address(path.next_hop)[1][1:], path.device) for path in paths if path.multipath and path.next_hop]
+    return [f"{gateway} does not answer" for gateway in dict.fromkeys(g for hop in hops for g in node.silent(*hop))]
 
 
 def path_json(path: Route) -> Json:

@@ -16,6 +16,7 @@ from config.kernel import DEFAULT_METRIC, DEFAULT_METRIC_IPV6
 from config.policy import ACCEPT, REJECT, Policy, PolicyOrAction, Section
 from config.prefix import BY_NAME, Family
 from config.remote_as import RemoteAs
+from config.routes import OnLink
 from config.store import Store, StoreOrUrl
 from config.values import (
     AbsolutePath,
@@ -256,6 +257,18 @@ class Routes(Section):
     metric_ipv6: int = Field(
         default=DEFAULT_METRIC_IPV6, ge=2, le=4294967295, description="2 to 4294967295 (connected subnets have 256)"
     )
+    check_neighbours: bool = Field(
+        default=False,
+        description="true (gateways that do not answer carry nothing while others do) or false",
+    )
+    onlink: OnLink = Field(
+        default={}, description='a mapping of prefixes and interfaces such as {"192.0.2.0/24": "eth0"}'
+    )
+
+    @property
+    def onlink_devices(self) -> dict[tuple[Family, bytes], str]:
+        """``onlink`` by (family, wire bytes)."""
+        return {prefix.parse(text): device for text, device in self.onlink.items()}
 
 
 class Cni(Section):
@@ -271,6 +284,9 @@ class Cni(Section):
     not_ready_after: Patience = Field(
         default="never",
         description="never, or 0 to 86400 seconds without advertisement after which STATUS says 51",
+    )
+    not_ready_when_full: bool = Field(
+        default=False, description="true (STATUS says 50 while a container would get no address) or false"
     )
     bin_dir: AbsolutePath = Field(default="/opt/cni/bin", description="an absolute path")
     conf_dir: AbsolutePath = Field(default="/etc/cni/net.d", description="an absolute path")
@@ -315,7 +331,7 @@ class Config(Section):
     bgp: Bgp = Field(default=Bgp(), description="a mapping such as {listen: [], holdTime: 90}")
     peers: dict[Name, Peer] = Field(default={}, description="a mapping of peers by name")
     mesh: dict[Name, Mesh] = Field(default={}, description="a mapping of selections of nodes to peer with, by name")
-    routes: Routes = Field(default=Routes(), description="a mapping of table and metric")
+    routes: Routes = Field(default=Routes(), description="a mapping of table, metric and so on")
     cni: Cni = Field(default=Cni(), description="a mapping of socket, mtu, binDir, confDir and so on")
     api: Api = Field(default=Api(), description="a mapping with socket")
     log: Log = Field(default=Log(), description="a mapping of level and format")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
 from config.nexthop import NextHops
@@ -88,19 +88,36 @@ def _difference(route: FibRoute, there: KernelRoute | None, foreign: Sequence[Ke
 class LiveTable:
     """A whole table as it was read: what it holds of a prefix, without a reading for each."""
 
-    def __init__(self, survey: Survey, objects: Mapping[int, Nexthop], names: Mapping[int, str], protocol: int) -> None:
-        """``objects`` are the next-hop objects by id, ``names`` those of interfaces, ``protocol`` is ours."""
+    def __init__(
+        self,
+        survey: Survey,
+        objects: Mapping[int, Nexthop],
+        names: Mapping[int, str],
+        protocol: int,
+        written: Container[bytes] = (),
+    ) -> None:
+        """``objects`` are the next-hop objects by id, ``names`` those of interfaces, ``protocol`` is ours.
+
+        ``written`` are prefixes that the kernel has been told of since the reading began: of these we know better.
+        """
         self._survey = survey
         self._objects, self._names = objects, names
         self._protocol = protocol
+        self._written = written
 
     def of(self, prefix: bytes, held: Sequence[FibRoute]) -> list[KernelRoute]:
         """Return the kernel's entries of one prefix; ``held`` is what is desired of it."""
-        found = [kernel_route(route, self._objects, self._names) for route in self._survey.entries.get(prefix, ())]
+        stands = prefix not in self._written
+        found = [
+            kernel_route(route, self._objects, self._names)
+            for route in self._survey.entries.get(prefix, ())
+            if stands or route.protocol != self._protocol
+        ]
         told = {entry.metric for entry in found if entry.protocol == self._protocol}
         for route in held:  # as desired, unless it was told otherwise
             there = route.state in _SETTLED or (route.state is State.CONFLICT and route.kernel)
-            if there and route.metric not in told and (prefix, route.metric) not in self._survey.missing:
+            lacking = stands and (prefix, route.metric) in self._survey.missing
+            if there and route.metric not in told and not lacking:
                 found.append(KernelRoute(self._protocol, route.metric, route.ways, 0))
         return sorted(found, key=lambda entry: entry.metric)
 
@@ -109,5 +126,5 @@ class LiveTable:
         return [
             prefix
             for prefix, routes in self._survey.entries.items()
-            if any(route.protocol == self._protocol for route in routes)
+            if prefix not in self._written and any(route.protocol == self._protocol for route in routes)
         ]

@@ -14,13 +14,10 @@ from config.kernel import COVER_METRIC, DEFAULT_METRIC, MAIN_TABLE, NEXT_HOP_IDS
 from config.nexthop import NextHopResolver, NextHops
 from config.prefix import BITS, FAMILIES, Family, address_text
 from routes import netlink
-from routes.compare import survey
-from routes.differences import FibRoute, LiveTable
-from routes.dumps import read_nexthops
+from routes.differences import FibRoute
 from routes.encode import delete_nexthop
 from routes.installer import Installer, log_crash
 from routes.leftovers import Reader, load, save, snapshot
-from routes.live import KernelRoute, describe, read_prefix
 from routes.messages import Event, Link, LinkEvent, Route
 from routes.monitor import Monitor
 from routes.nexthops import Registry
@@ -28,8 +25,9 @@ from routes.others import Others
 from routes.purge import purge
 from routes.reconciler import Reconciler
 from routes.shadows import Shadows
-from routes.table import Result, RouteStatus, State
+from routes.table import Result, RouteStatus, State, Table
 from routes.target import Kind, Target
+from routes.view import KernelView
 
 log = logging.getLogger("podroute.routes")
 
@@ -90,6 +88,7 @@ class Fib:
         self._installer_: Installer | None = None
         self._reconciler: Reconciler | None = None
         self._shadows: Shadows | None = None
+        self._view: KernelView | None = None
         self._sweeping: asyncio.Task[None] | None = None
 
     async def start(self, *, peers: Collection[str] | None = None) -> None:
@@ -112,7 +111,8 @@ class Fib:
             raise FibError(f"cannot read the kernel's routes: {error.strerror or error}") from error
         self._installer_ = installer
         self._shadows = Shadows(self._others, installer.tables, installer.report)
-        installer.on_settled = self._shadows.settled
+        self._view = KernelView(installer.tables, self._interfaces, table=self._table, protocol=self._protocol)
+        installer.on_settled = self._settled
         self._reconciler = Reconciler(
             installer,
             self._sock,
@@ -274,32 +274,6 @@ class Fib:
                 others = Counter(self._shadows.counts(family, metric))
                 yield Counter({**others, State.INSTALLED: -others.total()})
 
-    async def read(self, family: Family, prefix: bytes) -> list[KernelRoute]:
-        """Return what the kernel holds of one prefix now, routes of others included, the one it uses first.
-
-        Takes as long as a dump of the table, in a thread. Raises OSError.
-        """
-        names = {link.ifindex: link.name for link in self._interfaces.links()}
-        with netlink.open_socket() as sock:  # here, where the namespace is the right one
-
-            def read() -> list[KernelRoute]:
-                return describe(sock, read_prefix(sock, family, self._table, prefix), names)
-
-            return await asyncio.to_thread(read)
-
-    async def read_all(self, family: Family) -> LiveTable:
-        """Return all that the kernel holds now; takes seconds with a full table, in a thread. Raises OSError."""
-        tables = {metric: table for (f, metric), table in self._installer.tables.items() if f == family}
-        names = {link.ifindex: link.name for link in self._interfaces.links()}
-        with netlink.open_socket() as sock:
-
-            def read() -> LiveTable:
-                found = survey(sock, family, self._table, self._protocol, tables)
-                objects = {nexthop.id: nexthop for nexthop in read_nexthops(sock)}
-                return LiveTable(found, objects, names, self._protocol)
-
-            return await asyncio.to_thread(read)
-
     def unlearned(self, family: Family) -> list[bytes]:
         """Return the prefixes here that need no announcement: of pods, and what an earlier run left."""
         found = [prefix for prefix in self._pods if prefix[0] == BITS[family]]
@@ -314,10 +288,22 @@ class Fib:
         return self._protocol
 
     @property
+    def view(self) -> KernelView:
+        """What the kernel holds now, for people."""
+        if self._view is None:
+            raise RuntimeError("the Fib is not running")
+        return self._view
+
+    @property
     def _installer(self) -> Installer:
         if self._installer_ is None:
             raise RuntimeError("the Fib is not running")
         return self._installer_
+
+    def _settled(self, table: Table, prefixes: Collection[bytes]) -> None:
+        assert self._shadows is not None
+        self._shadows.settled(table, prefixes)
+        self.view.settled(table, prefixes)
 
     def _probe(self) -> bool:
         """Tell whether the kernel has next-hop objects; id 0 never exists. Raises FibError without privileges."""
@@ -376,7 +362,7 @@ class Fib:
         for table in installer.tables.values():
             table.sweep(lambda held: held.kind is Kind.OTHER or held.absent)
         registry.release(target for target in found.adopted if not target.refs)
-        registry.refresh()
+        installer.refresh()
 
     def _save(self, registry: Registry) -> None:
         try:
@@ -486,5 +472,6 @@ class Fib:
         if target.kind is Kind.OTHER:
             return ("elsewhere",)
         return tuple(
-            f"{address_text(gateway)} dev {device} peer {peer}" for peer, gateway, device in sorted(target.members)
+            f"{address_text(key.gateway)} dev {key.device}{' onlink' if key.onlink else ''} peer {key.peer}"
+            for key in sorted(target.members)
         )

@@ -16,12 +16,13 @@ from pathlib import Path
 
 from config.prefix import Family, text
 from routes import netlink
+from routes.batch import Batch, Flight
 from routes.encode import Placement, numbered
 from routes.leftovers import save, snapshot
 from routes.live import protocol_name
 from routes.messages import Route
 from routes.nexthops import Operation, Registry
-from routes.table import Batch, Failure, Result, Shard, State, Table
+from routes.table import Failure, Result, State, Table
 from routes.target import Kind, Target
 from routes.writer import Job, NexthopJob, RouteJob, Writer
 
@@ -33,6 +34,10 @@ _SHARDS = 32
 _FULL, _ROOM = 12_288, 8192
 """So many changes wait, deletions apart, that the queue is full, or so few that there is room again; the kernel takes 4
 to 10 us each."""
+_MANY = 4096
+_SHARE = 16
+"""So many routes that are all to be deleted go with their group, where they are at least one in ``_SHARE`` of what is
+left: for a group the kernel looks at every route there is, and for a deletion at its neighbours, which takes longer."""
 _GONE = (errno.ESRCH, errno.ENOENT)
 _PASSING = (errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EBUSY, errno.EINTR)
 
@@ -73,6 +78,8 @@ class Installer:
         self._full = False
         self._results: list[Result] = []
         self._released: list[Target] = []
+        self._unwanted: dict[Target, int] = {}
+        """Targets to which nothing is to lead any more, each with how many may name it when it is looked at next."""
         self._repairing: dict[tuple[Table, bytes], str] = {}
         self._repaired: Counter[str] = Counter()
         self._scheduled = False
@@ -122,7 +129,13 @@ class Installer:
         found = self.tables.get((family, metric))
         if found is None:
             place = Placement(family, self._table, metric, self._protocol)
-            found = Table(place, shards=_SHARDS, on_result=self._result, on_released=self._released.append)
+            found = Table(
+                place,
+                shards=_SHARDS,
+                on_result=self._result,
+                on_released=self._released.append,
+                on_unwanted=self._not_wanted,
+            )
             self.tables[family, metric] = found
         return found
 
@@ -175,6 +188,16 @@ class Installer:
             self._instant.send(numbered(requests))
             netlink.receive_refusals(self._instant)  # the requests are also among the gathered ones
 
+    def refresh(self) -> None:
+        """Have next-hop groups follow what their next hops resolve to now; traffic leaves lost ones first.
+
+        The state file follows that: a run that ends in between leaves objects which it does not explain, and which go.
+        """
+        hurried = self.registry.refresh()
+        if hurried and self._urgent is not None:
+            self._submit(self._urgent, self._job(hurried))
+        self.schedule()
+
     def raw(self, requests: list[bytes]) -> None:
         """Send requests whose refusal is of no interest, in order with the others."""
         if requests and self._writer is not None:
@@ -190,6 +213,7 @@ class Installer:
         self._scheduled = False
         if self._writer is None:
             return
+        self._retire()
         released, self._released[:] = self._released[:], []
         self.registry.release(released)
         operations = self.registry.take()
@@ -210,7 +234,32 @@ class Installer:
             self._on_room()
         self._tell()
 
+    def _not_wanted(self, target: Target) -> None:
+        if target.kind is Kind.LEARNED and self.registry.objects and target.refs >= _MANY:
+            self._unwanted[target] = target.refs
+
+    def _retire(self) -> None:
+        """Delete the groups of which all routes are to be deleted, instead of route by route."""
+        for target, most in list(self._unwanted.items()):
+            tables = self.tables.values()
+            if target.wanted or target.absent or target.refs * _SHARE < sum(table.size for table in tables):
+                del self._unwanted[target]
+            elif target.refs <= most:
+                if sum(table.condemned(target) for table in tables) == target.refs:
+                    self.registry.retire(target)
+                    del self._unwanted[target]
+                else:  # some are to lead elsewhere first
+                    self._unwanted[target] = target.refs // 2
+
     def _send(self, operations: list[Operation]) -> None:
+        targets = snapshot(self.registry) if self.registry.changed else None
+        self.registry.changed = False
+        path = self._state_file
+        keep = (lambda: save(path, targets)) if targets is not None else None
+        assert self._writer is not None
+        self._submit(self._writer, self._job(operations, keep))
+
+    def _job(self, operations: list[Operation], keep: Callable[[], None] | None = None) -> NexthopJob:
         sent = [operation for operation in operations if operation.request]
 
         def done(job: Job) -> None:
@@ -220,12 +269,7 @@ class Installer:
             self.registry.completed(operations, refused)
             self._nexthops_done(job)
 
-        targets = snapshot(self.registry) if self.registry.changed else None
-        self.registry.changed = False
-        path = self._state_file
-        keep = (lambda: save(path, targets)) if targets is not None else None
-        assert self._writer is not None
-        self._submit(self._writer, NexthopJob(done, [operation.request for operation in sent], keep))
+        return NexthopJob(done, [operation.request for operation in sent], keep)
 
     def _submit(self, writer: Writer, job: NexthopJob) -> None:
         self._nexthops_idle.clear()
@@ -237,11 +281,12 @@ class Installer:
         assert self._writer is not None
         batch = Batch()
         table.take(batch, _BATCH)
-        if not batch.shards:
+        if not batch.flights:
             return False
-        if not len(batch):
+        if not batch.size:
             self._settle(table, batch)
-            return True
+            self.schedule()
+            return False
         self._route_jobs += 1
         self._writer.submit(RouteJob(self._routes_done, batch, *table.place[:3]))
         return True
@@ -262,11 +307,11 @@ class Installer:
         assert isinstance(job, RouteJob)
         self._route_jobs -= 1
         batch = job.batch
-        table = batch.shards[0].table
+        table = batch.flights[0].shard.table
         for place in job.refused:
             self._refused(table, job, place)
         self._settle(table, batch)
-        self.counters["requests"] += len(batch)
+        self.counters["requests"] += batch.size
         self.counters["refused"] += len(job.refused)
         if self._repairing:
             self._count_repairs(table, job)
@@ -275,22 +320,22 @@ class Installer:
         self.schedule()
 
     def _settle(self, table: Table, batch: Batch) -> None:
-        for shard in batch.shards:
-            prefixes = shard.inflight
-            table.settle(shard)
-            self.on_settled(table, prefixes)
+        for flight in batch.flights:
+            table.settle(flight)
+            self.on_settled(table, flight.changes)
 
     def _refused(self, table: Table, job: RouteJob, place: int) -> None:
         number, words = job.refused[place]
-        shard, prefix, want = job.batch.sources[place], job.batch.prefixes[place], job.batch.wants[place]
-        before = shard.inflight[prefix]
+        (flight, want, _, _), prefix = job.batch.at(place)
+        shard = flight.shard
+        before = flight.changes[prefix]
         held = before if before is not None and not before.absent else None
         if want is None:
             if number not in _GONE:
                 state = State.PENDING if number in _PASSING else State.FAILED
                 table.refused(shard, prefix, want, Failure(held, state, number, words))
         elif number == errno.EEXIST:
-            self._in_the_way(table, shard, prefix, want, job.found.get(place))
+            self._in_the_way(table, flight, prefix, want, job.found.get(place))
         elif want.absent:
             # Its group went while this was on its way: a matter of the target, not of the prefix.
             if held is not None:
@@ -301,8 +346,9 @@ class Installer:
             if number in (errno.EINVAL, errno.ENOENT) and want.id:
                 self._on_unverified("the kernel refuses a next-hop group of ours")
 
-    def _in_the_way(self, table: Table, shard: Shard, prefix: bytes, want: Target, route: Route | None) -> None:
+    def _in_the_way(self, table: Table, flight: Flight, prefix: bytes, want: Target, route: Route | None) -> None:
         """An entry with this prefix and metric exists where we thought there was none."""
+        shard = flight.shard
         if route is None:
             table.refused(shard, prefix, want, Failure(None, State.PENDING, errno.EEXIST, "in the way, and gone again"))
         elif route.protocol != self._protocol:
@@ -312,15 +358,17 @@ class Installer:
             table.refused(shard, prefix, want, Failure(self.other, State.PENDING, errno.EEXIST, "not as desired"))
 
     def _count_repairs(self, table: Table, job: RouteJob) -> None:
-        for place, prefix in enumerate(job.batch.prefixes):
-            cause = self._repairing.get((table, prefix))
-            if cause is None:
-                continue
-            shard = job.batch.sources[place]
-            if place not in job.refused:
-                self._repaired[cause] += 1
-            if prefix not in shard.dirty:
-                del self._repairing[table, prefix]
+        place = -1
+        for part in job.batch.parts:
+            for prefix in part.prefixes:
+                place += 1
+                cause = self._repairing.get((table, prefix))
+                if cause is None:
+                    continue
+                if place not in job.refused:
+                    self._repaired[cause] += 1
+                if prefix not in part.flight.shard.dirty:
+                    del self._repairing[table, prefix]
 
     async def _follow(self) -> None:
         """Move prefixes off targets that are not current, a shard at a time."""
@@ -361,7 +409,8 @@ class Installer:
         if busy or self._doubt or self._released or not all(table.idle for table in self.tables.values()):
             return
         self._repairing.clear()
-        repaired, self._repaired = self._repaired, Counter()
+        repaired, self._repaired = self._repaired + self.registry.repaired, Counter()
+        self.registry.repaired.clear()
         for cause, count in repaired.items():
             self.counters[f"repaired, {cause}"] += count
             log.warning("repaired routes", extra={"fields": {"cause": cause, "routes": count}})

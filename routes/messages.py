@@ -31,11 +31,17 @@ RTN_UNICAST, RTN_LOCAL, RTN_UNREACHABLE = 1, 2, 7
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_NOWHERE = 0, 253, 255
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_MULTIPATH, RTA_TABLE, RTA_VIA, RTA_NH_ID = 1, 4, 5, 6, 9, 15, 18, 30
 RTM_F_CLONED, RTM_F_LOOKUP_TABLE, RTM_F_FIB_MATCH = 0x200, 0x1000, 0x2000
+RTNH_F_ONLINK = 4
+"""Of rtm_flags, rtnh_flags and nhm_flags: the gateway is on the link, whatever the subnets say."""
 NHA_ID, NHA_GROUP, NHA_OIF, NHA_GATEWAY = 1, 2, 5, 6
 _IFLA_IFNAME, _IFLA_EXT_MASK = 3, 29
 _SKIP_STATS = 1 << 3
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _NDA_DST = 1
+_NTF_USE = 0x01
+NUD_REACHABLE, NUD_STALE, NUD_DELAY, NUD_PROBE, NUD_FAILED, NUD_NOARP, NUD_PERMANENT = 2, 4, 8, 16, 32, 64, 128
+NUD_VALID = NUD_REACHABLE | NUD_STALE | NUD_DELAY | NUD_PROBE | NUD_NOARP | NUD_PERMANENT
+"""The kernel has a link-layer address for the neighbour and sends to it."""
 
 IFF_UP, IFF_RUNNING, IFF_LOWER_UP = 0x1, 0x40, 0x10000
 IFA_F_TEMPORARY, IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_TENTATIVE = 0x01, 0x08, 0x20, 0x40
@@ -77,6 +83,12 @@ class Path(NamedTuple):
     gateway: bytes
     ifindex: int
     weight: int = 1
+    onlink: bool = False
+
+    @property
+    def way(self) -> tuple[bytes, int, bool]:
+        """What makes it another path: all but its weight."""
+        return self.gateway, self.ifindex, self.onlink
 
 
 class Route(NamedTuple):
@@ -95,13 +107,14 @@ class Route(NamedTuple):
 
 
 class Nexthop(NamedTuple):
-    """A next-hop object: of a group only ``members`` (id, weight) is set, of another only gateway and ifindex."""
+    """A next-hop object: of a group only ``members`` (id, weight) is set, of another only the rest."""
 
     id: int
     protocol: int
     gateway: bytes
     ifindex: int
     members: tuple[tuple[int, int], ...]
+    onlink: bool = False
 
 
 class Neighbour(NamedTuple):
@@ -161,6 +174,17 @@ def routes_request(family: Family, table: int, protocol: int = 0) -> bytes:
 def nexthops_request() -> bytes:
     """Payload of RTM_GETNEXTHOP for a dump of all next-hop objects."""
     return NHMSG.pack(0, 0, 0, 0, 0)
+
+
+def neighbours_request() -> bytes:
+    """Payload of RTM_GETNEIGH for a dump of all neighbours of both families."""
+    return _NDMSG.pack(0, 0, 0, 0, 0)
+
+
+def resolve_request(ifindex: int, address: bytes) -> bytes:
+    """Payload of RTM_NEWNEIGH that has the kernel resolve a neighbour, or confirm it, as a packet to it would."""
+    af = AF[4] if len(address) == 4 else AF[6]
+    return _NDMSG.pack(af, ifindex, 0, _NTF_USE, 0) + attribute(_NDA_DST, address)
 
 
 def match_request(family: Family, prefix: bytes) -> bytes:
@@ -227,7 +251,7 @@ def decode_route(data: bytes, msg: Message) -> Route | None:
     if RTA_MULTIPATH in found:
         paths = _paths(found[RTA_MULTIPATH])
     elif RTA_OIF in found:
-        paths = (Path(_gateway(found), _u32(found, RTA_OIF)),)
+        paths = (Path(_gateway(found), _u32(found, RTA_OIF), onlink=bool(flags & RTNH_F_ONLINK)),)
     else:
         paths = ()
     return Route(family, table, protocol, kind, prefix, _u32(found, RTA_PRIORITY), _u32(found, RTA_NH_ID), paths, tos)
@@ -235,12 +259,13 @@ def decode_route(data: bytes, msg: Message) -> Route | None:
 
 def decode_nexthop(data: bytes, msg: Message) -> Nexthop:
     """Decode RTM_NEWNEXTHOP."""
-    _, _, protocol, _, _ = NHMSG.unpack_from(data, msg.start)
+    _, _, protocol, _, flags = NHMSG.unpack_from(data, msg.start)
     found = attributes(data, msg.start + 8, msg.end)
     group = found.get(NHA_GROUP, b"")
     entries = _GROUP.iter_unpack(group[: len(group) // _GROUP.size * _GROUP.size])
     members = tuple((member, low + (high << 8) + 1) for member, low, high, _ in entries)
-    return Nexthop(_u32(found, NHA_ID), protocol, found.get(NHA_GATEWAY, b""), _u32(found, NHA_OIF), members)
+    gateway, onlink = found.get(NHA_GATEWAY, b""), bool(flags & RTNH_F_ONLINK)
+    return Nexthop(_u32(found, NHA_ID), protocol, gateway, _u32(found, NHA_OIF), members, onlink)
 
 
 def decode_neighbour(data: bytes, msg: Message) -> Neighbour | None:
@@ -266,9 +291,10 @@ def _paths(data: bytes) -> tuple[Path, ...]:
     paths = []
     offset = 0
     while offset + 8 <= len(data):
-        length, _, hops, index = _RTNEXTHOP.unpack_from(data, offset)
+        length, flags, hops, index = _RTNEXTHOP.unpack_from(data, offset)
         if length < 8 or offset + length > len(data):
             break
-        paths.append(Path(_gateway(attributes(data, offset + 8, offset + length)), index, hops + 1))
+        gateway = _gateway(attributes(data, offset + 8, offset + length))
+        paths.append(Path(gateway, index, hops + 1, bool(flags & RTNH_F_ONLINK)))
         offset += (length + 3) & ~3
     return tuple(paths)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from math import lcm
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from config.nexthop import NextHopResolver, NextHops
 from routes.encode import delete_nexthop, new_group, new_nexthop
 from routes.interfaces import Interfaces
 from routes.messages import Nexthop
-from routes.target import Kind, Member, MemberKey, Target
+from routes.target import Kind, Loss, Member, MemberKey, Target
 
 _MAX_WEIGHT = 256
 _FEW = 2000
@@ -72,6 +72,8 @@ class Registry:
         """Some target is not current: prefixes have to move."""
         self.changed = False
         """What the state file must know has changed."""
+        self.repaired: Counter[str] = Counter()
+        """Routes that have next hops again, by what had taken these away; its reader takes them out."""
         self.ids = IdPool(ids)
         self._resolver = resolver
         self._interfaces = interfaces
@@ -99,7 +101,12 @@ class Registry:
     def successor(self, target: Target) -> Target:
         """Return where the prefixes of a target that is not current go."""
         while not target.current:
-            target = target.successor or self.target(target.key)
+            heir = target.successor or self.target(target.key)
+            if target.lost:
+                heir.lost |= target.lost
+                target.lost = {}
+                self._count_repairs(heir)
+            target = heir
         return target
 
     def take(self) -> list[Operation]:
@@ -120,13 +127,22 @@ class Registry:
             elif operation.version == subject.version and not subject.absent:
                 if not number:
                     subject.ready = True
+                    self._count_repairs(subject)
                 else:
                     self._group_refused(subject, operation, number, text)
 
-    def refresh(self) -> None:
-        """Ask the resolver anew for every target, and follow."""
-        for target in list(self._targets.values()):
-            wanted = self._wanted(target.key)
+    def refresh(self) -> list[Operation]:
+        """Ask the resolver anew for every target, and follow; return what must not wait for other requests.
+
+        That is what makes traffic leave lost next hops. Its deletions are among the gathered requests too: what is on
+        its way may yet make what they did not find.
+        """
+        changed = [(target, self._wanted(target.key)) for target in self._targets.values()]
+        hurried: list[Operation] = []
+        if self.objects and self._shed({target: wanted for target, wanted in changed if not target.absent}):
+            hurried = self.take()
+            self._operations += [operation for operation in hurried if operation.subject is None]
+        for target, wanted in changed:
             if wanted == target.weights and not target.errno:
                 continue
             if target.absent:
@@ -140,6 +156,7 @@ class Registry:
                 self._request(delete_nexthop(target.id))
                 self._leave(target, list(target.members))
                 self._vanish(target)
+        return hurried
 
     def peer_lost(self, peer: str) -> tuple[list[bytes], list[bytes]]:
         """Take a peer's next hops away and return the deletions, which are also among the gathered requests.
@@ -158,7 +175,7 @@ class Registry:
             else:
                 self._replace_without(target, peer)
         if self.objects:
-            for member in [m for m in self._members.values() if m.key[0] == peer]:
+            for member in [m for m in self._members.values() if m.key.peer == peer]:
                 going = sum(target.refs for target in member.users if len(target.members) == 1)
                 (quick if going < _FEW else slow).append(delete_nexthop(member.id))
                 self._drop(member)
@@ -172,32 +189,38 @@ class Registry:
 
     def link_lost(self, ifindex: int) -> None:
         """The kernel has deleted, silently, the objects of a device that went down or lost its carrier."""
-        if self.objects:
-            for member in [m for m in self._members.values() if m.ifindex == ifindex]:
+        for member in [m for m in self._members.values() if m.ifindex == ifindex]:
+            self._note_loss(member.users, [member.key], "link came up")
+            if self.objects:
                 self._drop(member)
-        else:
+        if not self.objects:
             for target in list(self._targets.values()):
                 if any(member.ifindex == ifindex for member in target.members.values()):
                     self._outdate(target)
 
-    def vanished(self, identifier: int) -> bool:
+    def vanished(self, identifier: int, cause: str) -> bool:
         """An object or group of ours was deleted by somebody; False if it is not one of ours."""
         subject = self._by_id.get(identifier)
         if isinstance(subject, Member):
+            self._note_loss(subject.users, [subject.key], cause)
             self._drop(subject)
         elif isinstance(subject, Target):
+            self._note_loss([subject], subject.members, cause)
             self._leave(subject, list(subject.members))
             self._vanish(subject)
         return subject is not None
 
-    def altered(self, nexthop: Nexthop) -> bool:
+    def altered(self, nexthop: Nexthop, cause: str) -> bool:
         """Compare an object in the kernel with ours of that id, and claim it back; False if there was no need."""
         subject = self._by_id.get(nexthop.id)
         if isinstance(subject, Member):
-            if (nexthop.gateway, nexthop.ifindex) != (subject.key[1], subject.ifindex):
+            key = subject.key
+            if (nexthop.gateway, nexthop.ifindex, nexthop.onlink) != (key.gateway, subject.ifindex, key.onlink):
+                self._note_loss(subject.users, [subject.key], cause)
                 self._drop(subject)
                 return True
         elif isinstance(subject, Target) and subject.ready and sorted(nexthop.members) != subject.group():
+            self._note_loss([subject], subject.members, cause)
             self._write_group(subject)
             return True
         return False
@@ -212,16 +235,23 @@ class Registry:
     def release(self, targets: Iterable[Target]) -> None:
         """Delete the groups and objects of targets that nothing names any more."""
         for target in targets:
-            if target.refs or target.kind is not Kind.LEARNED:
-                continue
-            if self._targets.get(target.key) is target:
-                del self._targets[target.key]
-            self._orphans.discard(target)
-            self._leaving.discard(target)
-            if self.objects and not target.absent:
-                self._request(delete_nexthop(target.id))
-            self._leave(target, list(target.members))
-            self._vanish(target)
+            if not target.refs and target.kind is Kind.LEARNED:
+                self._end(target)
+                self._leaving.discard(target)
+
+    def retire(self, target: Target) -> None:
+        """Delete a group all of whose routes are to be deleted: the kernel drops them with it."""
+        self._end(target)
+        self._leaving.add(target)
+
+    def _end(self, target: Target) -> None:
+        if self._targets.get(target.key) is target:
+            del self._targets[target.key]
+        self._orphans.discard(target)
+        if self.objects and not target.absent:
+            self._request(delete_nexthop(target.id))
+        self._leave(target, list(target.members))
+        self._vanish(target)
 
     def adopt(self, key: NextHops, identifier: int, members: dict[MemberKey, tuple[int, int, int]]) -> Target:
         """Take over what an earlier run left: member key -> (object id, ifindex, weight)."""
@@ -250,19 +280,52 @@ class Registry:
     def _wanted(self, key: NextHops) -> dict[MemberKey, int]:
         """Return the members that a set of next hops resolves to, with weights.
 
+        Those that do not answer are left out, unless none does: the last way out stays.
         A gateway that several peers announced counts as one: its members share a weight.
         """
         wanted: dict[MemberKey, int] = {}
-        for hop in key:
-            resolution = self._resolver.lookup(hop.address, hop.device)
-            for gateway in resolution.gateways if resolution is not None else ():
+        found = [(hop, self._resolver.lookup(hop.address, hop.device)) for hop in key]
+        answered = any(resolution.answers for _, resolution in found if resolution is not None)
+        for hop, resolution in found:
+            for gateway in resolution.gateways if resolution is not None and resolution.answers >= answered else ():
                 if self._interfaces.named(gateway.device) is not None:
-                    wanted[hop.peer, gateway.address, gateway.device] = 1
-        announced = Counter(member[1:] for member in wanted)
+                    wanted[MemberKey(hop.peer, *gateway)] = 1
+        announced = Counter((member.gateway, member.device) for member in wanted)
         common = lcm(*announced.values())
         if 1 < common <= _MAX_WEIGHT:
-            wanted = {member: common // announced[member[1:]] for member in wanted}
+            wanted = {member: common // announced[member.gateway, member.device] for member in wanted}
         return wanted
+
+    def _shed(self, wanted: Mapping[Target, Mapping[MemberKey, int]]) -> bool:
+        """Delete objects that groups are to lose: 2 ms, where rewriting the groups takes a notification per route.
+
+        That is with net.ipv4.nexthop_compat_mode=1. Groups that are to keep one, as their last way, get one of their
+        own; where more routes lead to those, rewriting is the lesser work after all. False: there was no such object.
+        """
+        shed = False
+        for member in list(self._members.values()):
+            losing = [t for t in member.users if t in wanted and member.key not in wanted[t]]
+            if not losing or not all(t.members.keys() & wanted[t].keys() for t in losing):
+                continue
+            keeping = member.users.difference(losing)
+            if sum(t.refs for t in keeping) <= sum(t.refs for t in losing):
+                fresh = self._divide(member, keeping) if keeping else None
+                self._drop(member)
+                if fresh is not None:
+                    self._members[fresh.key] = fresh
+                shed = True
+        return shed
+
+    def _divide(self, member: Member, users: set[Target]) -> Member:
+        """Give some users of an object another one to the same end."""
+        fresh = Member(member.key, member.ifindex, self.ids.take())
+        self._create(fresh)
+        for target in users:
+            member.users.discard(target)
+            fresh.users.add(target)
+            target.members[fresh.key] = fresh
+            self._write_group(target)
+        return fresh
 
     def _realize(self, target: Target, wanted: dict[MemberKey, int]) -> None:
         """Give a target these members and tell the kernel."""
@@ -284,7 +347,7 @@ class Registry:
     def _member(self, key: MemberKey) -> Member:
         member = self._members.get(key)
         if member is None:
-            link = self._interfaces.named(key[2])
+            link = self._interfaces.named(key.device)
             member = self._members[key] = Member(key, link.ifindex if link is not None else 0, 0)
             if self.objects:
                 member.id = self.ids.take()
@@ -293,7 +356,9 @@ class Registry:
 
     def _create(self, member: Member) -> None:
         self._by_id[member.id] = member
-        self._request(new_nexthop(member.id, self._protocol, member.key[1], member.ifindex), member)
+        key = member.key
+        request = new_nexthop(member.id, self._protocol, key.gateway, member.ifindex, onlink=key.onlink)
+        self._request(request, member)
 
     def _write_group(self, target: Target) -> None:
         target.version += 1
@@ -365,6 +430,19 @@ class Registry:
             if not target.members:
                 self._vanish(target)
 
+    @staticmethod
+    def _note_loss(targets: Iterable[Target], keys: Iterable[MemberKey], cause: str) -> None:
+        lost = list(keys)
+        for target in targets:
+            if target.refs:
+                target.lost |= dict.fromkeys(lost, Loss(cause, target.refs))
+
+    def _count_repairs(self, target: Target) -> None:
+        """Count the routes that have again what they had lost."""
+        if target.lost and target.ready:
+            for loss in {target.lost.pop(key) for key in target.members if key in target.lost}:
+                self.repaired[loss.cause] += loss.routes
+
     def _leave(self, target: Target, keys: list[MemberKey]) -> None:
         """Take members out of a target, and delete the objects that no other needs."""
         for key in keys:
@@ -399,6 +477,6 @@ class Registry:
         """Let a target's prefixes move, one by one, to what is left of it."""
         rest = Target(Kind.LEARNED, key=target.key)
         self._orphans.add(rest)
-        self._realize(rest, {key: weight for key, weight in self._wanted(target.key).items() if key[0] != peer})
+        self._realize(rest, {key: weight for key, weight in self._wanted(target.key).items() if key.peer != peer})
         target.successor = rest
         self._outdate(target)

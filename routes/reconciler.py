@@ -110,10 +110,9 @@ class Reconciler:
 
     def _refresh(self) -> None:
         self._refreshing = False
-        self._registry.refresh()
+        self._installer.refresh()
         for table in self._installer.tables.values():
             table.retry(lambda failure: failure.state is State.FAILED)
-        self._installer.schedule()
 
     def _link(self, event: LinkEvent) -> None:
         ifindex = event.link.ifindex
@@ -133,7 +132,11 @@ class Reconciler:
             if event.nexthop.protocol != self._protocol:
                 (self._registry.ids.free if event.gone else self._registry.ids.reserve)(identifier)
             return
-        if self._registry.vanished(identifier) if event.gone else self._registry.altered(event.nexthop):
+        if (
+            self._registry.vanished(identifier, "next-hop object deleted by another program")
+            if event.gone
+            else self._registry.altered(event.nexthop, "next-hop object changed by another program")
+        ):
             self._installer.counters["repaired next-hop objects"] += 1
             log.warning("somebody changed a next-hop object", extra={"fields": {"id": identifier, "port": event.port}})
             self.refresh()
@@ -185,10 +188,9 @@ class Reconciler:
             jobs = self._installer.nexthop_jobs
             objects = await self._in_thread(lambda: read_nexthops(self._sock))
             if jobs == self._installer.nexthop_jobs:
-                self._compare_objects(objects)
+                self._compare_objects(objects, cause)
                 break
-        self._registry.refresh()
-        self._installer.schedule()
+        self._installer.refresh()
         suspects: set[tuple[Family, int, bytes]] = set()
         for family in FAMILIES:
             tables = {metric: table for (f, metric), table in self._installer.tables.items() if f == family}
@@ -203,17 +205,17 @@ class Reconciler:
         self._reading = reading
         return await asyncio.shield(reading)
 
-    def _compare_objects(self, objects: list[Nexthop]) -> None:
+    def _compare_objects(self, objects: list[Nexthop], cause: str) -> None:
         if not self._registry.objects:
             return
         there = {nexthop.id: nexthop for nexthop in objects if nexthop.protocol == self._protocol}
         for identifier in self._registry.expected():
             found = there.get(identifier)
             if found is None and self._registry.known(identifier):
-                self._registry.vanished(identifier)
+                self._registry.vanished(identifier, f"next-hop object missing, found by {cause}")
                 log.warning("a next-hop object has vanished", extra={"fields": {"id": identifier}})
             elif found is not None:
-                self._registry.altered(found)
+                self._registry.altered(found, f"next-hop object altered, found by {cause}")
         self._installer.raw([delete_nexthop(i) for i in there if not self._registry.known(i)])
 
     def _act(self, family: Family, finding: Finding, cause: str, suspects: set[tuple[Family, int, bytes]]) -> None:

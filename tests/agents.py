@@ -114,6 +114,14 @@ class Agent:
         found = await asyncio.to_thread(lambda: list(self.client.stream("/v1/routes", **query)))
         return {route["prefix"]: route for route in found}
 
+    async def without(self, prefix: str) -> None:
+        """Wait until a prefix is neither known nor in the kernel."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                if not await self.routes(prefix=prefix):
+                    return
+                await asyncio.sleep(0.05)
+
     async def converged(self) -> None:
         answer = await self.get("/v1/converged", timeout=PATIENCE)
         assert answer["converged"], (answer, self.log)

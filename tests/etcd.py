@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,9 +104,12 @@ class Etcd:
 
     def leader(self) -> int:
         """Return the index of the member that leads."""
-        rows = self.etcdctl("endpoint", "status").splitlines()
-        host = next(row.split(",")[0] for row in rows if row.split(", ")[4] == "true")
-        return self.hosts.index(host.partition("://")[2].rpartition(":")[0])
+        deadline = time.monotonic() + PATIENCE
+        while True:  # on a busy machine they may be about to elect another one
+            rows = [row.split(", ") for row in self.etcdctl("endpoint", "status").splitlines()]
+            for host in (row[0] for row in rows if row[4:5] == ["true"]):
+                return self.hosts.index(host.partition("://")[2].rpartition(":")[0])
+            assert time.monotonic() < deadline, rows
 
     def close(self) -> None:
         for index in range(len(self.hosts)):

@@ -14,7 +14,20 @@ from routes.interfaces import Interfaces
 from routes.messages import NexthopEvent, RouteEvent
 from routes.monitor import Monitor
 from routes.table import State
-from tests.kernel.routes_lab import Unheard, flush, gateways, nexthops, routes, running, uplinks, via, wire, witness
+from tests.kernel.routes_lab import (
+    Node,
+    Unheard,
+    flush,
+    gateways,
+    nexthops,
+    packed,
+    routes,
+    running,
+    uplinks,
+    via,
+    wire,
+    witness,
+)
 from tests.netns import Netns
 
 pytestmark = pytest.mark.root
@@ -73,6 +86,7 @@ async def test_flushed_table_returns(netns: Maker, state: Path) -> None:
         await node.drained()
         assert len(routes(ns, 4)) == 20_000
         assert len(routes(ns, 6)) == 5000
+        assert repairs(node) == {"route deleted by another program": 25_000}
 
 
 @both
@@ -118,7 +132,9 @@ async def test_replaced_by_a_foreign_route(netns: Maker, state: Path) -> None:
 
 @both
 @pytest.mark.parametrize("how", ["admin", "carrier"])
-async def test_link_down_and_up(netns: Maker, state: Path, objects: bool, how: str) -> None:
+async def test_link_down_and_up(
+    netns: Maker, state: Path, objects: bool, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
     ns, fabric = uplinks(netns)
     switch = (ns, "up0") if how == "admin" else (fabric, "down0")
     ns.run("sysctl", "-qw", "net.ipv6.conf.up0.keep_addr_on_down=1")
@@ -154,6 +170,17 @@ async def test_link_down_and_up(netns: Maker, state: Path, objects: bool, how: s
             assert gateways(ns, "198.51.100.0/24") == {"10.0.0.2 up0"}
             assert gateways(ns, "2001:db8:1::/48") == {"fd00::2 up0"}
         assert len(routes(ns, 4)) == len(routes(ns, 6)) == 2
+        # All four, each time: two had lost one of two ways
+        assert repairs(node) == {"link came up": 8}
+    assert {record.__dict__["fields"]["cause"] for record in caplog.records if record.msg == "repaired routes"} == {
+        "link came up"
+    }
+
+
+def repairs(node: Node) -> dict[str, int]:
+    """Return the repaired routes by cause, as they were counted."""
+    counted = node.fib.counters.items()
+    return {name.removeprefix("repaired, "): count for name, count in counted if name.startswith("repaired, ")}
 
 
 def _up(known: Interfaces) -> bool:
@@ -210,13 +237,12 @@ async def test_deleted_objects_return(netns: Maker, state: Path) -> None:
         assert gateways(ns, "192.0.2.0/24") == {"10.0.0.2 up0", "10.0.1.2 up1"}
         assert gateways(ns, "198.51.100.0/24") == {"10.0.0.2 up0"}
         assert gateways(ns, "2001:db8::/32") == {"fd00::2 up0"}
+        assert repairs(node)["next-hop object deleted by another program"] >= 3
         # One member's gateway is changed, one group's members are.
         group = next(i for i, n in nexthops(ns).items() if len(n.members) == 2)
-        member = nexthops(ns)[group].members[0][0]
-        gateway = "10.0.0.77" if nexthops(ns)[member].gateway[2] == 0 else "10.0.1.77"
-        device = "up0" if gateway == "10.0.0.77" else "up1"
+        member = next(i for i, n in nexthops(ns).items() if n.gateway == packed("10.0.1.2"))
         seen.events.clear()
-        ns.run("ip", "nexthop", "replace", "id", str(member), "via", gateway, "dev", device, "proto", "201")
+        ns.run("ip", "nexthop", "replace", "id", str(member), "via", "10.0.1.77", "dev", "up1", "proto", "201")
         await seen.until(_group_of(2))
         await node.drained()
         assert gateways(ns, "192.0.2.0/24") == {"10.0.0.2 up0", "10.0.1.2 up1"}
@@ -227,6 +253,7 @@ async def test_deleted_objects_return(netns: Maker, state: Path) -> None:
         await seen.until(_group_of(2))
         await node.drained()
         assert gateways(ns, "192.0.2.0/24") == {"10.0.0.2 up0", "10.0.1.2 up1"}
+        assert repairs(node)["next-hop object changed by another program"] == 2
 
 
 async def test_comparison_finds_what_no_event_told(netns: Maker, state: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from config.prefix import Family
+from routes.compare import Survey
 from routes.differences import rows
+from routes.messages import RTN_UNICAST, Route
 from routes.table import State
 from tests.kernel.routes_lab import METRIC, Node, Unheard, gateways, routes, running, uplinks, via, wire
 from tests.netns import Netns
@@ -136,36 +138,67 @@ async def test_the_kernel_read_now(netns: Maker, state: Path) -> None:
     """What no event has told yet is shown as it is; the monitor does not hear of what one socket does."""
     ns, _ = uplinks(netns)
     async with running(ns, state) as node:
-        known = [P4, "198.51.100.0/24", "203.0.113.0/24", "20.0.0.0/24"]
+        known = [P4, "198.51.100.0/24", "203.0.113.0/24", "20.0.0.0/24", "20.0.2.0/24"]
         for prefix in known:
             node.learn(prefix, via("a=10.0.0.2", "b=10.0.0.2"))
         node.learn("20.0.1.0/24", via("a=172.16.0.1"))
         await node.drained()
         with Unheard(node) as unheard:
             unheard.delete(P4)
+            unheard.write("20.0.2.0/24", "10.0.1.2", "up1")
         ns.run("ip", "route", "add", "198.51.100.0/24", "via", "10.0.1.2", "metric", "5", "proto", "static")
-        with ns.entered():
-            table = await node.fib.read_all(4)
         shown = {}
-        for prefix in [*known, "20.0.1.0/24"]:
-            held = node.fib.route(4, wire(prefix))
-            with ns.entered():
-                alone = await node.fib.read(4, wire(prefix))
-            found = rows(held, table.of(wire(prefix), held), node.fib.protocol)
-            assert found == rows(held, alone, node.fib.protocol)
-            shown[prefix] = [(row.metric, row.state, row.kernel) for row in found]
+        with ns.entered():
+            async with node.fib.view.whole(4) as table:
+                for prefix in [*known, "20.0.1.0/24"]:
+                    alone = await node.fib.view.prefix(4, wire(prefix))
+                    held = node.fib.route(4, wire(prefix))
+                    found = rows(held, table.of(wire(prefix), held), node.fib.protocol)
+                    assert found == rows(held, alone, node.fib.protocol)
+                    shown[prefix] = [(row.metric, row.state, row.kernel) for row in found]
         assert shown == {
             P4: [(20, "missing", ())],
             "198.51.100.0/24": [(5, "foreign", ("10.0.1.2 dev up1",)), (20, "shadowed", ("10.0.0.2 dev up0",))],
             "203.0.113.0/24": [(20, "installed", ("10.0.0.2 dev up0",))],
             "20.0.0.0/24": [(20, "installed", ("10.0.0.2 dev up0",))],
             "20.0.1.0/24": [(20, "unresolved", ())],
+            "20.0.2.0/24": [(20, "altered", ("10.0.1.2 dev up1",))],
         }
-        assert table.surplus() == []
+        assert table.surplus() == [wire("20.0.2.0/24")]
         ns.run("ip", "route", "add", "10.77.0.0/16", "via", "10.0.0.2", "metric", "77", "proto", "201")
         with ns.entered():
-            assert (await node.fib.read_all(4)).surplus() == [wire("10.77.0.0/16")]
+            async with node.fib.view.whole(4) as table:
+                assert set(table.surplus()) == {wire("10.77.0.0/16"), wire("20.0.2.0/24")}
         node.fib.resync("a test")
         await node.drained()
         assert P4 in " ".join(routes(ns, 4))
+        assert gateways(ns, "20.0.2.0/24") == {"10.0.0.2 up0"}
         assert node.fib.counters["repaired, missing, found by a test"] == 1
+        assert node.fib.counters["repaired, altered, found by a test"] == 1
+
+
+async def test_what_is_written_while_the_kernel_is_read_is_no_drift(
+    netns: Maker, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reading came by when one route had not been written yet, and one not yet been removed."""
+    ns, _ = uplinks(netns)
+    comes, goes = "198.51.100.0/24", "203.0.113.0/24"
+    gone = Route(4, 254, 201, RTN_UNICAST, wire(goes), METRIC, 0, ())
+    monkeypatch.setattr("routes.view.survey", lambda *_: Survey({wire(goes): [gone]}, {(wire(comes), METRIC)}))
+
+    def states(prefix: str) -> list[str]:
+        held = node.fib.route(4, wire(prefix))
+        return [row.state for row in rows(held, table.of(wire(prefix), held), node.fib.protocol)]
+
+    async with running(ns, state) as node:
+        node.learn(goes, via("a=10.0.0.2"))
+        await node.drained()
+        with ns.entered():
+            async with node.fib.view.whole(4) as table:
+                node.learn(comes, via("a=10.0.0.2"))
+                node.learn(goes, None)
+                await node.drained()
+                assert (states(comes), states(goes), table.surplus()) == (["installed"], [], [])
+            async with node.fib.view.whole(4) as table:
+                assert (states(comes), states(goes)) == (["missing"], ["surplus"])
+                assert table.surplus() == [wire(goes)]

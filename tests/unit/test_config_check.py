@@ -70,6 +70,37 @@ def peer(**values: str) -> str:
             "advertise: [192.0.2.1/32, 192.0.2.1/32]",
             ["f:advertise[1]: 192.0.2.1/32 is given twice, must be given once: remove one"],
         ),
+        ("routes: {onlink: {192.0.2.0/24: eth0, 'fd00::/8': eth0.100, 0.0.0.0/0: eth1}}", []),
+        (
+            "routes: {onlink: {192.0.2.1/24: eth0, 192.0.2.0: eth0}}",
+            [
+                'f:routes.onlink."192.0.2.1/24": is "192.0.2.1/24", must be a prefix without host bits: "192.0.2.0/24"',
+                'f:routes.onlink."192.0.2.0": is "192.0.2.0", '
+                'must be a prefix such as "10.64.0.0/16" or "fd00:64::/48"',
+            ],
+        ),
+        (
+            "routes: {onlink: {192.0.2.0/24: lo, 198.51.100.0/24: 7, 203.0.113.0/24: an interface}}",
+            [
+                f'f:routes.onlink."{prefix}": is {value}, '
+                'must be the name of an interface that has neighbours such as "eth0"'
+                for prefix, value in (
+                    ("192.0.2.0/24", '"lo"'),
+                    ("198.51.100.0/24", "7"),
+                    ("203.0.113.0/24", '"an interface"'),
+                )
+            ],
+        ),
+        (
+            "routes: {onlink: {127.1.0.0/16: eth0, 232.0.0.0/8: eth0, 'fe80::/64': eth0}}",
+            [
+                'f:routes.onlink."127.1.0.0/16": lies in 127.0.0.0/8 (loopback), must be where next hops may be',
+                'f:routes.onlink."232.0.0.0/8": lies in 224.0.0.0/3 (multicast and reserved), '
+                "must be where next hops may be",
+                'f:routes.onlink."fe80::/64": lies in fe80::/10 '
+                "(link-local: such a next hop brings its interface along), must be where next hops may be",
+            ],
+        ),
         (peer(address="'fd00::1'", families="[ipv4, ipv6]"), []),
         (
             peer(routeReflectorClient="true"),
