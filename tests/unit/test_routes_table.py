@@ -156,10 +156,10 @@ class Machine(RuleBasedStateMachine):
     def refuse(self, prefix: bytes, good: bool) -> None:
         (self.kernel.bad.discard if good else self.kernel.bad.add)(prefix)
 
-    @rule(limit=st.integers(1, 8))
-    def take(self, limit: int) -> None:
+    @rule(limit=st.integers(1, 8), hold=st.booleans())
+    def take(self, limit: int, hold: bool) -> None:
         batch = Batch()
-        self.table.take(batch, limit)
+        self.table.take(batch, limit, hold=hold)
         if batch.flights:
             self.batches.append(batch)
 
@@ -276,7 +276,7 @@ class Machine(RuleBasedStateMachine):
         for _ in range(50):
             while self.batches or self.ahead:
                 self._settle((self.batches or self.ahead).pop(0))
-            self.take(100)
+            self.take(100, hold=False)
 
 
 Machine.TestCase.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
@@ -372,6 +372,33 @@ def test_deletions_press_nobody_and_let_others_pass() -> None:
     while taken():
         pass
     assert (table.pressing(), table.backlog()) == (0, 0)
+
+
+def test_deletions_wait_for_each_other_unless_the_kernel_has_made_them() -> None:
+    table = Table(Placement(4, 254, 20, 201), shards=16, on_result=lambda _: None, on_released=lambda _: None)
+    a, b = Target(Kind.LEARNED), Target(Kind.LEARNED)
+    runs = [Run(bytes((24, 10, second, third)) for third in range(16)) for second in range(40)]
+    news = bytes((24, 10, 1, 200))
+
+    def taken(*, hold: bool) -> dict[bytes, Target | None]:
+        batch = Batch()
+        table.take(batch, 10_000, hold=hold)
+        settle(table, batch)
+        return wants(batch)
+
+    table.update([(run, ()) for run in runs], lambda hops: a)
+    assert set(taken(hold=True).values()) == {a}
+    table.update([(run, None) for run in runs], lambda hops: a)
+    assert taken(hold=True) == {}
+    table.set(news, b)
+    held = taken(hold=True)
+    assert held.pop(news) is b
+    assert set(held.values()) == {None}  # those of the same shard go along
+    assert 0 < len(held) < table.going
+    a.absent = True
+    assert taken(hold=True) == {}
+    assert table.idle
+    assert a.refs == 0
 
 
 def test_few_at_a_time_go_ahead_of_many() -> None:
