@@ -77,7 +77,7 @@ async def _pods(node: Node, family: Family, asked: bytes) -> list[str]:
 
 def _decision(known: Explanation) -> Iterator[str]:
     if not known.routes:
-        yield "no peer announces it, and it is not ours"
+        yield "no peer announces it, and neither do we"
         return
     used = [route for route in known.routes if route.multipath]
     if not used:

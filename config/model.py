@@ -366,13 +366,22 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _inherit_timers(cls, value: Any) -> Any:
-        """Give peers the timers of ``bgp`` that they do not set themselves."""
-        if not isinstance(value, dict) or not isinstance(value.get("peers"), dict):
+        """Give peers and meshes the timers of ``bgp`` that they do not set themselves."""
+        bgp = value.get("bgp") if isinstance(value, dict) else None
+        if not isinstance(bgp, dict):
             return value
-        bgp = value.get("bgp")
-        timers = {key: bgp[key] for key in ("holdTime", "connectRetry") if key in bgp} if isinstance(bgp, dict) else {}
-        peers = {k: {**timers, **peer} if isinstance(peer, dict) else peer for k, peer in value["peers"].items()}
-        for name, peer in value["peers"].items():
-            if isinstance(peer, dict) and "listenRange" in peer and "connectRetry" not in peer:
-                peers[name].pop("connectRetry", None)  # it never connects
-        return {**value, "peers": peers}
+        inherited = dict(value)
+        for entries, keys in (("peers", ("holdTime", "connectRetry")), ("mesh", ("holdTime",))):
+            if isinstance(value.get(entries), dict):
+                timers = {key: bgp[key] for key in keys if key in bgp}
+                inherited[entries] = {
+                    name: _with_timers(one, timers) if isinstance(one, dict) else one
+                    for name, one in value[entries].items()
+                }
+        return inherited
+
+
+def _with_timers(entry: dict[str, Any], timers: dict[str, Any]) -> dict[str, Any]:
+    # Nobody connects to a listen range
+    left_out = ("connectRetry",) if "listenRange" in entry else ()
+    return {**{key: seconds for key, seconds in timers.items() if key not in left_out}, **entry}
