@@ -39,6 +39,7 @@ _SHARE = 16
 """So many routes that are all to be deleted go with their group, where they are at least one in ``_SHARE`` of what is
 left: for a group the kernel looks at every route there is, and for a deletion at its neighbours, which takes longer."""
 _GONE = (errno.ESRCH, errno.ENOENT)
+_DENIED = (errno.EPERM, errno.EACCES)
 _PASSING = (errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EBUSY, errno.EINTR)
 
 
@@ -85,12 +86,15 @@ class Installer:
         self._scheduled = False
         self._route_jobs = 0
         self._nexthop_jobs = 0
+        self._hurrying = False
+        """Requests for next-hop objects are on their way past the writer: the next ones wait for them."""
         self._turn = 0
         self._move: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
         self._nexthops_idle = asyncio.Event()
         self._nexthops_idle.set()
         self._doubt = False
+        self._denied = False
         self._loop = asyncio.get_running_loop()
         self._writer: Writer | None = None
         self._urgent: Writer | None = None
@@ -189,13 +193,14 @@ class Installer:
             netlink.receive_refusals(self._instant)  # the requests are also among the gathered ones
 
     def refresh(self) -> None:
-        """Have next-hop groups follow what their next hops resolve to now; traffic leaves lost ones first.
+        """Have next-hop groups follow what their next hops resolve to now.
 
-        The state file follows that: a run that ends in between leaves objects which it does not explain, and which go.
+        Traffic leaves lost ones past the routes that wait. Other requests for next-hop objects are not overtaken, and
+        do not overtake: what the one makes the other may need.
         """
-        hurried = self.registry.refresh()
-        if hurried and self._urgent is not None:
-            self._submit(self._urgent, self._job(hurried))
+        if self.registry.refresh() and not self._nexthop_jobs and self._urgent is not None:
+            self._hurrying = True
+            self._send(self.registry.take(), self._urgent)
         self.schedule()
 
     def raw(self, requests: list[bytes]) -> None:
@@ -216,9 +221,9 @@ class Installer:
         self._retire()
         released, self._released[:] = self._released[:], []
         self.registry.release(released)
-        operations = self.registry.take()
+        operations = self.registry.take() if not self._hurrying else []
         if operations:
-            self._send(operations)
+            self._send(operations, self._writer)
         if self.registry.outdated and self._move is None:
             self._move = self._loop.create_task(self._follow())
             self._move.add_done_callback(log_crash)
@@ -251,15 +256,7 @@ class Installer:
                 else:  # some are to lead elsewhere first
                     self._unwanted[target] = target.refs // 2
 
-    def _send(self, operations: list[Operation]) -> None:
-        targets = snapshot(self.registry) if self.registry.changed else None
-        self.registry.changed = False
-        path = self._state_file
-        keep = (lambda: save(path, targets)) if targets is not None else None
-        assert self._writer is not None
-        self._submit(self._writer, self._job(operations, keep))
-
-    def _job(self, operations: list[Operation], keep: Callable[[], None] | None = None) -> NexthopJob:
+    def _send(self, operations: list[Operation], writer: Writer) -> None:
         sent = [operation for operation in operations if operation.request]
 
         def done(job: Job) -> None:
@@ -269,7 +266,11 @@ class Installer:
             self.registry.completed(operations, refused)
             self._nexthops_done(job)
 
-        return NexthopJob(done, [operation.request for operation in sent], keep)
+        targets = snapshot(self.registry) if self.registry.changed else None
+        self.registry.changed = False
+        path = self._state_file
+        keep = (lambda: save(path, targets)) if targets is not None else None
+        self._submit(writer, NexthopJob(done, [operation.request for operation in sent], keep))
 
     def _submit(self, writer: Writer, job: NexthopJob) -> None:
         self._nexthops_idle.clear()
@@ -295,9 +296,20 @@ class Installer:
         """In a writer's thread."""
         self._loop.call_soon_threadsafe(job.done, job)
 
+    def _permitted(self, job: Job) -> bool:
+        """Tell whether we may change anything; say so once when we no longer may."""
+        if not any(number in _DENIED for number, _ in job.refused.values()):
+            return True
+        if not self._denied:
+            self._denied = True
+            log.error("the kernel lets podroute change nothing: permission denied; it needs CAP_NET_ADMIN")
+        return False
+
     def _nexthops_done(self, job: Job) -> None:
+        self._permitted(job)
         self._nexthop_jobs -= 1
         if not self._nexthop_jobs:
+            self._hurrying = False
             self._nexthops_idle.set()
         if not job.verified:
             self._on_unverified("the kernel's answers were lost")
@@ -317,6 +329,9 @@ class Installer:
             self._count_repairs(table, job)
         if not job.verified:
             self._on_unverified("the kernel's answers were lost")
+        if self._permitted(job) and self._denied:
+            self._denied = False
+            self._on_unverified("permission was denied")
         self.schedule()
 
     def _settle(self, table: Table, batch: Batch) -> None:

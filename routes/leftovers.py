@@ -1,8 +1,7 @@
 """What an earlier run left in the kernel, and the state file that tells whose it is.
 
 The kernel's objects name gateways, not peers, and its groups not BGP next hops: the file keeps both, written before the
-objects are made, so that after a kill every object is in it, but for those by which groups part as a next hop is lost
-(Installer.refresh). What the file does not explain is unknown and goes.
+objects are made, so that after a kill every object is in it. What the file does not explain is unknown and goes.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import NamedTuple
 
 from config.prefix import Family
@@ -53,6 +54,10 @@ _IFADDR = struct.Struct("=BBBBI")
 _NDMSG = struct.Struct("=BxxxiHBB")
 _RTNEXTHOP = struct.Struct("=HBBi")
 _GROUP = struct.Struct("=IBBH")
+_TABLE_HEAD = struct.pack("=HH", 8, RTA_TABLE)
+_BEFORE_DST = RTMSG.size + 8
+"""Where the kernel puts the destination: behind the table."""
+_DST_OCTETS = {struct.pack("=HH", 4 + octets, RTA_DST): octets for octets in (4, 16)}
 _read_u32 = struct.Struct("=I").unpack
 
 
@@ -239,12 +244,30 @@ def decode_address(data: bytes, msg: Message) -> Address | None:
 
 
 def decode_route(data: bytes, msg: Message) -> Route | None:
-    """Decode RTM_NEWROUTE; None for other families, and for cache entries."""
-    af, length, _, tos, table, protocol, _, kind, flags = RTMSG.unpack_from(data, msg.start)
+    """Decode RTM_NEWROUTE; None for other families, and for cache entries.
+
+    A table's routes differ by little more than the destination, so what surrounds it is decoded once.
+    """
+    start = msg.start + _BEFORE_DST
+    octets = _DST_OCTETS.get(data[start : start + 4], 0)
+    if octets and data[start - 8 : start - 4] == _TABLE_HEAD:
+        start += 4
+        known = _decode_route(data[msg.start : start - 4] + data[start + octets : msg.end])
+        if known is None:
+            return None
+        family, table, protocol, kind, length, metric, nexthop, paths, tos = known
+        prefix = length + data[start : start + (length[0] + 7 >> 3)]
+        return Route(family, table, protocol, kind, prefix, metric, nexthop, paths, tos)
+    return _decode_route(data[msg.start : msg.end])
+
+
+@lru_cache(256)
+def _decode_route(payload: bytes) -> Route | None:
+    af, length, _, tos, table, protocol, _, kind, flags = RTMSG.unpack_from(payload)
     family = _FAMILY.get(af)
     if family is None or flags & RTM_F_CLONED:
         return None
-    found = attributes(data, msg.start + 12, msg.end)
+    found = attributes(payload, RTMSG.size, len(payload))
     if RTA_TABLE in found:
         table = _u32(found, RTA_TABLE)
     prefix = bytes((length,)) + found.get(RTA_DST, b"")[: (length + 7) // 8]

@@ -131,17 +131,10 @@ class Registry:
                 else:
                     self._group_refused(subject, operation, number, text)
 
-    def refresh(self) -> list[Operation]:
-        """Ask the resolver anew for every target, and follow; return what must not wait for other requests.
-
-        That is what makes traffic leave lost next hops. Its deletions are among the gathered requests too: what is on
-        its way may yet make what they did not find.
-        """
+    def refresh(self) -> bool:
+        """Ask the resolver anew for every target, and follow; tell whether traffic leaves a next hop that is lost."""
         changed = [(target, self._wanted(target.key)) for target in self._targets.values()]
-        hurried: list[Operation] = []
-        if self.objects and self._shed({target: wanted for target, wanted in changed if not target.absent}):
-            hurried = self.take()
-            self._operations += [operation for operation in hurried if operation.subject is None]
+        shed = self.objects and self._shed({target: wanted for target, wanted in changed if not target.absent})
         for target, wanted in changed:
             if wanted == target.weights and not target.errno:
                 continue
@@ -156,7 +149,7 @@ class Registry:
                 self._request(delete_nexthop(target.id))
                 self._leave(target, list(target.members))
                 self._vanish(target)
-        return hurried
+        return shed
 
     def peer_lost(self, peer: str) -> tuple[list[bytes], list[bytes]]:
         """Take a peer's next hops away and return the deletions, which are also among the gathered requests.

@@ -175,7 +175,9 @@ class Reconciler:
                 await self._compare(cause or "periodic comparison")
             except OSError as error:
                 log.error("cannot read the kernel's routes: %s", error)
-            if not cause:
+            if cause:
+                await self._others.settled()
+            else:
                 self._others.reread()
                 for table in self._installer.tables.values():
                     table.retry(lambda failure: True)

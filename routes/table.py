@@ -419,7 +419,11 @@ class Table:
             shard.failed[prefix] = Failure(held, state, number, text)
             self._report(shard, prefix, state, number, text)
         elif held is not None:  # a deletion that cannot be: the next comparison finds the route again
+            self._report(shard, prefix, state, number, text)
             self._unref(held)
+            for flight in shard.flights:  # this one does not settle it: what was told stays told
+                if flight.changes.pop(prefix, None) is not None:
+                    self._unref(held)
 
     def retry(self, wanted: Callable[[Failure], bool]) -> int:
         """Try failed routes again, and return how many."""

@@ -81,7 +81,7 @@ class Witness:
         self.past: list[Event] = []
         """All events, in order, those that were awaited included."""
         self._news = asyncio.Event()
-        self.monitor = Monitor(neighbours=True, receive_buffer=128 << 20)
+        self.monitor = Monitor(neighbours=True, receive_buffer=512 << 20)
 
     async def start(self) -> None:
         await self.monitor.start()
@@ -94,11 +94,14 @@ class Witness:
 
     async def until(self, seen: Callable[[Event], bool]) -> Event:
         """Wait for an event, one of the past included; it and all before it are forgotten."""
+        place = 0
         async with asyncio.timeout(30):
             while True:
-                for place, event in enumerate(self.events):
+                while place < len(self.events):
+                    event = self.events[place]
+                    place += 1
                     if seen(event):
-                        del self.events[: place + 1]
+                        del self.events[:place]
                         return event
                 self._news.clear()
                 await self._news.wait()
@@ -160,6 +163,8 @@ class Node:
                 self.monitor, self.resolver, in_use=lambda: self.next_hops, on_changed=self._changed, interval=0.05
             )
         options.setdefault("compare_interval", 3600)
+        if options.get("table", MAIN_TABLE) == MAIN_TABLE:
+            options["others"] = self.resolver.others
         self.fib = Fib(
             monitor=self.monitor,
             resolver=resolver or self.neighbours or self.resolver,

@@ -25,8 +25,8 @@ class Segment:
         for ns in self.gateways.values():
             for address in DESTINATIONS:
                 ns.run("ip", "address", "add", f"{address}/32", "dev", "lo")
-        quick = ("base_reachable_time_ms=100", "retrans_time_ms=50", "delay_first_probe_time=0")
-        few = ("ucast_solicit=2", "mcast_solicit=2")
+        quick = ("base_reachable_time_ms=100", "retrans_time_ms=100", "delay_first_probe_time=0")
+        few = ("ucast_solicit=3", "mcast_solicit=3")
         for family in ("ipv4", "ipv6"):
             self.node.run("sysctl", "-qw", *(f"net.{family}.neigh.eth0.{setting}" for setting in (*quick, *few)))
         self.node.run("sysctl", "-qw", "net.ipv4.fib_multipath_hash_policy=0")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from config.nexthop import Gateway, Resolution
+from config.prefix import Family
 from routes.messages import NUD_FAILED, NUD_VALID, NeighbourEvent, RouteEvent
+from routes.writer import NexthopJob
 from tests.kernel.routes_lab import Witness, gateways, nexthops, packed, routes, running, via, wire, witness
 from tests.kernel.segment import Segment
 from tests.netns import Netns
@@ -149,3 +155,44 @@ async def test_silence_ends_with_the_link(netns: Maker, state: Path) -> None:
         lab.speak(2)
         lab.switch.run("ip", "link", "set", "p1", "up")
         await seen.when(lambda: gateways(lab.node, "192.0.2.0/24") == BOTH)
+
+
+class Steered:
+    """Each next hop is its own gateway, silent or not as it pleases the test."""
+
+    def __init__(self) -> None:
+        self.silent: set[bytes] = set()
+
+    def lookup(self, address: bytes, device: str = "") -> Resolution | None:
+        return Resolution((Gateway(address, "eth0"),), 0, address not in self.silent)
+
+    def local(self, session_address: bytes, family: Family) -> bytes | None:
+        return None
+
+
+async def test_back_before_the_kernel_was_told_of_silence(
+    netns: Maker, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What makes traffic leave goes past the routes that wait, but no request for next-hop objects past another one."""
+    lab, resolver, told = Segment(netns), Steered(), threading.Event()
+    run = NexthopJob.run
+
+    def held(job: NexthopJob, sock: socket.socket) -> None:
+        if threading.current_thread().name == "podroute-urgent":
+            told.wait(30)
+        run(job, sock)
+
+    monkeypatch.setattr(NexthopJob, "run", held)
+    async with running(lab.node, state, resolver=resolver) as node:
+        node.learn("192.0.2.0/24", via(A, B))
+        node.learn("198.51.100.0/24", via(A))
+        await node.drained()
+        for silent in ({packed("10.0.0.2")}, set()):
+            resolver.silent = silent
+            node.fib.next_hops_changed()
+            for _ in range(10):
+                await asyncio.sleep(0)
+        told.set()
+        await node.drained()
+        assert gateways(lab.node, "192.0.2.0/24") == BOTH
+        assert gateways(lab.node, "198.51.100.0/24") == LEFT
