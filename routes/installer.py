@@ -17,6 +17,7 @@ from pathlib import Path
 from config.prefix import Family, text
 from routes import netlink
 from routes.encode import Placement, numbered
+from routes.heirs import moves
 from routes.leftovers import save, snapshot
 from routes.live import protocol_name
 from routes.messages import Route
@@ -33,6 +34,8 @@ _SHARDS = 32
 _FULL, _ROOM = 12_288, 8192
 """So many changes wait, deletions apart, that the queue is full, or so few that there is room again; the kernel takes 4
 to 10 us each."""
+_SEARCHED = 50_000
+"""So many waiting changes are looked through in some milliseconds."""
 _GONE = (errno.ESRCH, errno.ENOENT)
 _PASSING = (errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EBUSY, errno.EINTR)
 
@@ -192,6 +195,8 @@ class Installer:
             return
         released, self._released[:] = self._released[:], []
         self.registry.release(released)
+        if self.registry.fresh and self.backlog < _SEARCHED:
+            self.registry.realize(moves(self.tables.values(), self.registry.fresh))
         operations = self.registry.take()
         if operations:
             self._send(operations)

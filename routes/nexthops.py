@@ -11,6 +11,7 @@ which the prefixes move one by one.
 from __future__ import annotations
 
 import errno
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from math import lcm
@@ -18,9 +19,13 @@ from typing import NamedTuple
 
 from config.nexthop import NextHopResolver, NextHops
 from routes.encode import delete_nexthop, new_group, new_nexthop
+from routes.heirs import Moves, alike, give_back, let_go, owner, take_over
+from routes.ids import IdPool
 from routes.interfaces import Interfaces
-from routes.messages import Nexthop
+from routes.messages import Nexthop, Resilience
 from routes.target import Kind, Loss, Member, MemberKey, Target
+
+log = logging.getLogger("podroute.routes")
 
 _MAX_WEIGHT = 256
 _FEW = 2000
@@ -34,40 +39,30 @@ class Operation(NamedTuple):
     subject: Member | Target | None
     version: int = 0
     group: tuple[tuple[int, int], ...] = ()
-
-
-class IdPool:
-    """Hands out ids of a range in turn, so that an id is not used again soon."""
-
-    def __init__(self, ids: range) -> None:
-        self._ids = ids
-        self._taken: set[int] = set()
-        self._next = 0
-
-    def take(self) -> int:
-        for _ in range(len(self._ids)):
-            candidate = self._ids[self._next]
-            self._next = (self._next + 1) % len(self._ids)
-            if candidate not in self._taken:
-                self._taken.add(candidate)
-                return candidate
-        raise RuntimeError("no next-hop object id left")
-
-    def reserve(self, identifier: int) -> None:
-        """Never hand out an id that somebody uses."""
-        self._taken.add(identifier)
-
-    def free(self, identifier: int) -> None:
-        self._taken.discard(identifier)
+    doubt: str = ""
+    """With which words the kernel has refused the same as a resilient group."""
 
 
 class Registry:
     """Owner of all learned targets. Requests gather in order and are fetched with ``take``."""
 
     def __init__(
-        self, *, resolver: NextHopResolver, interfaces: Interfaces, ids: range, protocol: int, objects: bool
+        self,
+        *,
+        resolver: NextHopResolver,
+        interfaces: Interfaces,
+        ids: range,
+        protocol: int,
+        objects: bool,
+        resilience: Resilience | None = None,
     ) -> None:
         self.objects = objects
+        self.resilience = resilience
+        """What new groups are to be like; None: plain ones, of which other members spread all flows anew."""
+        self.refusal = ""
+        """Why groups are plain ones though they were to be resilient."""
+        self.fresh: list[Target] = []
+        """Targets that ``realize`` is to give groups."""
         self.outdated = False
         """Some target is not current: prefixes have to move."""
         self.changed = False
@@ -84,6 +79,8 @@ class Registry:
         self._members: dict[MemberKey, Member] = {}
         self._by_id: dict[int, Member | Target] = {}
         self._operations: list[Operation] = []
+        if resilience is not None and not objects:
+            self._without_resilience("it knows no next-hop objects")
 
     def __iter__(self) -> Iterator[Target]:
         yield from self._targets.values()
@@ -95,8 +92,26 @@ class Registry:
         found = self._targets.get(key)
         if found is None:
             found = self._targets[key] = Target(Kind.LEARNED, key=key)
-            self._realize(found, self._wanted(key))
+            if self.resilience is None:
+                self._realize(found, self._wanted(key))
+            else:
+                found.ready = False
+                self.fresh.append(found)
         return found
+
+    def realize(self, moves: Moves) -> None:
+        """Give new targets groups: those that their prefixes come from where they can be taken over, else new ones."""
+        fresh, self.fresh = self.fresh, []
+        for target in fresh:
+            if target.absent or target.members:
+                continue
+            wanted = self._wanted(target.key)
+            for former, count in moves.get(target, Counter[Target]()).most_common():
+                if self._passes(former, count, wanted):
+                    self._inherit(target, former)
+                    break
+            if not target.members or wanted != target.weights:
+                self._realize(target, wanted)
 
     def successor(self, target: Target) -> Target:
         """Return where the prefixes of a target that is not current go."""
@@ -111,6 +126,7 @@ class Registry:
 
     def take(self) -> list[Operation]:
         """Return the requests that have gathered, in the order in which they must be sent."""
+        self.realize({})
         operations, self._operations = self._operations, []
         return operations
 
@@ -124,10 +140,14 @@ class Registry:
             if isinstance(subject, Member):
                 if number and self._members.get(subject.key) is subject:
                     self._member_refused(subject, number, text)
-            elif operation.version == subject.version and not subject.absent:
+                continue
+            subject = owner(subject)
+            if operation.version == subject.version and not subject.absent:
                 if not number:
                     subject.ready = True
                     self._count_repairs(subject)
+                    if operation.doubt and self.resilience is not None:
+                        self._without_resilience(operation.doubt)
                 else:
                     self._group_refused(subject, operation, number, text)
 
@@ -156,6 +176,7 @@ class Registry:
         then those with which many routes go. The peer's targets stay as they are left, and answer to their key no more:
         what the peer announces next is new.
         """
+        self.realize({})
         quick: list[bytes] = []
         slow: list[bytes] = []
         for target in [t for t in self if peer in t.peers]:
@@ -167,7 +188,8 @@ class Registry:
                 self._replace_without(target, peer)
         if self.objects:
             for member in [m for m in self._members.values() if m.key.peer == peer]:
-                going = sum(target.refs for target in member.users if len(target.members) == 1)
+                last = [target for target in member.users if len(target.members) == 1]
+                going = sum(one.refs for target in last for one in (target, *target.shades))
                 (quick if going < _FEW else slow).append(delete_nexthop(member.id))
                 self._drop(member)
         return quick, slow
@@ -210,9 +232,14 @@ class Registry:
                 self._note_loss(subject.users, [subject.key], cause)
                 self._drop(subject)
                 return True
-        elif isinstance(subject, Target) and subject.ready and sorted(nexthop.members) != subject.group():
-            self._note_loss([subject], subject.members, cause)
-            self._write_group(subject)
+        elif isinstance(subject, Target) and subject.ready:
+            if not alike(nexthop.resilience, subject.resilience):
+                self._outdate(subject)
+            elif sorted(nexthop.members) == subject.group() and nexthop.resilience == subject.resilience:
+                return False
+            else:
+                self._note_loss([subject], subject.members, cause)
+                self._write_group(subject)
             return True
         return False
 
@@ -232,15 +259,28 @@ class Registry:
                 del self._targets[target.key]
             self._orphans.discard(target)
             self._leaving.discard(target)
-            if self.objects and not target.absent:
+            if target.heir is not None:
+                let_go(target)
+            elif target.shades and not target.absent:
+                self._by_id[target.id] = give_back(target)
+            elif self.objects and not target.absent:
                 self._request(delete_nexthop(target.id))
             self._leave(target, list(target.members))
             self._vanish(target)
 
-    def adopt(self, key: NextHops, identifier: int, members: dict[MemberKey, tuple[int, int, int]]) -> Target:
-        """Take over what an earlier run left: member key -> (object id, ifindex, weight)."""
+    def adopt(
+        self,
+        key: NextHops,
+        identifier: int,
+        members: dict[MemberKey, tuple[int, int, int]],
+        resilience: Resilience | None = None,
+    ) -> Target:
+        """Take over what an earlier run left: member key -> (object id, ifindex, weight).
+
+        From a group of another kind than new ones have, prefixes move as they are confirmed.
+        """
         target = Target(Kind.LEARNED, key=key)
-        target.id = identifier
+        target.id, target.resilience = identifier, resilience
         for member_key, (object_id, ifindex, weight) in members.items():
             member = self._members.get(member_key)
             if member is None:
@@ -255,11 +295,37 @@ class Registry:
         if identifier:
             self.ids.reserve(identifier)
             self._by_id[identifier] = target
-        if key in self._targets:
+        if self.objects and not alike(resilience, self.resilience):
+            self._outdate(target)
+        elif key in self._targets:
             self._orphans.add(target)
         else:
             self._targets[key] = target
+            if resilience != self.resilience:  # other timers
+                target.resilience = self.resilience
+                self._write_group(target)
         return target
+
+    def _passes(self, former: Target, count: int, wanted: dict[MemberKey, int]) -> bool:
+        """Tell whether the group of a target, ``count`` of whose prefixes move, can become that of these members."""
+        usable = self._by_id.get(former.id) is former and former.ready
+        if not usable or not alike(former.resilience, self.resilience):
+            return False
+        if former.weights == wanted and self._targets.get(former.key) is not former:  # as a lost session left it
+            return True
+        return count == former.refs and not former.shades and not former.members.keys().isdisjoint(wanted)
+
+    def _inherit(self, heir: Target, former: Target) -> None:
+        if self._targets.get(former.key) is former:
+            del self._targets[former.key]
+            self._leaving.add(former)
+        take_over(heir, former)
+        self._by_id[heir.id] = heir
+        self.changed = True
+
+    def _without_resilience(self, why: str) -> None:
+        self.resilience, self.refusal = None, why
+        log.warning("the kernel refuses resilient next-hop groups", extra={"fields": {"reason": why}})
 
     def _wanted(self, key: NextHops) -> dict[MemberKey, int]:
         """Return the members that a set of next hops resolves to, with weights.
@@ -287,7 +353,8 @@ class Registry:
                 member = self._member(key)
                 member.users.add(target)
                 target.members[key] = member
-        target.weights = dict(wanted)
+        target.weights.clear()  # the object stays: shades share it
+        target.weights.update(wanted)
         if wanted:
             self._write_group(target)
         else:
@@ -311,7 +378,7 @@ class Registry:
         request = new_nexthop(member.id, self._protocol, key.gateway, member.ifindex, onlink=key.onlink)
         self._request(request, member)
 
-    def _write_group(self, target: Target) -> None:
+    def _write_group(self, target: Target, doubt: str = "") -> None:
         target.version += 1
         if not self.objects:
             target.ready = False
@@ -321,10 +388,11 @@ class Registry:
         if not target.id:
             target.id = self.ids.take()
             target.ready = False
+            target.resilience = self.resilience
             self._by_id[target.id] = target
         group = target.group()
-        request = new_group(target.id, self._protocol, group, replace=target.ready)
-        self._request(request, target, target.version, tuple(group))
+        request = new_group(target.id, self._protocol, group, replace=target.ready, resilience=target.resilience)
+        self._request(request, target, target.version, tuple(group), doubt)
 
     def _request(
         self,
@@ -332,8 +400,9 @@ class Registry:
         subject: Member | Target | None = None,
         version: int = 0,
         group: tuple[tuple[int, int], ...] = (),
+        doubt: str = "",
     ) -> None:
-        self._operations.append(Operation(request, subject, version, group))
+        self._operations.append(Operation(request, subject, version, group, doubt))
         self.changed = True
 
     def _member_refused(self, member: Member, number: int, text: str) -> None:
@@ -358,6 +427,9 @@ class Registry:
             self._write_group(target)
         elif operation.group != tuple(target.group()):  # a member went while the request was on its way
             self._write_or_fail(target)
+        elif target.resilience is not None and not target.ready:  # is that why? A plain one tells
+            target.resilience = None
+            self._write_group(target, text)
         else:
             target.errno, target.text = target.errno or number, target.text or text
             if not target.ready:
@@ -411,6 +483,8 @@ class Registry:
     def _vanish(self, target: Target) -> None:
         target.absent = True
         target.ready = True
+        for shade in target.shades:
+            self._vanish(shade)
         if self._by_id.get(target.id) is target:
             del self._by_id[target.id]
             self.ids.free(target.id)
