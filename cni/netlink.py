@@ -22,7 +22,7 @@ NEWLINK, DELLINK, GETLINK, SETLINK = 16, 17, 18, 19
 NEWADDR, GETADDR = 20, 22
 NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
 NEWNEIGH, GETNEIGH = 28, 30
-NEWRULE, DELRULE = 32, 33
+NEWRULE, DELRULE, GETRULE = 32, 33, 34
 GETNETCONF = 82
 
 REQUEST, ACK = 0x1, 0x4
@@ -47,7 +47,7 @@ IFLA_INET_CONF, IFLA_INET6_ADDR_GEN_MODE = 1, 8
 IPV4_FORWARDING, IPV4_RP_FILTER = 1, 8
 SKIP_STATISTICS = 8
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
-NDA_DST, NDA_LLADDR, NDA_IFINDEX = 1, 2, 8
+NDA_DST, NDA_LLADDR = 1, 2
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_TABLE = 1, 4, 5, 6, 15
 NETCONFA_IFINDEX, NETCONFA_FORWARDING, NETCONFA_IFINDEX_ALL = 1, 2, 0xFFFFFFFF
 FRA_SRC, FRA_TABLE, FR_ACT_TO_TABLE = 2, 15, 1
@@ -265,14 +265,31 @@ class KernelRoute(NamedTuple):
     protocol: int
     local: bool
     """To this namespace itself."""
+    table: int
+
+
+class Rule(NamedTuple):
+    """What comes from a source is looked up in a table; others than those of ``change_rule`` may have no source."""
+
+    source: bytes
+    """Packed."""
+    length: int
+    table: int
+
+
+def decode_rule(body: bytes) -> Rule:
+    _, _, length, _, table, _, _, _, _ = _ROUTE.unpack_from(body)
+    found = attributes(body[_ROUTE.size :])
+    return Rule(found.get(FRA_SRC, b""), length, to_number(found.get(FRA_TABLE)) or table)
 
 
 def decode_route(body: bytes) -> KernelRoute:
-    _, length, _, _, _, protocol, _, kind, _ = _ROUTE.unpack_from(body)
+    _, length, _, _, table, protocol, _, kind, _ = _ROUTE.unpack_from(body)
     found = attributes(body[_ROUTE.size :])
     destination = found.get(RTA_DST, b"")
     device, gateway = to_number(found.get(RTA_OIF)), found.get(RTA_GATEWAY, b"")
-    return KernelRoute(destination, length, device, gateway, protocol, kind == RTN_LOCAL)
+    table = to_number(found.get(RTA_TABLE)) or table
+    return KernelRoute(destination, length, device, gateway, protocol, kind == RTN_LOCAL, table)
 
 
 def link_header(index: int = 0, *, up: bool = False, down: bool = False) -> bytes:
@@ -337,12 +354,6 @@ def set_neighbour(family: Family, address: bytes, mac: bytes, index: int) -> Mes
     return Message(NEWNEIGH, CREATE | REPLACE, body, f"set neighbour {show(address)}")
 
 
-def list_neighbours(family: Family, index: int) -> Message:
-    """List an interface's neighbour entries, on a strict socket."""
-    body = _NEIGHBOUR.pack(AF[family], 0, 0, 0, 0) + attribute(NDA_IFINDEX, number(index))
-    return Message(GETNEIGH, DUMP, body, "list neighbours")
-
-
 def get_neighbour(family: Family, address: bytes, index: int) -> Message:
     body = _NEIGHBOUR.pack(AF[family], index, 0, 0, 0) + attribute(NDA_DST, address)
     return Message(GETNEIGH, 0, body, f"look up neighbour {show(address)}")
@@ -404,6 +415,10 @@ def change_rule(family: Family, source: bytes, table: int, *, add: bool) -> Mess
     body += attribute(FRA_SRC, source) + attribute(FRA_TABLE, number(table))
     verb, flags = (NEWRULE, CREATE | EXCL) if add else (DELRULE, 0)
     return Message(verb, flags, body, f"{'add' if add else 'delete'} rule for {show(source)}")
+
+
+def list_rules(family: Family) -> Message:
+    return Message(GETRULE, DUMP, _ROUTE.pack(AF[family], 0, 0, 0, 0, 0, 0, 0, 0), f"list IPv{family} rules")
 
 
 def show(address: bytes) -> str:

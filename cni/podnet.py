@@ -29,7 +29,7 @@ from cni.links import await_carrier, set_link
 from cni.namespaces import entered, set_sysctl
 from cni.netlink import Message, Netlink, NetlinkError, attribute, number
 from config.kernel import POD_METRIC, ROUTE_PROTOCOL
-from config.prefix import FAMILIES, Family
+from config.prefix import Family
 
 DEFAULT_MTU: Final = 1500
 _MOST_MTU = 65535
@@ -166,10 +166,10 @@ class PodLinks:
             self._lead_to_pod(host, pair.outer, plan)
         return main
 
-    def forget(self, pod: int, link: HostLink, addresses: Sequence[tuple[Family, bytes]]) -> None:
-        """Take away what a link that is cut off leaves in its pod, if the pod lives. Raises CniError and OSError."""
+    def forget(self, pod: int, link: HostLink | None) -> None:
+        """Take away what a link that is cut off, and others that went, leave in a pod. Raises CniError and OSError."""
         with entered(pod, self.host), Netlink() as pods:
-            inside.forget(pods, link.peer, addresses)
+            inside.forget(pods, link.peer if link else None)
 
     def cut(self, handle: Handle) -> HostLink | None:
         """Take a pod's host end down, and with it its routes, and queue it for ``delete_cut``; None: there is none."""
@@ -238,7 +238,7 @@ class PodLinks:
         with self._host() as host:
             return self._mac(host, index)
 
-    def follow(self, index: int, pod: int, handle: Handle, families: Sequence[Family]) -> bytes:
+    def follow(self, index: int, pod: int, handle: Handle, addresses: Sequence[tuple[Family, bytes]]) -> bytes:
         """Have neighbour entries on both sides fit the MAC address that a pod has now, and return it.
 
         The host's entries have the old one, and those of the pod went with it. Empty, and nothing done, where the
@@ -251,9 +251,19 @@ class PodLinks:
                 inner = netlink.decode_link(body) if body else None
                 if not mac or inner is None or inner.peer != index or inner.mac != mac:
                     return b""
-                inside.set_gateways(pods, inner.index, families)
-            _set_neighbours(host, index, mac)
+                inside.set_gateways(pods, inner.index, sorted({family for family, _ in addresses}))
+            host.transact(_neighbours(index, mac, addresses))
             return mac
+
+    def mend(self, ends: Sequence[tuple[int, Sequence[tuple[Family, bytes]]]]) -> None:
+        """Give host ends their pods' neighbour entries anew: the kernel drops them when a link goes down.
+
+        ``ends`` are their indexes, each with its pod's addresses. Raises OSError.
+        """
+        with self._host() as host:
+            for index, addresses in ends:
+                if mac := self._mac(host, index):
+                    host.transact(_neighbours(index, mac, addresses), tolerate=[errno.ENODEV, errno.ENETDOWN])
 
     def _mac(self, host: Netlink, index: int) -> bytes:
         body = host.one(netlink.get_link_by_index(index))
@@ -314,7 +324,7 @@ class PodLinks:
             [
                 set_link(index, _host_settings(ipv6=ipv6), f"configure {name}"),
                 set_link(index, b"", f"bring {name} up", up=True),
-                *(netlink.set_neighbour(family, address, plan.mac, index) for family, address in plan.addresses),
+                *_neighbours(index, plan.mac, plan.addresses),
             ]
         )
 
@@ -399,15 +409,8 @@ def _host_link(link: netlink.Link) -> HostLink:
     return HostLink(link.name, link.index, bool(link.alias), link.peer, link.namespace)
 
 
-def _set_neighbours(host: Netlink, index: int, mac: bytes) -> None:
-    stale = []
-    for family in FAMILIES:
-        (replies,) = host.transact([netlink.list_neighbours(family, index)])
-        for reply in replies:
-            device, address, known, state = netlink.decode_neighbour(reply.body)
-            if device == index and state & netlink.NUD_PERMANENT and known != mac:
-                stale.append(netlink.set_neighbour(family, address, mac, index))
-    host.transact(stale)
+def _neighbours(index: int, mac: bytes, addresses: Sequence[tuple[Family, bytes]]) -> list[Message]:
+    return [netlink.set_neighbour(family, address, mac, index) for family, address in addresses]
 
 
 def _uplink_mtu(host: Netlink, uplink: str) -> int:

@@ -16,13 +16,14 @@ from pathlib import Path
 
 from config.prefix import Family, text
 from routes import netlink
+from routes.batch import Batch, Flight
 from routes.encode import Placement, numbered
 from routes.heirs import moves
 from routes.leftovers import save, snapshot
 from routes.live import protocol_name
 from routes.messages import Route
 from routes.nexthops import Operation, Registry
-from routes.table import Batch, Failure, Result, Shard, State, Table
+from routes.table import Failure, Result, State, Table
 from routes.target import Kind, Target
 from routes.writer import Job, NexthopJob, RouteJob, Writer
 
@@ -242,9 +243,9 @@ class Installer:
         assert self._writer is not None
         batch = Batch()
         table.take(batch, _BATCH)
-        if not batch.shards:
+        if not batch.flights:
             return False
-        if not len(batch):
+        if not batch.size:
             self._settle(table, batch)
             return True
         self._route_jobs += 1
@@ -267,11 +268,11 @@ class Installer:
         assert isinstance(job, RouteJob)
         self._route_jobs -= 1
         batch = job.batch
-        table = batch.shards[0].table
+        table = batch.flights[0].shard.table
         for place in job.refused:
             self._refused(table, job, place)
         self._settle(table, batch)
-        self.counters["requests"] += len(batch)
+        self.counters["requests"] += batch.size
         self.counters["refused"] += len(job.refused)
         if self._repairing:
             self._count_repairs(table, job)
@@ -280,22 +281,22 @@ class Installer:
         self.schedule()
 
     def _settle(self, table: Table, batch: Batch) -> None:
-        for shard in batch.shards:
-            prefixes = shard.inflight
-            table.settle(shard)
-            self.on_settled(table, prefixes)
+        for flight in batch.flights:
+            table.settle(flight)
+            self.on_settled(table, flight.changes)
 
     def _refused(self, table: Table, job: RouteJob, place: int) -> None:
         number, words = job.refused[place]
-        shard, prefix, want = job.batch.sources[place], job.batch.prefixes[place], job.batch.wants[place]
-        before = shard.inflight[prefix]
+        (flight, want, _, _), prefix = job.batch.at(place)
+        shard = flight.shard
+        before = flight.changes[prefix]
         held = before if before is not None and not before.absent else None
         if want is None:
             if number not in _GONE:
                 state = State.PENDING if number in _PASSING else State.FAILED
                 table.refused(shard, prefix, want, Failure(held, state, number, words))
         elif number == errno.EEXIST:
-            self._in_the_way(table, shard, prefix, want, job.found.get(place))
+            self._in_the_way(table, flight, prefix, want, job.found.get(place))
         elif want.absent:
             # Its group went while this was on its way: a matter of the target, not of the prefix.
             if held is not None:
@@ -306,8 +307,9 @@ class Installer:
             if number in (errno.EINVAL, errno.ENOENT) and want.id:
                 self._on_unverified("the kernel refuses a next-hop group of ours")
 
-    def _in_the_way(self, table: Table, shard: Shard, prefix: bytes, want: Target, route: Route | None) -> None:
+    def _in_the_way(self, table: Table, flight: Flight, prefix: bytes, want: Target, route: Route | None) -> None:
         """An entry with this prefix and metric exists where we thought there was none."""
+        shard = flight.shard
         if route is None:
             table.refused(shard, prefix, want, Failure(None, State.PENDING, errno.EEXIST, "in the way, and gone again"))
         elif route.protocol != self._protocol:
@@ -317,15 +319,17 @@ class Installer:
             table.refused(shard, prefix, want, Failure(self.other, State.PENDING, errno.EEXIST, "not as desired"))
 
     def _count_repairs(self, table: Table, job: RouteJob) -> None:
-        for place, prefix in enumerate(job.batch.prefixes):
-            cause = self._repairing.get((table, prefix))
-            if cause is None:
-                continue
-            shard = job.batch.sources[place]
-            if place not in job.refused:
-                self._repaired[cause] += 1
-            if prefix not in shard.dirty:
-                del self._repairing[table, prefix]
+        place = -1
+        for part in job.batch.parts:
+            for prefix in part.prefixes:
+                place += 1
+                cause = self._repairing.get((table, prefix))
+                if cause is None:
+                    continue
+                if place not in job.refused:
+                    self._repaired[cause] += 1
+                if prefix not in part.flight.shard.dirty:
+                    del self._repairing[table, prefix]
 
     async def _follow(self) -> None:
         """Move prefixes off targets that are not current, a shard at a time."""

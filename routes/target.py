@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple, cast
 
 from config.nexthop import NextHops
 from config.prefix import Family
-from routes.encode import Placement, RouteShapes, via_device, via_nexthop, via_paths, write_shapes
+from routes.encode import Placement, Shape, via_device, via_nexthop, via_paths, write_shape
 from routes.messages import (
     RT_SCOPE_LINK,
     RT_SCOPE_UNIVERSE,
@@ -120,7 +120,7 @@ class Target:
         self.errno = 0
         self.text = ""
         # The one or two routes to a pod are written once: keeping how would be the most of what a pod takes.
-        self._shapes: dict[tuple[Placement, int], RouteShapes] | None = None if kind is Kind.POD else {}
+        self._shapes: dict[tuple[Placement, int], Shape] | None = None if kind is Kind.POD else {}
 
     @property
     def peers(self) -> set[str]:
@@ -139,14 +139,14 @@ class Target:
         least = min(weights.values(), default=1)
         return tuple(sorted(path._replace(weight=max(1, weight // least)) for path, weight in weights.items()))
 
-    def shapes(self, place: Placement, flags: int) -> RouteShapes:
-        """Return the messages that write a route to here (encode.ADD or REPLACE)."""
+    def shape(self, place: Placement, flags: int) -> Shape:
+        """Return the shape of requests that write a route to here (encode.ADD or REPLACE)."""
         known = self._shapes
         found = known.get((place, flags)) if known is not None else None
         if found is None:
             kind = RTN_UNREACHABLE if self.kind is Kind.COVER else RTN_UNICAST
             scope = RT_SCOPE_LINK if self.kind is Kind.POD else RT_SCOPE_UNIVERSE
-            found = write_shapes(place, flags, kind, scope, self._attributes(place.family))
+            found = write_shape(place, flags, kind, scope, self._attributes(place.family))
             if known is not None:
                 known[place, flags] = found
         return found

@@ -19,10 +19,10 @@ from routes.encode import (
     REPLACE,
     Placement,
     delete_nexthop,
-    delete_shapes,
+    delete_shape,
     route_batch,
     via_paths,
-    write_shapes,
+    write_shape,
 )
 from routes.fib import Fib
 from routes.messages import (
@@ -231,13 +231,13 @@ class Unheard:
         self._sock.close()
 
     def delete(self, prefix: str) -> None:
-        self._send(route_batch([wire(prefix)], [delete_shapes(self._place(METRIC))[wire(prefix)[0]]]))
+        self._send(route_batch(delete_shape(self._place(METRIC)), [wire(prefix)]))
 
     def write(self, prefix: str, gateway: str, device: str, *, metric: int = METRIC) -> None:
         """Add a route of podroute's protocol, or replace the one that is there."""
         way = via_paths(4, [Path(packed(gateway), self._names[device])])
-        shapes = write_shapes(self._place(metric), REPLACE, RTN_UNICAST, RT_SCOPE_UNIVERSE, way)
-        self._send(route_batch([wire(prefix)], [shapes[wire(prefix)[0]]]))
+        shape = write_shape(self._place(metric), REPLACE, RTN_UNICAST, RT_SCOPE_UNIVERSE, way)
+        self._send(route_batch(shape, [wire(prefix)]))
 
     def delete_nexthop(self, identifier: int) -> None:
         self._send(delete_nexthop(identifier))
@@ -246,7 +246,7 @@ class Unheard:
     def _place(metric: int) -> Placement:
         return Placement(4, MAIN_TABLE, metric, ROUTE_PROTOCOL)
 
-    def _send(self, request: bytes) -> None:
+    def _send(self, request: bytes | bytearray) -> None:
         self._sock.send(request)
         refused, _ = netlink.receive_refusals(self._sock)
         assert not refused
@@ -294,10 +294,9 @@ def flush(ns: Netns, family: Family, metric: int = METRIC) -> int:
         with netlink.open_socket() as query, netlink.open_socket(send_buffer=1 << 20) as writer:
             found = read_routes(query, family, 254, protocol=ROUTE_PROTOCOL)
             prefixes = [route.prefix for route in found if route.metric == metric]
-            shapes = delete_shapes(Placement(family, 254, metric, ROUTE_PROTOCOL))
+            shape = delete_shape(Placement(family, 254, metric, ROUTE_PROTOCOL))
             for start in range(0, len(prefixes), 500):
-                some = prefixes[start : start + 500]
-                writer.send(route_batch(some, [shapes[prefix[0]] for prefix in some]))
+                writer.send(route_batch(shape, prefixes[start : start + 500]))
                 refused, _ = netlink.receive_refusals(writer)
                 assert not refused
             return len(prefixes)

@@ -17,7 +17,7 @@ from config.prefix import make
 from routes.messages import RouteEvent
 from routes.table import State
 from tests.kernel.routes_lab import gateways, nexthops, packed, routes, running, uplinks, via, wire, witness
-from tests.netns import WITHOUT_CAPABILITIES, Netns
+from tests.netns import WITHOUT_CAPABILITIES, Netns, link
 
 pytestmark = pytest.mark.root
 
@@ -331,9 +331,7 @@ async def test_ipv6_prefix_over_ipv4_next_hop_is_a_result(netns: Maker, state: P
 
 async def test_pods(netns: Maker, state: Path) -> None:
     ns, pod = netns(), netns()
-    ns.run("ip", "link", "add", "pod0", "type", "veth", "peer", "name", "eth0", "netns", pod.path)
-    ns.run("ip", "link", "set", "pod0", "up")
-    pod.run("ip", "link", "set", "eth0", "up")
+    link(ns, "pod0", pod, "eth0")
     ns.run("ip", "route", "add", "10.64.0.5/32", "dev", "pod0", "scope", "link", "proto", "201")
     ns.run("ip", "-6", "route", "add", "fd64::5/128", "dev", "pod0", "proto", "201", "metric", "1")
     async with running(ns, state) as node, witness(ns) as seen:

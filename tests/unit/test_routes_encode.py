@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import errno
 import struct
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from config.prefix import BITS, Family, make, parse
+from routes.batch import Batch, Flight, Part
 from routes.encode import (
     ADD,
+    MOST,
     REPLACE,
-    SEQUENCES,
     Placement,
     delete_nexthop,
-    delete_shapes,
+    delete_shape,
     new_group,
     new_nexthop,
     numbered,
@@ -24,7 +26,7 @@ from routes.encode import (
     via_device,
     via_nexthop,
     via_paths,
-    write_shapes,
+    write_shape,
 )
 from routes.messages import (
     RTN_UNICAST,
@@ -40,12 +42,14 @@ from routes.messages import (
     decode_route,
 )
 from routes.netlink import NLMSG_ERROR, attribute, message, messages, refusal
+from routes.table import Table
 
 PLACE = Placement(4, 254, 20, 201)
 GATEWAY4, GATEWAY6 = bytes([10, 0, 0, 2]), bytes([0xFE, 0x80, *[0] * 13, 1])
 
 
-def only(data: bytes) -> Route:
+def only(data: bytes | bytearray) -> Route:
+    data = bytes(data)
     (msg,) = messages(data)
     route = decode_route(data, msg)
     assert route is not None
@@ -53,8 +57,8 @@ def only(data: bytes) -> Route:
 
 
 def test_a_route_octet_by_octet() -> None:
-    shapes = write_shapes(PLACE, ADD, RTN_UNICAST, 0, via_nexthop(0x01020304))
-    assert route_batch([bytes.fromhex("18c00002")], [shapes[24]]).hex(" ", 4) == (
+    shape = write_shape(PLACE, ADD, RTN_UNICAST, 0, via_nexthop(0x01020304))
+    assert route_batch(shape, [bytes.fromhex("18c00002")]).hex(" ", 4) == (
         "34000000 18000106 00000000 00000000 "  # 52 octets, RTM_NEWROUTE, REQUEST|CREATE|EXCL, sequence, port
         "02180000 fec90001 00000000 "  # AF_INET, /24; table 254, protocol 201, scope, unicast; flags
         "08001e00 04030201 "  # RTA_NH_ID
@@ -69,24 +73,54 @@ def test_any_prefix_comes_back(family: Family, number: int, data: st.DataObject)
     length = data.draw(st.integers(0, BITS[family]))
     prefix = make(family, number >> (128 - BITS[family]), length)
     place = Placement(family, data.draw(st.sampled_from([254, 1000])), data.draw(st.sampled_from([0, 20])), 201)
-    shapes = write_shapes(place, REPLACE, RTN_UNICAST, 0, via_nexthop(7))
-    assert only(route_batch([prefix], [shapes[length]])) == Route(
+    shape = write_shape(place, REPLACE, RTN_UNICAST, 0, via_nexthop(7))
+    assert only(route_batch(shape, [prefix])) == Route(
         family, place.table, 201, RTN_UNICAST, prefix, place.metric, 7, ()
     )
-    deletion = only(route_batch([prefix], [delete_shapes(place)[length]]))
+    deletion = only(route_batch(delete_shape(place), [prefix]))
     assert (deletion.prefix, deletion.metric, deletion.protocol) == (prefix, place.metric, 201)
 
 
-def test_a_batch_is_numbered_by_place() -> None:
-    prefixes = [parse(f"10.{n}.0.0/{16 + n % 8}")[1] for n in range(200)]
-    shapes = write_shapes(PLACE, ADD, RTN_UNICAST, 0, via_device(3))
-    data = route_batch(prefixes, [shapes[prefix[0]] for prefix in prefixes])
-    found = list(messages(data))
-    assert [msg.sequence for msg in found] == list(range(200))
-    assert [decode_route(data, msg).prefix for msg in found] == prefixes  # type: ignore[union-attr]
-    assert len(SEQUENCES) == len(set(SEQUENCES)) == 2048
+@pytest.mark.parametrize("family", [4, 6])
+@given(data=st.data())
+def test_prefixes_of_any_lengths_go_together(family: Family, data: st.DataObject) -> None:
+    lengths = data.draw(st.sampled_from([st.just(24), st.integers(17, 24), st.integers(0, BITS[family])]))
+    drawn = data.draw(st.lists(st.tuples(st.integers(0, 2**32 - 1), lengths), min_size=1, max_size=20))
+    prefixes = [make(family, number << BITS[family] - 32, length) for number, length in drawn]
+    first = data.draw(st.sampled_from([0, 1, 255, 256, MOST - len(prefixes)]))
+    shape = write_shape(Placement(family, 254, 20, 201), ADD, RTN_UNICAST, 0, via_device(3))
+    buffer = bytes(route_batch(shape, prefixes, first))
+    assert len(buffer) == len(prefixes) * len(shape)
+    found = list(messages(buffer))
+    assert [msg.sequence for msg in found] == list(range(first, first + len(prefixes)))
+    assert [decode_route(buffer, msg).prefix for msg in found] == prefixes  # type: ignore[union-attr]
+
+
+def test_requests_are_numbered_by_place() -> None:
     requests = numbered([delete_nexthop(9), delete_nexthop(10)])
     assert [(msg.sequence, decode_nexthop(requests, msg).id) for msg in messages(requests)] == [(0, 9), (1, 10)]
+
+
+def test_a_batch_is_cut_into_sends() -> None:
+    shard = Table(PLACE, shards=1, on_result=print, on_released=print).shards[0]
+    flight = Flight(shard, {})
+    prefixes = [make(4, number << 12, 20 + number % 2) for number in range(2 * MOST + 10)]
+    cuts = [0, 1, 500, 500, MOST, MOST + 7, 2 * MOST + 9, len(prefixes)]
+    batch = Batch()
+    for number, (start, stop) in enumerate(pairwise(cuts)):
+        shape = write_shape(PLACE, ADD, RTN_UNICAST, 0, via_nexthop(number)) if number % 3 else delete_shape(PLACE)
+        batch.add(Part(flight, None, shape, prefixes[start:stop]))
+    assert batch.size == len(prefixes)
+    seen: list[bytes] = []
+    for start, data in batch.sends():
+        buffer = bytes(data)
+        assert start == len(seen)
+        found = list(messages(buffer))
+        assert [msg.sequence for msg in found] == list(range(min(MOST, batch.size - start)))
+        seen += [decode_route(buffer, msg).prefix for msg in found]  # type: ignore[union-attr]
+    assert seen == prefixes
+    assert [batch.at(place)[1] for place in range(batch.size)] == prefixes
+    assert all(batch.at(place)[0].prefixes for place in (0, 1, 499, 500, MOST, len(prefixes) - 1))
 
 
 @pytest.mark.parametrize(
@@ -105,12 +139,12 @@ def test_a_batch_is_numbered_by_place() -> None:
 )
 def test_gateways_without_objects(family: Family, paths: tuple[Path, ...]) -> None:
     place = Placement(family, 254, 20, 201)
-    shapes = write_shapes(place, ADD, RTN_UNICAST, 0, via_paths(family, paths))
-    assert only(route_batch([b"\0"], [shapes[0]])).paths == paths
+    shape = write_shape(place, ADD, RTN_UNICAST, 0, via_paths(family, paths))
+    assert only(route_batch(shape, [b"\0"])).paths == paths
 
 
 def test_unreachable() -> None:
-    route = only(route_batch([parse("10.64.0.0/26")[1]], [write_shapes(PLACE, ADD, RTN_UNREACHABLE, 0, b"")[26]]))
+    route = only(route_batch(write_shape(PLACE, ADD, RTN_UNREACHABLE, 0, b""), [parse("10.64.0.0/26")[1]]))
     assert (route.kind, route.paths, route.nexthop) == (RTN_UNREACHABLE, (), 0)
 
 

@@ -11,8 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from config.nexthop import NextHop
 from config.prefix import Run
+from routes.batch import Batch, Part
 from routes.encode import ADD, REPLACE, Placement
-from routes.table import Batch, Failure, Result, Shard, State, Table
+from routes.table import Failure, Result, State, Table
 from routes.target import Kind, Target
 
 PREFIXES = [bytes((24, 10, 0, n)) for n in range(4)] + [bytes((24, 10, 1, 0))]
@@ -21,6 +22,19 @@ prefixes = st.sampled_from(PREFIXES)
 several = st.lists(prefixes, min_size=1, unique=True) | st.lists(
     st.sampled_from(PREFIXES[:4]), min_size=1, unique=True
 ).map(Run)
+
+
+def flags(part: Part) -> int:
+    return int.from_bytes(part.shape[6:8], "little") & ~1
+
+
+def wants(batch: Batch) -> dict[bytes, Target | None]:
+    return {prefix: part.want for part in batch.parts for prefix in part.prefixes}
+
+
+def settle(table: Table, batch: Batch) -> None:
+    for flight in batch.flights:
+        table.settle(flight)
 
 
 class Kernel:
@@ -108,7 +122,7 @@ class Machine(RuleBasedStateMachine):
     @rule(prefix=prefixes)
     def foreign_comes(self, prefix: bytes) -> None:
         """Not while a replacement is on its way: the kernel has no way to replace a route of one protocol only."""
-        if prefix not in self.table.shard(prefix).inflight:
+        if not self.table.shard(prefix).on_its_way(prefix):
             self.kernel.routes.setdefault(prefix, FOREIGN)
 
     @rule(prefix=prefixes)
@@ -125,7 +139,7 @@ class Machine(RuleBasedStateMachine):
     def take(self, limit: int) -> None:
         batch = Batch()
         self.table.take(batch, limit)
-        if batch.shards:
+        if batch.flights:
             self.batches.append(batch)
 
     @rule()
@@ -134,19 +148,19 @@ class Machine(RuleBasedStateMachine):
             self._settle(self.batches.pop(0))
 
     def _settle(self, batch: Batch) -> None:
-        for place, prefix in enumerate(batch.prefixes):
-            want, shard = batch.wants[place], batch.sources[place]
-            flags = int.from_bytes(batch.shapes[place][0][6:8], "little") & ~1
-            assert flags in (ADD, REPLACE, 0)
-            if flags == REPLACE:  # the one thing that must never be
-                assert self.kernel.routes.get(prefix) is not FOREIGN
-            number = self.kernel.write(prefix, want, flags)
-            if number:
-                self._refused(shard, prefix, want, number)
-        for shard in batch.shards:
-            self.table.settle(shard)
+        for part in batch.parts:
+            for prefix in part.prefixes:
+                assert flags(part) in (ADD, REPLACE, 0)
+                if flags(part) == REPLACE:  # the one thing that must never be
+                    assert self.kernel.routes.get(prefix) is not FOREIGN
+                number = self.kernel.write(prefix, part.want, flags(part))
+                if number:
+                    self._refused(part, prefix, number)
+        for flight in batch.flights:
+            self.table.settle(flight)
 
-    def _refused(self, shard: Shard, prefix: bytes, want: Target | None, number: int) -> None:
+    def _refused(self, part: Part, prefix: bytes, number: int) -> None:
+        shard, want = part.flight.shard, part.want
         there = self.kernel.routes.get(prefix)
         if want is None:
             return
@@ -157,7 +171,7 @@ class Machine(RuleBasedStateMachine):
         elif number == errno.EEXIST:
             self.table.refused(shard, prefix, want, Failure(self.other, State.PENDING, number, ""))
         else:
-            before = shard.inflight[prefix]
+            before = part.flight.changes[prefix]
             held = before if before is not None and not before.absent else None
             if not want.absent:
                 self.table.refused(shard, prefix, want, Failure(held, State.FAILED, number, ""))
@@ -170,10 +184,18 @@ class Machine(RuleBasedStateMachine):
             assert shard.going == len(shard.dirty.keys() - shard.desired.keys())
 
     @invariant()
+    def what_is_only_new_is(self) -> None:
+        for shard in self.table.shards:
+            if shard.only is not None:
+                assert {shard.desired[prefix] for prefix in shard.dirty} == {shard.only}
+                assert set(shard.dirty.values()) == {None}
+
+    @invariant()
     def references_are_exact(self) -> None:
         counted: dict[Target, int] = {}
         for shard in self.table.shards:
-            named = [*shard.desired.values(), *shard.dirty.values(), *shard.inflight.values(), *shard.stale.values()]
+            named = [*shard.desired.values(), *shard.dirty.values(), *shard.stale.values()]
+            named += [held for flight in shard.flights for held in flight.changes.values()]
             named += [failure.held for failure in shard.failed.values()]
             for target in named:
                 if target is not None:
@@ -234,13 +256,12 @@ def test_stale_routes() -> None:
     assert table.sweep(lambda held: held is a) == 2
     batch = Batch()
     table.take(batch, 100)
-    assert dict(zip(batch.prefixes, batch.wants, strict=True)) == {
+    assert wants(batch) == {
         PREFIXES[1]: b,
         PREFIXES[2]: None,
         PREFIXES[3]: None,
     }
-    for shard in batch.shards:
-        table.settle(shard)
+    settle(table, batch)
     assert (a.refs, b.refs) == (1, 1)
 
 
@@ -252,8 +273,9 @@ def test_what_cannot_be_is_tried_a_limited_number_of_times() -> None:
     while not table.idle:
         batch = Batch()
         table.take(batch, 10)
-        table.refused(batch.sources[0], PREFIXES[0], batch.wants[0], Failure(None, State.PENDING, errno.ENOMEM, ""))
-        table.settle(batch.shards[0])
+        (part,) = batch.parts
+        table.refused(part.flight.shard, PREFIXES[0], part.want, Failure(None, State.PENDING, errno.ENOMEM, ""))
+        settle(table, batch)
         turns += 1
     assert turns == 3
     assert [(r.state, r.errno) for r in results] == [(State.FAILED, errno.ENOMEM)]
@@ -264,9 +286,6 @@ def test_seen_to_change_while_a_request_is_on_its_way() -> None:
     table = Table(Placement(4, 254, 20, 201), shards=1, on_result=lambda r: None, on_released=lambda t: None)
     a, b = Target(Kind.LEARNED), Target(Kind.LEARNED)
 
-    def flags(batch: Batch) -> list[int]:
-        return [int.from_bytes(shape[0][6:8], "little") & ~1 for shape in batch.shapes]
-
     for first in (a, b):
         table.set(PREFIXES[0], first)
         batch = Batch()
@@ -274,22 +293,22 @@ def test_seen_to_change_while_a_request_is_on_its_way() -> None:
         if first is b:
             table.observe(PREFIXES[0], None)
             table.set(PREFIXES[0], None)
-        table.settle(batch.shards[0])
-    assert flags(batch) == [REPLACE]
+        settle(table, batch)
+    assert [flags(part) for part in batch.parts] == [REPLACE]
     batch = Batch()
     table.take(batch, 10)
-    assert batch.wants == [None]
-    table.settle(batch.shards[0])
+    assert wants(batch) == {PREFIXES[0]: None}
+    settle(table, batch)
     assert table.idle
     # And where it is still desired, nothing foreign can be overwritten.
     table.set(PREFIXES[0], a)
     batch = Batch()
     table.take(batch, 10)
     table.observe(PREFIXES[0], None)
-    table.settle(batch.shards[0])
+    settle(table, batch)
     batch = Batch()
     table.take(batch, 10)
-    assert flags(batch) == [ADD]
+    assert [flags(part) for part in batch.parts] == [ADD]
 
 
 def test_deletions_press_nobody_and_let_others_pass() -> None:
@@ -301,9 +320,8 @@ def test_deletions_press_nobody_and_let_others_pass() -> None:
     def taken() -> list[bytes]:
         batch = Batch()
         table.take(batch, 1)
-        for shard in batch.shards:
-            table.settle(shard)
-        return batch.prefixes
+        settle(table, batch)
+        return list(wants(batch))
 
     table.update([(run, target.key) for run in runs], lambda hops: target)
     assert table.pressing() == table.backlog() == 40 * 64
