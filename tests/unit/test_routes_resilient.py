@@ -8,12 +8,13 @@ from collections import Counter
 import pytest
 
 from config.nexthop import Gateway
-from routes.encode import ADD, Placement
+from routes.batch import Batch
+from routes.encode import Placement
 from routes.heirs import moves
 from routes.leftovers import snapshot
 from routes.messages import Resilience
 from routes.nexthops import Registry
-from routes.table import Batch, Table
+from routes.table import Table
 from routes.target import Target
 from tests.unit.test_routes_nexthops import A, B, C, Objects, moved, prepared, settle, used
 
@@ -263,9 +264,9 @@ def test_where_changes_come_from() -> None:
     for target in (one, two):
         target.ready = True
     table.take(batch, 100)
-    assert {shape[0] for shape in batch.shapes} == {one.shapes(table.place, ADD)[24][0]}
-    for shard in batch.shards:
-        table.settle(shard)
+    assert batch.size == 8
+    for flight in batch.flights:
+        table.settle(flight)
     for prefix in prefixes[:3]:
         table.set(prefix, two)
     table.set(prefixes[3], None)
