@@ -18,11 +18,12 @@ from config.prefix import Family, text
 from routes import netlink
 from routes.batch import Batch, Flight
 from routes.encode import Placement, numbered
+from routes.groups import Operation
 from routes.heirs import moves
 from routes.leftovers import save, snapshot
 from routes.live import protocol_name
 from routes.messages import Route
-from routes.nexthops import Operation, Registry
+from routes.nexthops import Registry
 from routes.table import Failure, Result, State, Table
 from routes.target import Kind, Target
 from routes.writer import Job, NexthopJob, RouteJob, Writer

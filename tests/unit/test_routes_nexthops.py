@@ -10,13 +10,14 @@ from pathlib import Path
 
 from config.nexthop import Gateway, NextHop, NextHops, Resolution
 from config.prefix import Family
+from routes.groups import Operation
 from routes.heirs import alike
 from routes.ids import IdPool
 from routes.interfaces import Interfaces
 from routes.leftovers import SavedMember, load, save, snapshot
 from routes.messages import Link, LinkEvent, Nexthop, Resilience, decode_nexthop
 from routes.netlink import RTM_NEWNEXTHOP, messages
-from routes.nexthops import Operation, Registry
+from routes.nexthops import Registry
 from routes.target import Kind, Target
 
 A, B, C = (NextHop(peer, bytes([10, 0, number, 2])) for number, peer in enumerate("abc"))
