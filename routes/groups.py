@@ -73,12 +73,15 @@ class Groups:
                     self._member_refused(subject, number, text)
                 continue
             subject = owner(subject)
-            if operation.version == subject.version and not subject.absent:
+            if subject.absent:
+                continue
+            if not number:  # also where others have followed it: it is there
+                subject.ready = True
+                if operation.doubt and self.resilience is not None:
+                    self._without_resilience(operation.doubt)
+            if operation.version == subject.version:
                 if not number:
-                    subject.ready = True
                     self._count_repairs(subject)
-                    if operation.doubt and self.resilience is not None:
-                        self._without_resilience(operation.doubt)
                 else:
                     self._group_refused(subject, operation, number, text)
 
@@ -166,9 +169,10 @@ class Groups:
             self._write_or_fail(target)
 
     def _group_refused(self, target: Target, operation: Operation, number: int, text: str) -> None:
-        if number == errno.EEXIST and not target.ready:
-            del self._by_id[target.id]
-            target.id = 0
+        if number == errno.EEXIST:
+            if not target.ready:  # somebody has taken that id; else an earlier request of ours has made it
+                del self._by_id[target.id]
+                target.id = 0
             self._write_group(target)
         elif operation.group != tuple(target.group()):  # a member went while the request was on its way
             self._write_or_fail(target)

@@ -191,9 +191,13 @@ class Registry(Groups):
 
     def release(self, targets: Iterable[Target]) -> None:
         """Delete the groups and objects of targets that nothing names any more."""
-        for target in targets:
+        going = list(targets)
+        for target in going:
             if target.refs or target.kind is not Kind.LEARNED:
                 continue
+            if target.successor is not None:  # nothing moves there any more, and nothing may have
+                going.append(target.successor)
+                target.successor = None
             if self._targets.get(target.key) is target:
                 del self._targets[target.key]
             self._orphans.discard(target)
@@ -292,5 +296,7 @@ class Registry(Groups):
         rest = Target(Kind.LEARNED, key=target.key)
         self._orphans.add(rest)
         self._realize(rest, {key: weight for key, weight in self._wanted(target.key).items() if key.peer != peer})
-        target.successor = rest
+        former, target.successor = target.successor, rest
+        if former is not None:
+            self.release([former])
         self._outdate(target)
