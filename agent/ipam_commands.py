@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from typing import Any
+from urllib.parse import quote
 
 import click
 
@@ -62,7 +63,7 @@ def set_pool(name: str, changes: tuple[str, ...], socket_path: str, as_json: boo
         if not equals:
             raise click.UsageError(f"{change!r} is not KEY=VALUE")
         wanted[key] = value
-    answer = Client(socket_path, _PATIENCE).post(f"/v1/ipam/pools/{name}", **wanted)
+    answer = Client(socket_path, _PATIENCE).post(f"/v1/ipam/pools/{quote(name, safe='')}", **wanted)
     show_answer([answer], as_json, "ipam_pools")
 
 

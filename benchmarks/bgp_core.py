@@ -59,8 +59,9 @@ def _measure(stream: Stream) -> tuple[float, float]:
 
 
 def _take(rib: Rib, framer: Framer, data: bytes) -> None:
-    for _, body in framer.feed(data):
-        rib.receive("peer", body)
+    framer.feed(data)
+    for _ in rib.receive_all("peer", framer.updates(len(data))):
+        pass
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -68,6 +68,8 @@ class Results:
     """Seconds by (what was lost, routes) and daemon."""
     latency: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     """Seconds of each probe by case and daemon."""
+    repairs: dict[str, list[float]] = field(default_factory=dict)
+    """Seconds of each trial, by what was done to the routes."""
     curve: dict[str, dict[int, Load]] = field(default_factory=dict)
     """By daemon and routes."""
 

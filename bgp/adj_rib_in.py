@@ -90,7 +90,9 @@ class _KnownNextHop(NamedTuple):
 NextHopTable = Callable[[bytes, str], Hop]
 InternNextHops = Callable[[NextHops], NextHops]
 
-_NOTHING = Received()
+NOTHING = Received()
+"""There is nothing to tell of an UPDATE."""
+_NONE_WITHDRAWN = bytes(2)
 _AT_ONCE = 1000
 """Stale paths withdrawn without waiting for their turn: a millisecond of work."""
 _MANDATORY = 1 << ORIGIN | 1 << AS_PATH
@@ -276,16 +278,35 @@ class AdjRibIn:
         table = self.numbered[family].table if family in self.numbered else self.tables[family]
         self.dirty[family].add([prefix for prefix in prefixes if prefix in table])
 
-    def receive(self, body: bytes) -> Received:
-        """Take in the body of an UPDATE.
+    def receive_all(self, bodies: Iterable[bytes]) -> Iterator[Received]:
+        """Take in the bodies of UPDATEs as the iterator is asked; it returns what there is to tell of any.
 
-        Raises BgpError 3/x where the session is to be reset; nothing has been taken in then. Every lesser fault is in
-        the result (RFC 7606). 6/8 (RFC 4486 section 4) is raised where a prefix gets more than ``MOST_PATHS``.
+        Raises BgpError 3/x where the session is to be reset; nothing of that UPDATE has been taken in then. Every
+        lesser fault is in the result (RFC 7606). 6/8 (RFC 4486 section 4) is raised where a prefix gets more than
+        ``MOST_PATHS``.
         """
         session = self._session
         if session is None:
             raise RuntimeError(f"UPDATE from {self.peer.name} without a session")
         families = session.negotiated.families
+        plain = 4 in families and 4 not in self.numbered
+        find, make, announce = self._native.find, self._usual_native, self._announce
+        for body in bodies:
+            if plain and body[:2] == _NONE_WITHDRAWN:  # by far the most that bring IPv4 routes bring nothing else
+                start = 4 + int.from_bytes(body[2:4], "big")
+                if start < len(body):
+                    path = find(body[4:start], make)
+                    if path is not None:
+                        try:
+                            announce(4, decode(body[start:], 32), path)
+                        except ValueError as error:  # RFC 7606 section 5.3
+                            raise BgpError(3, 10, reason=str(error)) from error
+                        continue
+            received = self._receive(families, body)
+            if received is not NOTHING:
+                yield received
+
+    def _receive(self, families: frozenset[Family], body: bytes) -> Received:
         withdrawn_field, raw, nlri_field = split(body)
         if not nlri_field and not withdrawn_field:
             marker = end_of_rib(body)
@@ -306,19 +327,18 @@ class AdjRibIn:
         if reach:
             path = self._native.find(raw, self._usual_native)
             if path is not None:
-                if withdrawn:
-                    self._withdraw(4, withdrawn)
+                self._withdraw(4, withdrawn)
                 self._announce(4, reach, path)
-                return _NOTHING
+                return NOTHING
         elif not raw:
             self._withdraw(4, withdrawn)
-            return _NOTHING
+            return NOTHING
         else:
             known = self._known_mp_reach(raw)
             if known is not None:
                 self._withdraw(4, withdrawn)
                 self._announce(known[0].family, known[0].prefixes, known[1])
-                return _NOTHING
+                return NOTHING
         return self._judge(raw, withdrawn, reach)
 
     def _usual_native(self, raw: bytes) -> Path | None:
@@ -391,7 +411,7 @@ class AdjRibIn:
                 if leading is not None and not parsed.codes >> MP_UNREACH & 1:
                     self._multiprotocol[leading[0] + leading[2]] = path
                 self._announce(reach.family, reach.prefixes, path)
-        return Received(faults=tuple(faults)) if faults else _NOTHING
+        return Received(faults=tuple(faults)) if faults else NOTHING
 
     def _announce(self, family: Family, prefixes: list[bytes], path: Path) -> None:
         """Set the path of prefixes, with identifiers before them where those are negotiated."""

@@ -92,6 +92,25 @@ class Framer:
             yield kind, buffer[start + HEADER_SIZE : end]
             start = end
 
+    def updates(self, budget: int) -> list[bytes]:
+        """Return the bodies of the UPDATEs that come next, as many as start within ``budget`` octets.
+
+        Empty where another message comes first, a fault, or nothing whole: ``messages`` says which.
+        """
+        bodies: list[bytes] = []
+        append, header, limit = bodies.append, _HEADER.unpack_from, self.limit
+        buffer, start = self._buffer, self._position
+        last = min(len(buffer) - HEADER_SIZE, start + budget - 1)
+        while start <= last:
+            marker, length, kind = header(buffer, start)
+            end = start + length
+            if kind != _UPDATE or marker != MARKER or not _SHORTEST_UPDATE <= length <= limit or end > len(buffer):
+                break
+            append(buffer[start + HEADER_SIZE : end])
+            start = end
+        self._position = start
+        return bodies
+
     def _check(self, length: int, kind: int) -> None:
         """Raise BgpError for a type that does not exist, or may not have this length."""
         minimum = _MINIMUM.get(kind)

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import replace
 
 from bgp import codec, graceful_restart
@@ -247,15 +247,24 @@ class Peer:
 
     # What a session tells (bgp.session.Owner).
 
-    def update(self, session: Session, body: bytes) -> None:
-        received = self._local.rib.receive(self.name, body)
-        if received.faults:
-            self._note_fault("; ".join(received.faults[:3]))
-        if self._limit is not None and (excess := self._limit.exceeded()):
-            self.hold(*excess, seconds=self._limit.restart_after)
-        if received.end_of_rib is not None:
-            self._receiving.complete(received.end_of_rib)
+    def updates(self, session: Session, bodies: Sequence[bytes]) -> None:
+        limit = self._limit
+        if limit is None or limit.out_of_reach(sum(map(len, bodies))):
+            self._take_in(bodies)
+        else:
+            for body in bodies:
+                self._take_in((body,))
+                if excess := limit.exceeded():
+                    self.hold(*excess, seconds=limit.restart_after)
+                    return
         self._local.wake()
+
+    def _take_in(self, bodies: Iterable[bytes]) -> None:
+        for received in self._local.rib.receive_all(self.name, bodies):
+            if received.faults:
+                self._note_fault("; ".join(received.faults[:3]))
+            if received.end_of_rib is not None:
+                self._receiving.complete(received.end_of_rib)
 
     def refused(self, family: Family, prefix: bytes, own: bytes) -> None:
         """The peer announces a prefix that is one of our own, or a part of it."""

@@ -32,6 +32,10 @@ class LimitWatch:
         self._warned.clear()
         self._next.clear()
 
+    def out_of_reach(self, octets: int) -> bool:
+        """Tell whether UPDATEs of so many octets cannot reach the next mark: a prefix takes one at least."""
+        return all(self._rib.told(self._peer, family) + octets < self._next.get(family, 0) for family in FAMILIES)
+
     def exceeded(self) -> tuple[str, Notification] | None:
         """Return why the session is to end, and what the peer is told, if it has announced too much; warn before."""
         for family in FAMILIES:

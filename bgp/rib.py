@@ -12,7 +12,7 @@ from dataclasses import replace
 from weakref import WeakValueDictionary
 
 from bgp.add_path_out import AddPathGroup
-from bgp.adj_rib_in import AdjRibIn, Received, RibPeer, SessionFacts
+from bgp.adj_rib_in import NOTHING, AdjRibIn, Received, RibPeer, SessionFacts
 from bgp.adj_rib_out import ExportGroup, GroupKey
 from bgp.attribute_encoding import ExportKind, imported, own_attributes
 from bgp.decision import Options
@@ -234,7 +234,11 @@ class Rib:
 
         Raises BgpError 3/x where the session is to be reset (RFC 4271 section 6.3 as revised by RFC 7606).
         """
-        return self.peers[name].adj_in.receive(body)
+        return next(self.receive_all(name, (body,)), NOTHING)
+
+    def receive_all(self, name: str, bodies: Iterable[bytes]) -> Iterator[Received]:
+        """Do ``receive`` for many bodies as the iterator is asked; it returns only what there is to tell."""
+        return self.peers[name].adj_in.receive_all(bodies)
 
     def refresh(self, name: str, family: Family) -> None:
         """Announce a family to a peer once more, because it asked (RFC 2918)."""
@@ -302,6 +306,10 @@ class Rib:
             self._reconsider_guarded(family)
 
     # Work
+
+    def next_hops(self) -> list[tuple[bytes, str]]:
+        """Return ``(address, device)`` of all next hops that peers have announced paths by."""
+        return list(self._hops.keys())
 
     def next_hops_changed(self, changed: Iterable[tuple[bytes, str]]) -> None:
         """Take note that ``(address, device)`` pairs resolve differently now."""

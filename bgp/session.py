@@ -10,12 +10,12 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Protocol
 
 from bgp import codec
 from bgp.connection import READ_SIZE, Connection
-from bgp.framing import HEADER_SIZE, Framer
+from bgp.framing import Framer
 from bgp.fsm import (
     Change,
     Dial,
@@ -34,8 +34,6 @@ from bgp.messages import BgpError, MessageType, Negotiated, Notification, Open, 
 from bgp.sockets import Endpoint
 
 log = logging.getLogger("podroute.bgp")
-
-_UPDATE = int(MessageType.UPDATE)
 
 
 class Owner(Protocol):
@@ -58,8 +56,8 @@ class Owner(Protocol):
     def survives(self, session: Session, peer: Open) -> bool:
         """Settle collisions now that an OPEN is here; False: this session is the one to close."""
 
-    def update(self, session: Session, body: bytes) -> None:
-        """Take an UPDATE of the established session. Raises BgpError where it ends the session."""
+    def updates(self, session: Session, bodies: Sequence[bytes]) -> None:
+        """Take UPDATEs of the established session, in order. Raises BgpError where one ends the session."""
 
     def refresh(self, session: Session, request: RouteRefresh) -> None:
         """Take a ROUTE-REFRESH of the established session."""
@@ -145,7 +143,7 @@ class Session:
 
     def read(self, budget: int) -> bool:
         """Process messages of up to about ``budget`` octets of those that have arrived; True: there are more."""
-        self._process(self._framer.messages(), budget)
+        self._process(budget)
         self._unread = self._more
         if self._connection is not None and self._framer.pending < READ_SIZE:
             self._connection.reading(True)
@@ -272,9 +270,9 @@ class Session:
     # Messages.
 
     def _octets(self, data: bytes) -> None:
-        messages = self._framer.feed(data)
+        self._framer.feed(data)
         if self.state is not State.ESTABLISHED:
-            self._process(messages, READ_SIZE)
+            self._process(READ_SIZE)
         if self._connection is not None and self.state is State.ESTABLISHED and self._framer.pending:
             if self._framer.pending >= READ_SIZE:
                 self._connection.reading(False)
@@ -282,23 +280,28 @@ class Session:
                 self._unread = True
                 self._owner.arrived(self)
 
-    def _process(self, messages: Iterator[tuple[int, bytes]], budget: int) -> None:
-        connection, fsm, updates = self._connection, self.fsm, 0
+    def _process(self, budget: int) -> None:
+        """Process messages of up to about ``budget`` octets; UPDATEs of the established session together."""
+        connection, framer, fsm = self._connection, self._framer, self.fsm
+        updates = False
         self._more = False
         try:
-            for kind, body in messages:
-                self.messages_in += 1
-                if kind == _UPDATE and fsm.state is State.ESTABLISHED:
-                    self._owner.update(self, body)
-                    updates += 1
+            while budget > 0:
+                before = framer.pending
+                if fsm.state is State.ESTABLISHED and (bodies := framer.updates(budget)):
+                    self.messages_in += len(bodies)
+                    self._owner.updates(self, bodies)
+                    updates = True
+                elif message := next(framer.messages(), None):
+                    self.messages_in += 1
+                    self._message(*message)
                 else:
-                    self._message(kind, body)
+                    break
                 if self._connection is not connection:
                     return
-                budget -= len(body) + HEADER_SIZE
-                if budget <= 0:
-                    self._more = self._framer.ready
-                    break
+                budget -= before - framer.pending
+            else:
+                self._more = framer.ready
         except BgpError as error:
             self._fault(error)
         except Exception:

@@ -185,7 +185,7 @@ class Speaker:
     def add_peer(self, settings: PeerSettings) -> None:
         """Begin with a peer, which a dynamic neighbour at its address makes way for.
 
-        Raises SpeakerError where its name or address is taken.
+        Raises SpeakerError where its name or address is taken, or the kernel refuses its password.
         """
         self._add(settings, None)
 
@@ -212,7 +212,12 @@ class Speaker:
             )
         )
         if self._task is not None:
-            self._set_password(peer)
+            try:
+                self._set_password(peer)
+            except SpeakerError:
+                self._unlist(settings.name)
+                self._forget(settings.name)
+                raise
             peer.start()
         return peer
 

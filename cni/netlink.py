@@ -44,7 +44,7 @@ IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 20, 26, 
 IFLA_LINK_NETNSID, IFLA_TARGET_NETNSID = 37, 46
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFLA_INET_CONF, IFLA_INET6_ADDR_GEN_MODE = 1, 8
-IPV4_FORWARDING, IPV4_RP_FILTER = 1, 8
+IPV4_FORWARDING, IPV4_RP_FILTER, IPV4_TAG = 1, 8, 12
 SKIP_STATISTICS = 8
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 NDA_DST, NDA_LLADDR = 1, 2
@@ -212,6 +212,8 @@ class Link:
     peer: int
     """Index of a veth's other end, in the namespace where that one is."""
     group: int
+    tag: int
+    """net.ipv4.conf.*.tag: a number that the kernel keeps and does nothing with."""
     alias: str
     namespace: int
     """Id of the namespace where the other end is; -1 where it is here."""
@@ -236,10 +238,17 @@ def decode_link(body: bytes) -> Link:
         kind=to_name(attributes(found.get(IFLA_LINKINFO, b"")).get(IFLA_INFO_KIND)),
         peer=to_number(found.get(IFLA_LINK)),
         group=to_number(found.get(IFLA_GROUP)),
+        tag=_ipv4_setting(found.get(IFLA_AF_SPEC, b""), IPV4_TAG),
         alias=to_name(found.get(IFLA_IFALIAS)),
         namespace=to_number(found[IFLA_LINK_NETNSID]) if IFLA_LINK_NETNSID in found else -1,
         operational=found.get(IFLA_OPERSTATE) == bytes([IF_OPER_UP]),
     )
+
+
+def _ipv4_setting(families: bytes, setting: int) -> int:
+    """Return one of net.ipv4.conf.*, 0 where a link has no IPv4; they are numbered from 1."""
+    values = attributes(attributes(families).get(socket.AF_INET, b"")).get(IFLA_INET_CONF, b"")
+    return to_number(values[4 * (setting - 1) : 4 * setting])
 
 
 def decode_address(body: bytes) -> tuple[int, bytes]:

@@ -188,7 +188,7 @@ class Verbs:
             case "GC":
                 await self._collect(request)
             case "STATUS":
-                if trouble := self._hooks.ready():
+                if trouble := self._hooks.ready(request.pools):
                     raise CniError(trouble[0], "podroute cannot add containers now", trouble[1])
             case _:
                 return encode_versions()

@@ -13,7 +13,7 @@ from cni.hooks import Handle
 from cni.inside import GATEWAYS, missing_rules
 from cni.namespaces import entered
 from cni.netlink import Link, Netlink
-from cni.podnet import PodLinks, host_ifname
+from cni.podnet import PodLinks, finished, host_ifname
 from config.prefix import BITS, Family
 
 
@@ -30,7 +30,7 @@ def faults(links: PodLinks, pod: int, handle: Handle, addresses: Sequence[tuple[
             found.append(f"the host's interface {host_ifname(handle)} is gone")
         elif not outer.up:
             found.append(f"the host's interface {outer.name} is down")
-        elif not outer.alias:
+        elif not finished(outer):
             found.append(f"the host's interface {outer.name} was never finished")
         if inner is None:
             found.append(f"the pod's interface {handle.ifname} is gone")

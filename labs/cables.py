@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from ipaddress import IPv4Address, IPv6Address, ip_interface
 from pathlib import Path
 
 from labs import kernel
@@ -29,7 +30,9 @@ INTERFACES = Path("/sys/class/net")
 FIRST_INDEX = 10
 """Interface indexes of link ends count up from here over the whole lab."""
 _PATIENCE = 20.0
-"""Seconds that a carrier may take; it takes milliseconds."""
+"""Seconds that the kernel may take to have a link or an address in use; it takes milliseconds."""
+_SOLICITED = IPv6Address("ff02::1:ff00:0")
+"""Solicited-node multicast addresses end in the last three octets of the address (RFC 4291 section 2.7.1)."""
 
 
 @dataclass(eq=False, slots=True)
@@ -237,19 +240,31 @@ def _set_up(ends: Iterable[Endpoint]) -> None:
 
 
 def _await_carriers(ends: Iterable[Endpoint]) -> None:
-    deadline = time.monotonic() + _PATIENCE
     for end in ends:
-        while not kernel.interface_running(end.interface):
-            if time.monotonic() > deadline:
-                raise LabError(f"{end}: the link has no carrier after {_PATIENCE:g} s")
-            time.sleep(0.001)
+        _await(partial(kernel.interface_running, end.interface), f"{end}: the link has no carrier")
 
 
 def _address(ends: Iterable[Endpoint]) -> None:
     """Give interfaces their addresses, in use at once: a cable has two ends, and their addresses differ (`nodad`)."""
     for end in ends:
         for address in end.addresses:
-            _ip("addr", "add", address, "dev", end.interface, *(["nodad"] if ":" in address else []))
+            own = ip_interface(address).ip
+            if isinstance(own, IPv4Address):
+                _ip("addr", "add", address, "dev", end.interface)
+                continue
+            _ip("addr", "add", address, "dev", end.interface, "nodad")
+            # The kernel joins its group some time later, and until then hears no neighbour solicitation.
+            solicited = IPv6Address(int(_SOLICITED) | int(own) & 0xFFFFFF)
+            _await(partial(kernel.in_group, end.interface, solicited), f"{end}: {own} is not in use")
+
+
+def _await(holds: Callable[[], bool], otherwise: str) -> None:
+    """Wait for the kernel, which has no event for it. Raises LabError."""
+    deadline = time.monotonic() + _PATIENCE
+    while not holds():
+        if time.monotonic() > deadline:
+            raise LabError(f"{otherwise} after {_PATIENCE:g} s")
+        time.sleep(0.001)
 
 
 def _ip(*argv: str) -> None:

@@ -9,6 +9,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from ipaddress import IPv6Address
 from typing import TypeVar
 
 CLONE_FS = 0x00000200
@@ -73,6 +74,12 @@ def interface_running(name: str) -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         answer = fcntl.ioctl(control, SIOCGIFFLAGS, struct.pack("16sh22x", name.encode(), 0))
         return bool(struct.unpack("16sh22x", answer)[1] & IFF_RUNNING)
+
+
+def in_group(name: str, group: IPv6Address) -> bool:
+    """Tell whether an interface of the calling thread's network namespace has joined a multicast group."""
+    with open("/proc/thread-self/net/igmp6") as groups:
+        return [name, group.packed.hex()] in (line.split()[1:3] for line in groups)
 
 
 def in_thread(function: Callable[[], T]) -> T:

@@ -372,7 +372,7 @@ class Fib:
         for table in installer.tables.values():
             table.sweep(lambda held: held.kind is Kind.OTHER or held.absent)
         registry.release(target for target in found.adopted if not target.refs)
-        registry.refresh()
+        installer.refresh()
 
     def _save(self, registry: Registry) -> None:
         try:

@@ -38,7 +38,12 @@ _FULL, _ROOM = 12_288, 8192
 to 10 us each."""
 _SEARCHED = 50_000
 """So many waiting changes are looked through in some milliseconds."""
+_MANY = 4096
+_SHARE = 16
+"""So many routes that are all to be deleted go with their group, where they are at least one in ``_SHARE`` of what is
+left: for a group the kernel looks at every route there is, and for a deletion at its neighbours, which takes longer."""
 _GONE = (errno.ESRCH, errno.ENOENT)
+_DENIED = (errno.EPERM, errno.EACCES)
 _PASSING = (errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EBUSY, errno.EINTR)
 
 
@@ -78,17 +83,22 @@ class Installer:
         self._full = False
         self._results: list[Result] = []
         self._released: list[Target] = []
+        self._unwanted: dict[Target, int] = {}
+        """Targets to which nothing is to lead any more, each with how many may name it when it is looked at next."""
         self._repairing: dict[tuple[Table, bytes], str] = {}
         self._repaired: Counter[str] = Counter()
         self._scheduled = False
         self._route_jobs = 0
         self._nexthop_jobs = 0
+        self._hurrying = False
+        """Requests for next-hop objects are on their way past the writer: the next ones wait for them."""
         self._turn = 0
         self._move: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
         self._nexthops_idle = asyncio.Event()
         self._nexthops_idle.set()
         self._doubt = False
+        self._denied = False
         self._loop = asyncio.get_running_loop()
         self._writer: Writer | None = None
         self._urgent: Writer | None = None
@@ -127,7 +137,13 @@ class Installer:
         found = self.tables.get((family, metric))
         if found is None:
             place = Placement(family, self._table, metric, self._protocol)
-            found = Table(place, shards=_SHARDS, on_result=self._result, on_released=self._released.append)
+            found = Table(
+                place,
+                shards=_SHARDS,
+                on_result=self._result,
+                on_released=self._released.append,
+                on_unwanted=self._not_wanted,
+            )
             self.tables[family, metric] = found
         return found
 
@@ -180,6 +196,17 @@ class Installer:
             self._instant.send(numbered(requests))
             netlink.receive_refusals(self._instant)  # the requests are also among the gathered ones
 
+    def refresh(self) -> None:
+        """Have next-hop groups follow what their next hops resolve to now.
+
+        Traffic leaves lost ones past the routes that wait. Other requests for next-hop objects are not overtaken, and
+        do not overtake: what the one makes the other may need.
+        """
+        if self.registry.refresh() and not self._nexthop_jobs and self._urgent is not None:
+            self._hurrying = True
+            self._send(self.registry.take(), self._urgent)
+        self.schedule()
+
     def raw(self, requests: list[bytes]) -> None:
         """Send requests whose refusal is of no interest, in order with the others."""
         if requests and self._writer is not None:
@@ -195,13 +222,14 @@ class Installer:
         self._scheduled = False
         if self._writer is None:
             return
+        self._retire()
         released, self._released[:] = self._released[:], []
         self.registry.release(released)
         if self.registry.fresh and self.backlog < _SEARCHED:
             self.registry.realize(moves(self.tables.values(), self.registry.fresh))
-        operations = self.registry.take()
+        operations = self.registry.take() if not self._hurrying else []
         if operations:
-            self._send(operations)
+            self._send(operations, self._writer)
         if self.registry.outdated and self._move is None:
             self._move = self._loop.create_task(self._follow())
             self._move.add_done_callback(log_crash)
@@ -217,7 +245,24 @@ class Installer:
             self._on_room()
         self._tell()
 
-    def _send(self, operations: list[Operation]) -> None:
+    def _not_wanted(self, target: Target) -> None:
+        if target.kind is Kind.LEARNED and self.registry.objects and target.refs >= _MANY:
+            self._unwanted[target] = target.refs
+
+    def _retire(self) -> None:
+        """Delete the groups of which all routes are to be deleted, instead of route by route."""
+        for target, most in list(self._unwanted.items()):
+            tables = self.tables.values()
+            if target.wanted or target.absent or target.refs * _SHARE < sum(table.size for table in tables):
+                del self._unwanted[target]
+            elif target.refs <= most:
+                if sum(table.condemned(target) for table in tables) == target.refs:
+                    self.registry.retire(target)
+                    del self._unwanted[target]
+                else:  # some are to lead elsewhere first
+                    self._unwanted[target] = target.refs // 2
+
+    def _send(self, operations: list[Operation], writer: Writer) -> None:
         sent = [operation for operation in operations if operation.request]
 
         def done(job: Job) -> None:
@@ -231,8 +276,7 @@ class Installer:
         self.registry.changed = False
         path = self._state_file
         keep = (lambda: save(path, targets)) if targets is not None else None
-        assert self._writer is not None
-        self._submit(self._writer, NexthopJob(done, [operation.request for operation in sent], keep))
+        self._submit(writer, NexthopJob(done, [operation.request for operation in sent], keep))
 
     def _submit(self, writer: Writer, job: NexthopJob) -> None:
         self._nexthops_idle.clear()
@@ -248,7 +292,8 @@ class Installer:
             return False
         if not batch.size:
             self._settle(table, batch)
-            return True
+            self.schedule()
+            return False
         self._route_jobs += 1
         self._writer.submit(RouteJob(self._routes_done, batch, *table.place[:3]))
         return True
@@ -257,9 +302,20 @@ class Installer:
         """In a writer's thread."""
         self._loop.call_soon_threadsafe(job.done, job)
 
+    def _permitted(self, job: Job) -> bool:
+        """Tell whether we may change anything; say so once when we no longer may."""
+        if not any(number in _DENIED for number, _ in job.refused.values()):
+            return True
+        if not self._denied:
+            self._denied = True
+            log.error("the kernel lets podroute change nothing: permission denied; it needs CAP_NET_ADMIN")
+        return False
+
     def _nexthops_done(self, job: Job) -> None:
+        self._permitted(job)
         self._nexthop_jobs -= 1
         if not self._nexthop_jobs:
+            self._hurrying = False
             self._nexthops_idle.set()
         if not job.verified:
             self._on_unverified("the kernel's answers were lost")
@@ -279,6 +335,9 @@ class Installer:
             self._count_repairs(table, job)
         if not job.verified:
             self._on_unverified("the kernel's answers were lost")
+        if self._permitted(job) and self._denied:
+            self._denied = False
+            self._on_unverified("permission was denied")
         self.schedule()
 
     def _settle(self, table: Table, batch: Batch) -> None:
@@ -342,6 +401,7 @@ class Installer:
                         if table.follow(shard, self.registry.successor):
                             self.schedule()
                         await asyncio.sleep(0)
+            self.registry.moved()
         finally:
             self._move = None
         self.schedule()

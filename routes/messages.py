@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import NamedTuple
 
 from config.prefix import Family
@@ -40,6 +41,10 @@ _IFLA_IFNAME, _IFLA_EXT_MASK = 3, 29
 _SKIP_STATS = 1 << 3
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _NDA_DST = 1
+_NTF_USE = 0x01
+NUD_REACHABLE, NUD_STALE, NUD_DELAY, NUD_PROBE, NUD_FAILED, NUD_NOARP, NUD_PERMANENT = 2, 4, 8, 16, 32, 64, 128
+NUD_VALID = NUD_REACHABLE | NUD_STALE | NUD_DELAY | NUD_PROBE | NUD_NOARP | NUD_PERMANENT
+"""The kernel has a link-layer address for the neighbour and sends to it."""
 
 IFF_UP, IFF_RUNNING, IFF_LOWER_UP = 0x1, 0x40, 0x10000
 IFA_F_TEMPORARY, IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_TENTATIVE = 0x01, 0x08, 0x20, 0x40
@@ -52,6 +57,10 @@ _NDMSG = struct.Struct("=BxxxiHBB")
 _RTNEXTHOP = struct.Struct("=HBBi")
 _GROUP = struct.Struct("=IBBH")
 _read_u16 = struct.Struct("=H").unpack
+_TABLE_HEAD = struct.pack("=HH", 8, RTA_TABLE)
+_BEFORE_DST = RTMSG.size + 8
+"""Where the kernel puts the destination: behind the table."""
+_DST_OCTETS = {struct.pack("=HH", 4 + octets, RTA_DST): octets for octets in (4, 16)}
 _read_u32 = struct.Struct("=I").unpack
 
 
@@ -187,6 +196,17 @@ def nexthops_request() -> bytes:
     return NHMSG.pack(0, 0, 0, 0, 0)
 
 
+def neighbours_request() -> bytes:
+    """Payload of RTM_GETNEIGH for a dump of all neighbours of both families."""
+    return _NDMSG.pack(0, 0, 0, 0, 0)
+
+
+def resolve_request(ifindex: int, address: bytes) -> bytes:
+    """Payload of RTM_NEWNEIGH that has the kernel resolve a neighbour, or confirm it, as a packet to it would."""
+    af = AF[4] if len(address) == 4 else AF[6]
+    return _NDMSG.pack(af, ifindex, 0, _NTF_USE, 0) + attribute(_NDA_DST, address)
+
+
 def match_request(family: Family, prefix: bytes) -> bytes:
     """Payload of RTM_GETROUTE for the FIB entry that the prefix's first address matches."""
     octets = 4 if family == 4 else 16
@@ -239,12 +259,30 @@ def decode_address(data: bytes, msg: Message) -> Address | None:
 
 
 def decode_route(data: bytes, msg: Message) -> Route | None:
-    """Decode RTM_NEWROUTE; None for other families, and for cache entries."""
-    af, length, _, tos, table, protocol, _, kind, flags = RTMSG.unpack_from(data, msg.start)
+    """Decode RTM_NEWROUTE; None for other families, and for cache entries.
+
+    A table's routes differ by little more than the destination, so what surrounds it is decoded once.
+    """
+    start = msg.start + _BEFORE_DST
+    octets = _DST_OCTETS.get(data[start : start + 4], 0)
+    if octets and data[start - 8 : start - 4] == _TABLE_HEAD:
+        start += 4
+        known = _decode_route(data[msg.start : start - 4] + data[start + octets : msg.end])
+        if known is None:
+            return None
+        family, table, protocol, kind, length, metric, nexthop, paths, tos = known
+        prefix = length + data[start : start + (length[0] + 7 >> 3)]
+        return Route(family, table, protocol, kind, prefix, metric, nexthop, paths, tos)
+    return _decode_route(data[msg.start : msg.end])
+
+
+@lru_cache(256)
+def _decode_route(payload: bytes) -> Route | None:
+    af, length, _, tos, table, protocol, _, kind, flags = RTMSG.unpack_from(payload)
     family = _FAMILY.get(af)
     if family is None or flags & RTM_F_CLONED:
         return None
-    found = attributes(data, msg.start + 12, msg.end)
+    found = attributes(payload, RTMSG.size, len(payload))
     if RTA_TABLE in found:
         table = _u32(found, RTA_TABLE)
     prefix = bytes((length,)) + found.get(RTA_DST, b"")[: (length + 7) // 8]

@@ -147,10 +147,23 @@ class Monitor:
         for subscriber in self._subscribers:
             subscriber.event(event)
 
+    def _discard(self) -> None:
+        """Forget the events that still wait: they are older than the state that is about to be read."""
+        assert self._sock is not None
+        while True:
+            try:
+                self._sock.recv(1, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+
     def _overrun(self) -> None:
         """The socket's buffer was full: read links and addresses anew, and have everybody else do the like."""
         self.overruns += 1
         log.warning("netlink events were lost, reading the kernel's state anew")
+        self._discard()
         for event in self._read_interfaces():
             for subscriber in self._subscribers:
                 subscriber.event(event)

@@ -11,7 +11,7 @@ which the prefixes move one by one.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from math import lcm
 
 from config.nexthop import NextHopResolver, NextHops
@@ -97,10 +97,11 @@ class Registry(Groups):
         self.realize({})
         return super().take()
 
-    def refresh(self) -> None:
-        """Ask the resolver anew for every target, and follow."""
-        for target in list(self._targets.values()):
-            wanted = self._wanted(target.key)
+    def refresh(self) -> bool:
+        """Ask the resolver anew for every target, and follow; tell whether traffic leaves a next hop that is lost."""
+        changed = [(target, self._wanted(target.key)) for target in self._targets.values()]
+        shed = self.objects and self._shed({target: wanted for target, wanted in changed if not target.absent})
+        for target, wanted in changed:
             if wanted == target.weights and not target.errno:
                 continue
             if target.absent:
@@ -114,6 +115,7 @@ class Registry(Groups):
                 self._request(delete_nexthop(target.id))
                 self._leave(target, list(target.members))
                 self._vanish(target)
+        return shed
 
     def peer_lost(self, peer: str) -> tuple[list[bytes], list[bytes]]:
         """Take a peer's next hops away and return the deletions, which are also among the gathered requests.
@@ -191,25 +193,36 @@ class Registry(Groups):
 
     def release(self, targets: Iterable[Target]) -> None:
         """Delete the groups and objects of targets that nothing names any more."""
-        going = list(targets)
-        for target in going:
-            if target.refs or target.kind is not Kind.LEARNED:
-                continue
-            if target.successor is not None:  # nothing moves there any more, and nothing may have
-                going.append(target.successor)
-                target.successor = None
-            if self._targets.get(target.key) is target:
-                del self._targets[target.key]
-            self._orphans.discard(target)
-            self._leaving.discard(target)
-            if target.heir is not None:
-                let_go(target)
-            elif target.shades and not target.absent:
-                self._by_id[target.id] = give_back(target)
-            elif self.objects and not target.absent:
-                self._request(delete_nexthop(target.id))
-            self._leave(target, list(target.members))
-            self._vanish(target)
+        for target in targets:
+            if not target.refs and target.kind is Kind.LEARNED:
+                self._end(target)
+                self._leaving.discard(target)
+
+    def moved(self) -> None:
+        """All prefixes have followed to where they were to move: release the targets that none has come to."""
+        self.release([target for target in (*self._orphans, *self._leaving) if not target.refs])
+
+    def retire(self, target: Target) -> None:
+        """Delete a group all of whose routes are to be deleted: the kernel drops them with it.
+
+        One that is shared stays: its routes are deleted one by one.
+        """
+        if target.heir is None and not target.shades:
+            self._end(target)
+            self._leaving.add(target)
+
+    def _end(self, target: Target) -> None:
+        if self._targets.get(target.key) is target:
+            del self._targets[target.key]
+        self._orphans.discard(target)
+        if target.heir is not None:
+            let_go(target)
+        elif target.shades and not target.absent:
+            self._by_id[target.id] = give_back(target)
+        elif self.objects and not target.absent:
+            self._request(delete_nexthop(target.id))
+        self._leave(target, list(target.members))
+        self._vanish(target)
 
     def adopt(
         self,
@@ -269,12 +282,14 @@ class Registry(Groups):
     def _wanted(self, key: NextHops) -> dict[MemberKey, int]:
         """Return the members that a set of next hops resolves to, with weights.
 
+        Those that do not answer are left out, unless none does: the last way out stays.
         A gateway that several peers announced counts as one: its members share a weight.
         """
         wanted: dict[MemberKey, int] = {}
-        for hop in key:
-            resolution = self._resolver.lookup(hop.address, hop.device)
-            for gateway in resolution.gateways if resolution is not None else ():
+        found = [(hop, self._resolver.lookup(hop.address, hop.device)) for hop in key]
+        answered = any(resolution.answers for _, resolution in found if resolution is not None)
+        for hop, resolution in found:
+            for gateway in resolution.gateways if resolution is not None and resolution.answers >= answered else ():
                 if self._interfaces.named(gateway.device) is not None:
                     wanted[MemberKey(hop.peer, *gateway)] = 1
         announced = Counter((member.gateway, member.device) for member in wanted)
@@ -282,6 +297,37 @@ class Registry(Groups):
         if 1 < common <= _MAX_WEIGHT:
             wanted = {member: common // announced[member.gateway, member.device] for member in wanted}
         return wanted
+
+    def _shed(self, wanted: Mapping[Target, Mapping[MemberKey, int]]) -> bool:
+        """Delete objects that groups are to lose: 2 ms, where rewriting the groups takes a notification per route.
+
+        That is with net.ipv4.nexthop_compat_mode=1. Groups that are to keep one, as their last way, get one of their
+        own; where more routes lead to those, rewriting is the lesser work after all. False: there was no such object.
+        """
+        shed = False
+        for member in list(self._members.values()):
+            losing = [t for t in member.users if t in wanted and member.key not in wanted[t]]
+            if not losing or not all(t.members.keys() & wanted[t].keys() for t in losing):
+                continue
+            keeping = member.users.difference(losing)
+            if sum(t.refs for t in keeping) <= sum(t.refs for t in losing):
+                fresh = self._divide(member, keeping) if keeping else None
+                self._drop(member)
+                if fresh is not None:
+                    self._members[fresh.key] = fresh
+                shed = True
+        return shed
+
+    def _divide(self, member: Member, users: set[Target]) -> Member:
+        """Give some users of an object another one to the same end."""
+        fresh = Member(member.key, member.ifindex, self.ids.take())
+        self._create(fresh)
+        for target in users:
+            member.users.discard(target)
+            fresh.users.add(target)
+            target.members[fresh.key] = fresh
+            self._write_group(target)
+        return fresh
 
     def _outdate(self, target: Target) -> None:
         target.current = False
@@ -296,7 +342,5 @@ class Registry(Groups):
         rest = Target(Kind.LEARNED, key=target.key)
         self._orphans.add(rest)
         self._realize(rest, {key: weight for key, weight in self._wanted(target.key).items() if key.peer != peer})
-        former, target.successor = target.successor, rest
-        if former is not None:
-            self.release([former])
+        target.successor = rest
         self._outdate(target)

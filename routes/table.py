@@ -21,6 +21,8 @@ from routes.encode import ADD, REPLACE, Placement, delete_shape
 from routes.target import Kind, Target
 
 _ATTEMPTS = 3
+_LOOK = 2
+"""So many times as many changes are looked at for a batch as it may have requests."""
 _NOWHERE = "no next hop can be reached"
 
 
@@ -100,7 +102,10 @@ class Shard:
 
 
 class Table:
-    """``on_result`` hears of prefixes whose state is worth telling; ``on_released`` of targets nothing names now."""
+    """``on_result`` hears of prefixes whose state is worth telling; ``on_released`` of targets nothing names now.
+
+    ``on_unwanted`` hears of targets to which no prefix is to lead any more, though the kernel may still hold some so.
+    """
 
     def __init__(
         self,
@@ -109,6 +114,7 @@ class Table:
         shards: int,
         on_result: Callable[[Result], None],
         on_released: Callable[[Target], None],
+        on_unwanted: Callable[[Target], None] = lambda target: None,
     ) -> None:
         self.place = place
         self._shift = sys.hash_info.hash_bits - shards.bit_length() + 1
@@ -120,6 +126,7 @@ class Table:
         """Stands for what the kernel holds where it was seen to change while a request was on its way."""
         self._on_result = on_result
         self._on_released = on_released
+        self._on_unwanted = on_unwanted
         self._next = 0
         self._news = False
 
@@ -158,6 +165,7 @@ class Table:
                 gained += 1
         if target is not None:
             target.refs += gained
+            target.wanted += gained
 
     def _update_run(self, run: Run, target: Target | None) -> bool:
         """Do what ``_update`` does where the kernel holds what is desired of all of a run, and all of it changes."""
@@ -171,6 +179,7 @@ class Table:
             desired.update(dict.fromkeys(run, target))
             dirty.update(dict.fromkeys(run))
             target.refs += len(run)
+            target.wanted += len(run)
             return True
         olds = list(map(desired.get, run))
         if None in olds or target in olds:
@@ -180,10 +189,14 @@ class Table:
         if target is not None:
             desired.update(dict.fromkeys(run, target))
             target.refs += len(run)
+            target.wanted += len(run)
         else:
             for prefix in run:
                 del desired[prefix]
             shard.going += len(run)
+        for old, count in Counter(olds).items():
+            assert old is not None
+            self._less_wanted(old, count)
         return True
 
     def set(self, prefix: bytes, target: Target | None) -> None:
@@ -194,6 +207,7 @@ class Table:
         old = desired.get(prefix)
         if target is not None:
             target.refs += 1
+            target.wanted += 1
             desired[prefix] = target
         elif old is not None:
             del desired[prefix]
@@ -214,6 +228,8 @@ class Table:
             shard.going += target is None
         elif old is not None:
             self._unref(old)
+        if old is not None:
+            self._less_wanted(old, 1)
 
     def observe(self, prefix: bytes, held: Target | None) -> None:
         """Learn what the kernel holds in truth; it will be set right."""
@@ -261,19 +277,38 @@ class Table:
             self._set(shard, prefix, successor(target))
         return len(moving)
 
+    def condemned(self, target: Target) -> int:
+        """Return how many routes the kernel holds this way that are to be deleted, or on their way to be changed."""
+        count = 0
+        for shard in self.shards:
+            here = list(shard.dirty.values()).count(target)
+            if here and shard.going < len(shard.dirty):
+                here = sum(held is target and prefix not in shard.desired for prefix, held in shard.dirty.items())
+            count += here + sum(list(f.changes.values()).count(target) for f in shard.flights if not f.new)
+        return count
+
+    @property
+    def size(self) -> int:
+        """How many prefixes are desired."""
+        return sum(len(shard.desired) for shard in self.shards)
+
     def take(self, batch: Batch, limit: int) -> None:
         """Fill a batch up to about ``limit`` requests, from shards in turn that have nothing on its way.
+
+        It may be fewer where there is much that needs no request: looking at that is work too.
 
         Every other time those come first in which something is to be more than deleted: deletions may be very many.
         """
         self._news = not self._news
+        looked = 0
         for any_change in (False, True) if self._news else (True,):
             for _ in range(len(self.shards)):
-                if batch.size >= limit:
+                if batch.size >= limit or looked >= _LOOK * limit:
                     return
                 shard = self.shards[self._next]
                 self._next = (self._next + 1) % len(self.shards)
                 if not shard.flights and len(shard.dirty) > (0 if any_change else shard.going):
+                    looked += len(shard.dirty)
                     self._take(shard, batch)
 
     def _take(self, shard: Shard, batch: Batch) -> None:
@@ -384,7 +419,11 @@ class Table:
             shard.failed[prefix] = Failure(held, state, number, text)
             self._report(shard, prefix, state, number, text)
         elif held is not None:  # a deletion that cannot be: the next comparison finds the route again
+            self._report(shard, prefix, state, number, text)
             self._unref(held)
+            for flight in shard.flights:  # this one does not settle it: what was told stays told
+                if flight.changes.pop(prefix, None) is not None:
+                    self._unref(held)
 
     def retry(self, wanted: Callable[[Failure], bool]) -> int:
         """Try failed routes again, and return how many."""
@@ -470,6 +509,11 @@ class Table:
 
     def _result(self, prefix: bytes, state: State, number: int, text: str) -> Result:
         return Result(self.place.table, self.place.family, prefix, state, number, text)
+
+    def _less_wanted(self, target: Target, count: int) -> None:
+        target.wanted -= count
+        if not target.wanted:
+            self._on_unwanted(target)
 
     def _unref(self, target: Target) -> None:
         target.refs -= 1

@@ -64,9 +64,10 @@ class Member:
 class Target:
     """One destination of routes; compared by identity.
 
-    ``refs`` counts the table entries that name it: one for each prefix that is to lead here, one for each that the
-    kernel still holds so. ``absent`` never turns back: the kernel has no route this way any more (it drops routes with
-    their group), or could not be given one. ``current`` is False when prefixes have to move to a successor.
+    ``refs`` counts the table entries that name it: one for each prefix that is to lead here (``wanted`` are these), one
+    for each that the kernel still holds so. ``absent`` never turns back: the kernel has no route this way any more (it
+    drops routes with their group), or could not be given one. ``current`` is False when prefixes have to move to a
+    successor.
     """
 
     __slots__ = (
@@ -89,6 +90,7 @@ class Target:
         "successor",
         "text",
         "version",
+        "wanted",
         "weights",
     )
 
@@ -112,6 +114,7 @@ class Target:
         self.hops: tuple[Path, ...] = ()
         """What routes show without objects; fixed, for other threads read it."""
         self.refs = 0
+        self.wanted = 0
         self.ready = True
         self.absent = False
         self.current = True

@@ -46,7 +46,7 @@ class Job(ABC):
         sock.send(data)
         refusals, whole = netlink.receive_refusals(sock)
         for refusal in refusals:
-            self.refused[start + refusal.sequence] = refusal.errno, refusal.text
+            self.refused[start + refusal.sequence] = refusal.errno, refusal.text or os.strerror(refusal.errno)
         self.verified &= whole
 
 

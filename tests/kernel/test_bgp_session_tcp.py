@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -318,6 +319,23 @@ async def test_md5_passwords_that_agree(netns: Maker) -> None:
             node_b(ns, peers=to_a(password=b"secret", passive=not passive)) as b,
         ):
             await both_up(a, b)
+
+
+async def test_a_peer_whose_password_the_kernel_refuses_is_not_there(
+    netns: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(*words: object, **more: object) -> None:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    async with node_a(netns()) as a:
+        late = peer("c", "10.0.0.9", 65003, password=b"secret")
+        with monkeypatch.context() as full:
+            full.setattr("bgp.listener.set_md5", refusing)
+            with pytest.raises(SpeakerError, match=r"10.0.0.9: Cannot allocate memory .*net.core.optmem_max"):
+                a.speaker.add_peer(late)
+        assert [status.name for status in a.speaker.peers()] == ["b"]
+        a.speaker.add_peer(late)
+        assert [status.name for status in a.speaker.peers()] == ["b", "c"]
 
 
 async def test_md5_passwords_that_differ_bring_no_session(netns: Maker) -> None:

@@ -344,6 +344,23 @@ async def test_a_mac_that_changed_while_the_agent_was_away_is_followed(node: Nod
     assert pings(pod, "192.0.2.1", "2001:db8::1")
 
 
+async def test_a_pod_of_an_earlier_release_is_finished(node: Node, netns: MakeNetns) -> None:
+    """Its host end got an alias as the last step, and no tag."""
+    pod = netns()
+    added = await node.add("c1", pod)
+    await node.stop()
+    name = host_ifname(Handle("podroute", "c1", "eth0"))
+    node.host.run("ip", "link", "set", name, "alias", "podroute podroute/c1/eth0")
+    node.host.run("sh", "-c", f"echo 0 >/proc/sys/net/ipv4/conf/{name}/tag")
+    await node.start()
+    assert pings(node.host, *added.addresses)
+    assert await node.call("CHECK", "c1", pod.path, prevResult=added.json) == (0, b"", "")
+    pod.run("ip", "link", "set", "eth0", "address", "02:00:00:00:00:01")
+    async with asyncio.timeout(10):
+        while node.host.run("ip", "neigh", "show", "dev", name).count("02:00:00:00:00:01 PERMANENT") < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
 @pytest.mark.parametrize("away", [False, True])
 async def test_a_host_end_that_went_down_and_up_has_its_neighbours(node: Node, netns: MakeNetns, away: bool) -> None:
     """The kernel drops them. IPv6 does not work without, for the host end has no address that could ask for the pod."""

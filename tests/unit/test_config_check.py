@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import yaml
 from click.testing import CliRunner
+from pydantic import BaseModel
 
 from config.check import overlaps_with_subnets
 from config.commands import config_commands
@@ -599,3 +603,46 @@ SAFE = "bgp: {gracefulRestart: {enabled: false}}\n" + peer(holdTime="9")
 )
 def test_reclaim_that_would_not_be_safe_is_refused(body: str, expected: list[str]) -> None:
     assert sorted(problems(body)) == sorted(expected)
+
+
+def test_a_weight_is_for_import_and_a_ttl_is_set_in_one_way() -> None:
+    rules = "{rules: [{name: a, action: accept, set: {weight: 5}}]}"
+    assert problems(peer(export=rules)) == [
+        "f:peers.t.export.rules[0].set.weight: is given in an export policy, must be in the import policy: it does not "
+        "leave this node"
+    ]
+    assert problems(peer(**{"import": rules})) == []
+    assert problems(peer(multihop="3", ttlSecurity="2")) == [
+        "f:peers.t.multihop: is 3 beside ttlSecurity, which sends with TTL 255, must be left out, or ttlSecurity"
+    ]
+
+
+def test_the_timers_of_bgp_hold_for_peers_and_meshes_without_their_own() -> None:
+    mesh = "mesh: {a: {select: {}}, b: {select: {}, holdTime: 30}}\n"
+    head = HEAD.replace("routerId: 10.0.0.1", "routerId: 10.0.0.1, addresses: [10.0.0.1]")
+    made = check_text(head + "bgp: {holdTime: 9, connectRetry: 7}\n" + peer() + mesh, "f").config
+    assert made is not None
+    assert (made.peers["t"].hold_time, made.peers["t"].connect_retry) == (9, 7)
+    assert [(one.hold_time, one.connect_retry) for one in made.mesh.values()] == [(9, 0.5), (30, 0.5)]
+
+
+def test_every_key_is_documented() -> None:
+    """In a table or a sentence; the names of nested ones, such as `log.level`, may have those of their section."""
+    pages = "".join(page.read_text() for page in (Path(__file__).parents[2] / "docs").glob("*.md"))
+    sections: list[type[BaseModel]] = [Config]
+    for section in sections:
+        for name, field in section.model_fields.items():
+            key = field.alias or name
+            forms = (rf"`([a-zA-Z.]*\.)?{key}[`.:]", rf"^ *{key}:", rf"[{{ ]{key}: ")
+            named = any(re.search(form, pages, re.MULTILINE) for form in forms)
+            assert named, f"{section.__name__}: {key}"
+            found = [one for one in _models(field.annotation) if one not in sections]
+            sections += found
+    assert len(sections) > 15
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)

@@ -183,6 +183,11 @@ def test_what_is_no_configuration_at_all(text: str, line: str) -> None:
         (["peers", "tor", "import"], "permit", 'is "permit", must be accept, reject or a mapping of default and'),
         (["peers", "tor", "import"], ["accept"], "is a list, must be accept, reject or a mapping of default and rules"),
         (["routes", "table"], 0, "is 0, must be a routing table, 1 to 4294967295; main is 254"),
+        (
+            ["routes", "checkNeighbours"],
+            1,
+            "is 1, must be true (gateways that do not answer carry nothing while others do)",
+        ),
         (["routes", "metric"], 0, "is 0, must be 2 to 4294967295 (1 is that of covers)"),
         (
             ["routes", "resilient"],
@@ -232,6 +237,7 @@ def test_one_bad_value(path: list[str | int], value: Any, line: str | None) -> N
 @pytest.mark.parametrize(
     ("path", "line"),
     [
+        (["routes", "checkNeighbors"], "f:routes.checkNeighbors: is not a known key, did you mean checkNeighbours?"),
         (["nodes"], "f:nodes: is not a known key, did you mean node?"),
         (["api_version"], "f:api_version: is not a known key, did you mean apiVersion?"),
         (["node", "router-id"], "f:node.router-id: is not a known key, did you mean routerId?"),

@@ -28,12 +28,15 @@ class Fixed:
 
     def __init__(self) -> None:
         self.lost: set[bytes] = set()
+        self.silent: set[bytes] = set()
         self.moved: dict[bytes, tuple[Gateway, ...]] = {}
 
     def lookup(self, address: bytes, device: str = "") -> Resolution | None:
         if address in self.lost:
             return None
-        return Resolution(self.moved.get(address, (Gateway(address, f"up{address[2]}"),)), 0)
+        return Resolution(
+            self.moved.get(address, (Gateway(address, f"up{address[2]}"),)), 0, address not in self.silent
+        )
 
     def local(self, session_address: bytes, family: Family) -> bytes | None:
         return None
@@ -197,6 +200,70 @@ def test_a_resolution_that_changes_moves_the_group_only() -> None:
     registry.refresh()
     assert (target.absent, target.current) == (True, False)
     assert moved(registry, kernel, target) == {bytes([10, 0, 3, 9]), B.address}
+
+
+def test_what_several_groups_lose_is_one_deletion() -> None:
+    registry, resolver, kernel = prepared()
+    targets = [used(registry, key) for key in ((A, B), (A, C), (A, B, C))]
+    settle(registry, kernel)
+    resolver.lost.add(A.address)
+    assert registry.refresh()
+    assert settle(registry, kernel) == 1
+    assert [kernel.group(t) for t in targets] == [{B.address}, {C.address}, {B.address, C.address}]
+    resolver.lost.clear()
+    registry.refresh()
+    assert settle(registry, kernel) == 4  # the object, and each group with it again
+    assert [kernel.group(t) for t in targets] == [
+        {A.address, B.address},
+        {A.address, C.address},
+        {A.address, B.address, C.address},
+    ]
+
+
+def test_a_silent_gateway_leaves_all_groups_but_those_that_have_no_other() -> None:
+    registry, resolver, kernel = prepared()
+    alone, both, three = (used(registry, key) for key in ((A,), (A, B), (A, B, C)))
+    settle(registry, kernel)
+    (before,) = kernel.there[alone.id].members
+    resolver.silent.add(A.address)
+    assert registry.refresh()
+    assert settle(registry, kernel) == 3  # an object and a group for the one that keeps it, and the deletion
+    assert [kernel.group(t) for t in (alone, both, three)] == [{A.address}, {B.address}, {B.address, C.address}]
+    assert before[0] not in kernel.there
+    assert not any(target.absent for target in (alone, both, three))
+    resolver.silent.add(B.address)
+    registry.refresh()
+    settle(registry, kernel)
+    assert [kernel.group(t) for t in (alone, both, three)] == [{A.address}, {A.address, B.address}, {C.address}]
+    resolver.silent.clear()
+    registry.refresh()
+    settle(registry, kernel)
+    assert kernel.group(three) == {A.address, B.address, C.address}
+    assert len(kernel.there) == 3 + 3
+    assert sorted(registry.expected()) == sorted(kernel.there)
+
+
+def test_where_more_routes_keep_a_silent_gateway_the_others_are_rewritten() -> None:
+    registry, resolver, kernel = prepared()
+    alone, both = used(registry, (A,)), used(registry, (A, B))
+    alone.refs = 1000
+    settle(registry, kernel)
+    there = kernel.there[alone.id]
+    resolver.silent.add(A.address)
+    assert not registry.refresh()
+    assert settle(registry, kernel) == 1
+    assert kernel.there[alone.id] == there
+    assert kernel.group(both) == {B.address}
+
+
+def test_a_silent_gateway_without_objects() -> None:
+    registry, resolver, kernel = prepared(objects=False)
+    alone, both = used(registry, (A,)), used(registry, (A, B))
+    settle(registry, kernel)
+    resolver.silent.add(A.address)
+    registry.refresh()
+    assert (alone.current, both.current) == (True, False)
+    assert [path.gateway for path in registry.successor(both).paths()] == [B.address]
 
 
 def test_a_gateway_that_comes_into_a_subnet_gets_another_object() -> None:

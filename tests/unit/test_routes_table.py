@@ -67,7 +67,14 @@ class Machine(RuleBasedStateMachine):
         self.results: list[Result] = []
         self.released: list[Target] = []
         place = Placement(4, 254, 20, 201)
-        self.table = Table(place, shards=4, on_result=self.results.append, on_released=self.released.append)
+        self.unwanted: set[Target] = set()
+        self.table = Table(
+            place,
+            shards=4,
+            on_result=self.results.append,
+            on_released=self.released.append,
+            on_unwanted=self.unwanted.add,
+        )
         self.targets = [self._target(n) for n in range(4)]
         self.desired: dict[bytes, Target] = {}
         self.withdrawn: dict[bytes, int] = {}
@@ -102,6 +109,19 @@ class Machine(RuleBasedStateMachine):
         for shard in self.table.shards:
             self.table.follow(shard, lambda target: fresh if target is gone else target)
         self.desired = {p: fresh if t is gone else t for p, t in self.desired.items()}
+
+    @rule()
+    def retire(self) -> None:
+        """Groups go all of whose routes are to be deleted, once what is on its way has arrived."""
+        for target in [t for t in self.unwanted if not t.wanted and t.refs and self.table.condemned(t) == t.refs]:
+            while self.batches:
+                self._settle(self.batches.pop(0))
+            if not target.absent and self.table.condemned(target) == target.refs:
+                for prefix in [p for p, there in self.kernel.routes.items() if there is target]:
+                    assert prefix not in self.desired
+                    del self.kernel.routes[prefix]
+                target.absent = True
+                self.targets = [self._target(n) if t is target else t for n, t in enumerate(self.targets)]
 
     @rule(number=st.integers(0, 3), ready=st.booleans())
     def hold(self, number: int, ready: bool) -> None:
@@ -200,9 +220,11 @@ class Machine(RuleBasedStateMachine):
             for target in named:
                 if target is not None:
                     counted[target] = counted.get(target, 0) + 1
-        for target in [*self.targets, *self.released]:
+        wanted = Counter(target for shard in self.table.shards for target in shard.desired.values())
+        for target in [*self.targets, *self.released, *self.unwanted]:
             if target is not self.other:
-                assert target.refs == counted.get(target, 0)
+                assert (target.refs, target.wanted) == (counted.get(target, 0), wanted[target])
+                assert target.wanted or not target.refs or target in self.unwanted
 
     @invariant()
     def desired_is_desired(self) -> None:
