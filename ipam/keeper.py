@@ -68,6 +68,8 @@ class BlockKeeper:
         self._cool_down = cool_down
         self.pools: list[Pool] = []
         """Those that serve this node, in the order they are used."""
+        self.not_advertised: set[str] = set()
+        """Pools whose blocks are not announced, also of those that serve this node no more: it may have blocks yet."""
         self.holdings = Holdings()
         self.lost: dict[Key, OwnedBlock] = {}
         """Blocks whose addresses containers here use though the store does not say they are ours."""
@@ -141,6 +143,7 @@ class BlockKeeper:
         async with self._growing[4], self._growing[6]:
             labels = self._config.node.labels
             self.pools = [pool for pool in pools if matches(pool.nodes, labels)]
+            self.not_advertised = {pool.name for pool in pools if pool.not_advertised}
             for pool in self.pools:
                 if pool.split:
                     await claims.supers.read(pool)

@@ -148,9 +148,7 @@ class Ipam:
 
     def advertised(self, block: Block) -> bool:
         """Tell whether a block is to be announced now."""
-        return not self.fenced and not any(
-            pool.name == block.pool and pool.not_advertised for pool in self.keeper.pools
-        )
+        return not self.fenced and block.pool not in self.keeper.not_advertised
 
     def aggregates(self) -> list[tuple[Pool, bytes, bool]]:
         """Return the super-blocks to be announced: pool, prefix, and whether in place of the blocks in them.
@@ -258,6 +256,7 @@ class Ipam:
         self._state = await asyncio.to_thread(StateDirectory, config.state_dir)
         self._identity = await asyncio.to_thread(self._state.identity, node.name)
         self.keeper.pools = [Pool.of(name, pool) for name, pool in config.pools_here().items()]
+        self.keeper.not_advertised = {name for name, pool in config.pools.items() if pool.not_advertised}
         self._fence.open()
         await self.ledger.open()
         if self.ledger.blank and self._running_pods is not None:

@@ -16,13 +16,17 @@ if TYPE_CHECKING:
 class Flight:
     """Changes of one shard that are on their way, each with what the kernel held before."""
 
-    __slots__ = ("changes", "new", "shard")
+    __slots__ = ("ahead", "changes", "new", "shard")
 
-    def __init__(self, shard: Shard, changes: dict[bytes, Target | None], *, new: bool = False) -> None:
+    def __init__(
+        self, shard: Shard, changes: dict[bytes, Target | None], *, new: bool = False, ahead: bool = False
+    ) -> None:
         self.shard = shard
         self.changes = changes
         self.new = new
         """Before, the kernel held nothing of any."""
+        self.ahead = ahead
+        """It passes those that departed before it."""
 
 
 class Part(NamedTuple):

@@ -73,8 +73,7 @@ Shape = bytes
 """A request for a route whose sequence number, prefix length and address are 0; the address is at its end."""
 
 MOST = 1 << 13
-"""Messages in one send: half a megabyte, a quarter of what the socket's buffer takes. After each send the thread waits
-for the interpreter three times, while the kernel has nothing to do, so they should be large."""
+"""Messages in one send: half a megabyte, an eighth of what the socket's buffer takes."""
 _LOW = bytes(range(256)) * (MOST >> 8)
 _HIGH = b"".join(bytes((high,)) * 256 for high in range(MOST >> 8))
 """The two octets of all sequence numbers."""

@@ -30,18 +30,26 @@ from routes.writer import Job, NexthopJob, RouteJob, Writer
 
 log = logging.getLogger("podroute.routes")
 
-_BATCH = 2048
-_DEPTH = 3
+_BATCH, _DEPTH = 4096, 3
+"""So many requests in a batch, and batches under way. Between two sends the thread waits for the interpreter while the
+kernel has nothing to do, so batches are large; what is urgent goes ahead of them. The loop settles one and makes the
+next in less time than the kernel takes for the other two."""
 _SHARDS = 32
-_FULL, _ROOM = 12_288, 8192
-"""So many changes wait, deletions apart, that the queue is full, or so few that there is room again; the kernel takes 4
+_FULL, _ROOM = 24_576, 16_384
+"""So many changes wait, deletions apart, that the queue is full, or so few that there is room again; the kernel takes 3
 to 10 us each."""
 _SEARCHED = 50_000
 """So many waiting changes are looked through in some milliseconds."""
+_SHORT = 512
+"""So many changes are through in the time that it would take to send some ahead of them."""
 _MANY = 4096
 _SHARE = 16
 """So many routes that are all to be deleted go with their group, where they are at least one in ``_SHARE`` of what is
 left: for a group the kernel looks at every route there is, and for a deletion at its neighbours, which takes longer."""
+_BULK = 8192
+_LULL, _HOLD = 0.05, 1.0
+"""So many deletions wait as long as there are ever more of them (seconds without more, seconds in all): spread over the
+table each takes the kernel a fraction of what it takes among its neighbours, and a group may lose all its routes."""
 _GONE = (errno.ESRCH, errno.ENOENT)
 _DENIED = (errno.EPERM, errno.EACCES)
 _PASSING = (errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EBUSY, errno.EINTR)
@@ -82,6 +90,10 @@ class Installer:
         self._on_room = on_room
         self._full = False
         self._results: list[Result] = []
+        self._going = 0
+        """How many deletions waited when it was last looked at."""
+        self._hold_until = self._hold_at_most = 0.0
+        self._hold_timer: asyncio.TimerHandle | None = None
         self._released: list[Target] = []
         self._unwanted: dict[Target, int] = {}
         """Targets to which nothing is to lead any more, each with how many may name it when it is looked at next."""
@@ -89,6 +101,7 @@ class Installer:
         self._repaired: Counter[str] = Counter()
         self._scheduled = False
         self._route_jobs = 0
+        self._ahead_jobs = 0
         self._nexthop_jobs = 0
         self._hurrying = False
         """Requests for next-hop objects are on their way past the writer: the next ones wait for them."""
@@ -234,10 +247,13 @@ class Installer:
             self._move = self._loop.create_task(self._follow())
             self._move.add_done_callback(log_crash)
         tables = list(self.tables.values())
+        for table in tables:
+            self._send_ahead(table)
+        hold = self._hold()
         idle_turns = 0
         while self._route_jobs < _DEPTH and idle_turns < len(tables):
             self._turn = (self._turn + 1) % len(tables)
-            idle_turns = 0 if self._send_routes(tables[self._turn]) else idle_turns + 1
+            idle_turns = 0 if self._send_routes(tables[self._turn], hold) else idle_turns + 1
         if self._released:
             self.schedule()  # given up by changes that needed no request, after the registry was told
         if self._full and self._pressing < _ROOM:
@@ -250,8 +266,11 @@ class Installer:
             self._unwanted[target] = target.refs
 
     def _retire(self) -> None:
-        """Delete the groups of which all routes are to be deleted, instead of route by route."""
-        for target, most in list(self._unwanted.items()):
+        """Delete the groups of which all routes are to be deleted, instead of route by route.
+
+        What some of them are to be replaced with is sent before, and must not be overtaken.
+        """
+        for target, most in list(self._unwanted.items()) if not self._hurrying else ():
             tables = self.tables.values()
             if target.wanted or target.absent or target.refs * _SHARE < sum(table.size for table in tables):
                 del self._unwanted[target]
@@ -261,6 +280,26 @@ class Installer:
                     del self._unwanted[target]
                 else:  # some are to lead elsewhere first
                     self._unwanted[target] = target.refs // 2
+
+    def _hold(self) -> bool:
+        """Tell whether deletions are to wait."""
+        before, self._going = self._going, sum(table.going for table in self.tables.values())
+        now = self._loop.time()
+        if self._going < _BULK:
+            self._hold_at_most = 0.0
+            return False
+        if self._going > before:
+            self._hold_at_most = self._hold_at_most or now + _HOLD
+            self._hold_until = min(now + _LULL, self._hold_at_most)
+        if now >= self._hold_until:
+            return False
+        if self._hold_timer is None:
+            self._hold_timer = self._loop.call_at(self._hold_until, self._hold_over)
+        return True
+
+    def _hold_over(self) -> None:
+        self._hold_timer = None
+        self.schedule()
 
     def _send(self, operations: list[Operation], writer: Writer) -> None:
         sent = [operation for operation in operations if operation.request]
@@ -284,10 +323,10 @@ class Installer:
         self.nexthop_jobs += 1
         writer.submit(job)
 
-    def _send_routes(self, table: Table) -> bool:
+    def _send_routes(self, table: Table, hold: bool) -> bool:
         assert self._writer is not None
         batch = Batch()
-        table.take(batch, _BATCH)
+        table.take(batch, _BATCH, hold=hold)
         if not batch.flights:
             return False
         if not batch.size:
@@ -297,6 +336,20 @@ class Installer:
         self._route_jobs += 1
         self._writer.submit(RouteJob(self._routes_done, batch, *table.place[:3]))
         return True
+
+    def _send_ahead(self, table: Table) -> None:
+        """Send what changed a few at a time past a queue, in the other thread; one batch of it at a time."""
+        if table.ahead and self.backlog <= _SHORT:
+            table.ahead.clear()
+        elif table.ahead and not self._ahead_jobs:
+            assert self._urgent is not None
+            batch = Batch()
+            table.take_ahead(batch)
+            if batch.size:
+                self._ahead_jobs += 1
+                self._urgent.submit(RouteJob(self._ahead_done, batch, *table.place[:3]))
+            else:
+                self._settle(table, batch)
 
     def _deliver(self, job: Job) -> None:
         """In a writer's thread."""
@@ -321,9 +374,16 @@ class Installer:
             self._on_unverified("the kernel's answers were lost")
         self.schedule()
 
+    def _ahead_done(self, job: Job) -> None:
+        self._ahead_jobs -= 1
+        self._carried_out(job)
+
     def _routes_done(self, job: Job) -> None:
-        assert isinstance(job, RouteJob)
         self._route_jobs -= 1
+        self._carried_out(job)
+
+    def _carried_out(self, job: Job) -> None:
+        assert isinstance(job, RouteJob)
         batch = job.batch
         table = batch.flights[0].shard.table
         for place in job.refused:
@@ -427,7 +487,7 @@ class Installer:
                     }
                     log.debug("route not installed", extra={"fields": fields})
             self._on_results(results)
-        busy = self._route_jobs or self._nexthop_jobs or self._scheduled or self._move is not None
+        busy = self._route_jobs or self._ahead_jobs or self._nexthop_jobs or self._scheduled or self._move is not None
         if busy or self._doubt or self._released or not all(table.idle for table in self.tables.values()):
             return
         self._repairing.clear()

@@ -42,7 +42,7 @@ class Monitor:
     """
 
     def __init__(
-        self, *, protocol: int = ROUTE_PROTOCOL, neighbours: bool = False, receive_buffer: int = 32 << 20
+        self, *, protocol: int = ROUTE_PROTOCOL, neighbours: bool = False, receive_buffer: int = 64 << 20
     ) -> None:
         self.interfaces = Interfaces()
         self.overruns = 0

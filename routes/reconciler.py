@@ -166,7 +166,8 @@ class Reconciler:
     async def _watch(self) -> None:
         while True:
             try:
-                await asyncio.wait_for(self._wanted.wait(), self._interval)
+                async with asyncio.timeout(self._interval):  # wait_for may swallow the cancellation by stop()
+                    await self._wanted.wait()
             except TimeoutError:
                 await self._installer.drained()
             cause, self._cause = self._cause, ""

@@ -23,6 +23,10 @@ from routes.target import Kind, Target
 _ATTEMPTS = 3
 _LOOK = 2
 """So many times as many changes are looked at for a batch as it may have requests."""
+_FEW = 64
+_MOST_AHEAD = 1024
+"""So few prefixes that are told together go ahead of a long queue, and never more than so many: they would not be ahead
+of much."""
 _NOWHERE = "no next hop can be reached"
 
 
@@ -93,6 +97,12 @@ class Shard:
         """What was last reported of prefixes that are not installed."""
         self.attempts: dict[bytes, int] = {}
 
+    @property
+    def has_news(self) -> bool:
+        """Whether some changes are more than deletions, or the kernel has deleted the first already."""
+        held = next(iter(self.dirty.values()), None)
+        return len(self.dirty) > self.going or (held is not None and held.absent)
+
     def on_its_way(self, prefix: bytes) -> bool:
         return any(prefix in flight.changes for flight in self.flights)
 
@@ -127,6 +137,8 @@ class Table:
         self._on_result = on_result
         self._on_released = on_released
         self._on_unwanted = on_unwanted
+        self.ahead: dict[bytes, None] = {}
+        """Prefixes told a few at a time, which need not wait until it is their shard's turn."""
         self._next = 0
         self._news = False
 
@@ -141,12 +153,17 @@ class Table:
         """Take in many changes at once; ``resolve`` is called once for each run of equal next hops."""
         last: NextHops | None = None
         target: Target | None = None
+        few: list[bytes] = []
         for prefixes, hops in changes:
+            if len(few) <= _FEW:
+                few += prefixes
             if hops is not last:
                 last = hops
                 target = resolve(hops) if hops is not None else None
             if not (isinstance(prefixes, Run) and self._update_run(prefixes, target)):
                 self._update(prefixes, target)
+        if len(few) <= _FEW:
+            self._note(few)
 
     def _update(self, prefixes: Iterable[bytes], target: Target | None) -> None:
         shards, shift, lead = self.shards, self._shift, self._lead
@@ -201,6 +218,11 @@ class Table:
 
     def set(self, prefix: bytes, target: Target | None) -> None:
         self._set(self.shard(prefix), prefix, target)
+        self._note((prefix,))
+
+    def _note(self, few: Iterable[bytes]) -> None:
+        if len(self.ahead) < _MOST_AHEAD:
+            self.ahead.update(dict.fromkeys(few))
 
     def _set(self, shard: Shard, prefix: bytes, target: Target | None) -> None:
         desired, dirty, shard.only = shard.desired, shard.dirty, None
@@ -278,13 +300,15 @@ class Table:
         return len(moving)
 
     def condemned(self, target: Target) -> int:
-        """Return how many routes the kernel holds this way that are to be deleted, or on their way to be changed."""
+        """Return how many routes the kernel holds this way that are to be deleted, or will be changed before that."""
         count = 0
         for shard in self.shards:
             here = list(shard.dirty.values()).count(target)
             if here and shard.going < len(shard.dirty):
                 here = sum(held is target and prefix not in shard.desired for prefix, held in shard.dirty.items())
-            count += here + sum(list(f.changes.values()).count(target) for f in shard.flights if not f.new)
+            count += here + sum(
+                list(f.changes.values()).count(target) for f in shard.flights if not f.new and not f.ahead
+            )
         return count
 
     @property
@@ -292,22 +316,22 @@ class Table:
         """How many prefixes are desired."""
         return sum(len(shard.desired) for shard in self.shards)
 
-    def take(self, batch: Batch, limit: int) -> None:
+    def take(self, batch: Batch, limit: int, *, hold: bool = False) -> None:
         """Fill a batch up to about ``limit`` requests, from shards in turn that have nothing on its way.
 
-        It may be fewer where there is much that needs no request: looking at that is work too.
-
-        Every other time those come first in which something is to be more than deleted: deletions may be very many.
+        It may be fewer where there is much that needs no request: looking at that is work too. Every other time those
+        come first in which something is to be more than deleted: deletions may be very many. With ``hold`` the others
+        wait.
         """
         self._news = not self._news
         looked = 0
-        for any_change in (False, True) if self._news else (True,):
+        for deletions in (False,) if hold else (False, True) if self._news else (True,):
             for _ in range(len(self.shards)):
                 if batch.size >= limit or looked >= _LOOK * limit:
                     return
                 shard = self.shards[self._next]
                 self._next = (self._next + 1) % len(self.shards)
-                if not shard.flights and len(shard.dirty) > (0 if any_change else shard.going):
+                if not shard.flights and shard.dirty and (deletions or shard.has_news):
                     looked += len(shard.dirty)
                     self._take(shard, batch)
 
@@ -315,21 +339,49 @@ class Table:
         only = shard.only
         if only is not None and not only.ready:
             return
+        all_going = len(shard.dirty) == shard.going
         dirty, shard.dirty, shard.going, shard.only = shard.dirty, {}, 0, None
         if only is not None and not only.absent:
-            self._depart(batch, Flight(shard, dirty, new=True))
-            batch.add(Part(batch.flights[-1], only, only.shape(self.place, ADD), list(dirty)))
-            return
-        added, replaced, deleted, waiting = self._sorted(shard, dirty)
-        for prefix in waiting:
-            shard.dirty[prefix] = dirty.pop(prefix)
-        if not dirty:
+            flight = Flight(shard, dirty, new=True)
+            self._depart(batch, flight)
+            batch.add(Part(flight, only, only.shape(self.place, ADD), list(dirty)))
             return
         flight = Flight(shard, dirty)
+        there = {held is not None and not held.absent for held in set(dirty.values())} if all_going else {True, False}
+        if len(there) > 1:
+            self._send(batch, flight)
+        else:
+            self._depart(batch, flight)
+            batch.add(Part(flight, None, self._delete, list(dirty) if True in there else []))
+
+    def take_ahead(self, batch: Batch) -> None:
+        """Fill a batch with what was told a few at a time, also of shards that have something else on its way."""
+        ahead, self.ahead = self.ahead, {}
+        changes: dict[Shard, dict[bytes, Target | None]] = {}
+        for prefix in ahead:
+            shard = self.shard(prefix)
+            if shard.on_its_way(prefix):
+                self.ahead[prefix] = None
+            elif prefix in shard.dirty:
+                changes.setdefault(shard, {})[prefix] = shard.dirty.pop(prefix)
+                shard.going -= prefix not in shard.desired
+        for shard, some in changes.items():
+            shard.only = None
+            self._send(batch, Flight(shard, some, ahead=True))
+            self.ahead.update((prefix, None) for prefix in ahead if prefix in shard.dirty)
+
+    def _send(self, batch: Batch, flight: Flight) -> None:
+        """Add a flight to a batch, without what has to wait for its next hops."""
+        shard, changes = flight.shard, flight.changes
+        added, replaced, deleted, waiting = self._sorted(shard, changes)
+        for prefix in waiting:
+            shard.dirty[prefix] = changes.pop(prefix)
+        if not changes:
+            return
         self._depart(batch, flight)
         batch.add(Part(flight, None, self._delete, deleted))
-        for flags, changes in ((REPLACE, replaced), (ADD, added)):
-            for want, prefixes in changes.items():
+        for flags, wanted in ((REPLACE, replaced), (ADD, added)):
+            for want, prefixes in wanted.items():
                 batch.add(Part(flight, want, want.shape(self.place, flags), prefixes))
 
     def _sorted(
@@ -500,7 +552,12 @@ class Table:
         These take no memory that the routes did not take before, and the more of them wait the less the kernel has to
         do: it deletes neighbours one after the other at several times the cost of routes from all over the table.
         """
-        return self.backlog() - sum(shard.going for shard in self.shards)
+        return self.backlog() - self.going
+
+    @property
+    def going(self) -> int:
+        """How many deletions have not been taken."""
+        return sum(shard.going for shard in self.shards)
 
     def _report(self, shard: Shard, prefix: bytes, state: State, number: int, text: str) -> None:
         if shard.complained.get(prefix) != (state, number):

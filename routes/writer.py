@@ -26,7 +26,7 @@ from routes.messages import Route, decode_route, match_request
 
 log = logging.getLogger("podroute.routes")
 
-_SINGLY = 32
+_SINGLY = 4096
 """Up to so many routes in the way are asked for one by one, more are looked for in a dump."""
 
 

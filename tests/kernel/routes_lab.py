@@ -153,7 +153,7 @@ class Node:
         self.told = asyncio.Event()
         self.changed: list[set[tuple[bytes, str]]] = []
         check = options.pop("check_neighbours", False)
-        self.monitor = Monitor(neighbours=check, receive_buffer=options.pop("monitor_buffer", 32 << 20))
+        self.monitor = Monitor(neighbours=check, receive_buffer=options.pop("monitor_buffer", 64 << 20))
         self.resolver = Resolver(self.monitor, on_changed=self._changed, onlink=options.pop("onlink", {}))
         self.next_hops: set[tuple[bytes, str]] = set()
         """All that were ever learned."""

@@ -108,17 +108,26 @@ async def test_addresses_that_a_subnet_uses_for_itself_are_shown_as_reserved(
     assert ipam(a, "release", address, "--force").startswith(f"released {address} of lan/one/eth0")
 
 
+async def borrow(agent: Agent, pod: Netns) -> str:
+    """ADD a container to a full node, again and again as a runtime does: a lender has its time to answer."""
+    async with asyncio.timeout(PATIENCE):
+        while (done := await asyncio.to_thread(call, agent, "ADD", pod, "more")).returncode:
+            assert json.loads(done.stdout)["code"] == 11, done.stdout
+            await asyncio.to_thread(call, agent, "DEL", pod, "more")
+    return str(json.loads(done.stdout)["ips"][0]["address"].partition("/")[0])
+
+
 async def test_an_address_on_loan_is_not_released(netns: Callable[[], Netns]) -> None:
     async with agents() as (directory, running):
         pools = {"pods": {"cidr": "10.64.0.0/29", "blockSize": 30}}
         for number, name in ((1, "a"), (2, "b")):
-            agent = Agent(netns(), directory, name, 65000 + number, pools=pools, ipam={"borrowing": True, "lease": 3})
-            running.append(await agent.start())
+            running.append(Agent(netns(), directory, name, 65000 + number, pools=pools, ipam={"borrowing": True}))
+            await running[-1].start()
         a, b = running
         await until(b, "/v1/ipam/show", lambda shown: len(shown["nodes"]) == 2)
         for number in range(4):
             add_pod(b, netns, f"own{number}")
-        _, (borrowed,) = add_pod(b, netns, "more")
+        borrowed = await borrow(b, netns())
         for words in (("release", borrowed), ("release", borrowed, "--force")):
             assert f"address {borrowed} is on loan to node b" in ipam(a, *words, status=1)
         assert borrowed not in {add_pod(a, netns, f"a{number}")[1][0] for number in range(3)}

@@ -67,6 +67,9 @@ async def test_a_table_full_of_foreign_routes(netns: Maker, state: Path, caplog:
     theirs = [f"route add 20.{n >> 8}.{n & 255}.0/24 via 10.0.1.2 metric 20 proto static" for n in range(3000)]
     theirs += [f"route add 20.{n >> 8}.{n & 255}.0/24 via 10.0.1.2 metric 5 proto static" for n in range(3000, 5000)]
     theirs += [f"route add 30.{n >> 8}.{n & 255}.0/24 via 10.0.1.2 metric 20 proto static" for n in range(2500)]
+    theirs.append(
+        "route add 20.0.9.0/32 via 10.0.1.2 metric 20 proto static"
+    )  # hides what is in the way of 20.0.9.0/24
     theirs6 = [f"route add 2001:db8:{n:x}::/48 via fd00:1::2 metric 20 proto static" for n in range(500)]
     ns.run("ip", "-batch", batch(state.with_name("v4"), theirs))
     ns.run("ip", "-6", "-batch", batch(state.with_name("v6"), theirs6))

@@ -76,3 +76,16 @@ async def test_those_that_are_to_lead_elsewhere_are_never_missing(netns: Maker, 
         assert missing == []
         assert len(routes(ns, 4)) == 16 * 256
         assert len(nexthops(ns)) == 2
+
+
+async def test_deletions_that_waited_for_more_of_them(netns: Maker, tmp_path: Path) -> None:
+    ns, _ = uplinks(netns)
+    async with running(ns, tmp_path / "fib.json") as node:
+        table = runs(64)
+        node.fib.update(4, [(run, A) for run in table])
+        await node.drained()
+        for run in table[8:]:
+            node.fib.update(4, [(run, None)])
+        await node.drained()
+        assert len(routes(ns, 4)) == 8 * 256
+        assert len(nexthops(ns)) == 2

@@ -75,6 +75,19 @@ def loaded() -> Fixture:
     return fixture
 
 
+def test_who_announces_little_does_not_wait_for_a_table() -> None:
+    fixture = Fixture()
+    session(fixture.node, fixture.sink)
+    fixture.node.rib.receive("sink", update(COUNT, COUNT + 3).replace(b"\xfd\xea", b"\xfd\xeb"))
+    for _ in range(3):
+        fixture.node.rib.run(BUDGET)
+        assert fixture.batches[0] == 3
+        assert prefix(COUNT) in fixture.fib
+    assert max(fixture.batches) <= BUDGET
+    assert fixture.work() <= BUDGET
+    assert fixture.routes() == COUNT + 3
+
+
 def test_a_lost_session_is_worked_off_in_slices(loaded: Fixture) -> None:
     loaded.node.rib.peer_down("source")
     assert len(loaded.node.rib.loc[4].table) == COUNT  # nothing has been done yet

@@ -559,3 +559,16 @@ def test_every_error_has_a_code_of_its_own() -> None:
         codes.append(one.code)
         classes += one.__subclasses__()
     assert len(codes) == len(set(codes))
+
+
+async def test_blocks_of_a_pool_that_serves_the_node_no_more_are_not_announced_where_the_pool_is_not(
+    start: Start,
+) -> None:
+    pools = {"p": {"cidr": "10.64.0.0/16", "blockSize": 26, "nodes": {"rack": "r1"}, "notAdvertised": True}}
+    ipam = await start(pools=pools, labels={"rack": "r1"})
+    await ipam.allocate(handle("c"))
+    await ipam.stop()
+    moved = await start(pools=pools, labels={"rack": "r2"})
+    (block,) = moved.blocks()
+    assert moved.pools() == []
+    assert not moved.advertised(block)

@@ -29,6 +29,11 @@ from routes.encode import (
     write_shape,
 )
 from routes.messages import (
+    AF,
+    RTA_DST,
+    RTA_PRIORITY,
+    RTA_TABLE,
+    RTMSG,
     RTN_UNICAST,
     RTN_UNREACHABLE,
     LinkEvent,
@@ -41,7 +46,7 @@ from routes.messages import (
     decode_nexthop,
     decode_route,
 )
-from routes.netlink import NLMSG_ERROR, attribute, message, messages, refusal
+from routes.netlink import NLMSG_ERROR, RTM_NEWROUTE, attribute, message, messages, refusal
 from routes.table import Table
 
 PLACE = Placement(4, 254, 20, 201)
@@ -242,3 +247,18 @@ def test_link_up_as_the_kernel_counts_it() -> None:
         event = next(decode(data, msg) for msg in messages(data))
         assert isinstance(event, LinkEvent)
         assert (event.link.name, event.link.up) == ("eth0", up)
+
+
+@pytest.mark.parametrize("text", ["0.0.0.0/0", "10.0.0.0/8", "192.0.2.7/32", "::/0", "2001:db8::/33", "fd00::1/128"])
+def test_the_destination_may_be_anywhere(text: str) -> None:
+    """The kernel puts it behind the table; whatever the order, a route is read the same."""
+    family, prefix = parse(text)
+    head = RTMSG.pack(AF[family], prefix[0], 0, 0, 254, 201, 0, RTN_UNICAST, 0)
+    table, metric = (
+        attribute(kind, struct.pack("=I", value)) for kind, value in ((RTA_TABLE, 1000), (RTA_PRIORITY, 20))
+    )
+    destination = attribute(RTA_DST, prefix[1:].ljust(BITS[family] // 8, b"\0")) if prefix[0] else b""
+    for rest in (table + destination + metric, metric + destination + table, destination + table + metric):
+        for _ in range(2):
+            found = only(message(RTM_NEWROUTE, 0, head + rest))
+            assert found == Route(family, 1000, 201, RTN_UNICAST, prefix, 20, 0, ())

@@ -80,6 +80,7 @@ class Machine(RuleBasedStateMachine):
         self.withdrawn: dict[bytes, int] = {}
         """How many results there were when a prefix was last withdrawn: it need not recover from these."""
         self.batches: list[Batch] = []
+        self.ahead: list[Batch] = []
 
     def _target(self, number: int) -> Target:
         target = Target(Kind.LEARNED, key=(NextHop(f"peer{number}", bytes(4)),))
@@ -155,17 +156,31 @@ class Machine(RuleBasedStateMachine):
     def refuse(self, prefix: bytes, good: bool) -> None:
         (self.kernel.bad.discard if good else self.kernel.bad.add)(prefix)
 
-    @rule(limit=st.integers(1, 8))
-    def take(self, limit: int) -> None:
+    @rule(limit=st.integers(1, 8), hold=st.booleans())
+    def take(self, limit: int, hold: bool) -> None:
         batch = Batch()
-        self.table.take(batch, limit)
+        self.table.take(batch, limit, hold=hold)
         if batch.flights:
             self.batches.append(batch)
 
     @rule()
-    def settle(self) -> None:
-        if self.batches:
-            self._settle(self.batches.pop(0))
+    def take_ahead(self) -> None:
+        batch = Batch()
+        self.table.take_ahead(batch)
+        if batch.flights:
+            self.ahead.append(batch)
+
+    @rule(ahead=st.booleans())
+    def settle(self, ahead: bool) -> None:
+        batches = self.ahead if ahead else self.batches
+        if batches:
+            self._settle(batches.pop(0))
+
+    @invariant()
+    def a_prefix_is_on_one_way(self) -> None:
+        for shard in self.table.shards:
+            prefixes = [prefix for flight in shard.flights for prefix in flight.changes]
+            assert len(prefixes) == len(set(prefixes))
 
     def _settle(self, batch: Batch) -> None:
         for part in batch.parts:
@@ -259,9 +274,9 @@ class Machine(RuleBasedStateMachine):
 
     def _work_off(self) -> None:
         for _ in range(50):
-            while self.batches:
-                self._settle(self.batches.pop(0))
-            self.take(100)
+            while self.batches or self.ahead:
+                self._settle((self.batches or self.ahead).pop(0))
+            self.take(100, hold=False)
 
 
 Machine.TestCase.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
@@ -357,3 +372,58 @@ def test_deletions_press_nobody_and_let_others_pass() -> None:
     while taken():
         pass
     assert (table.pressing(), table.backlog()) == (0, 0)
+
+
+def test_deletions_wait_for_each_other_unless_the_kernel_has_made_them() -> None:
+    table = Table(Placement(4, 254, 20, 201), shards=16, on_result=lambda _: None, on_released=lambda _: None)
+    a, b = Target(Kind.LEARNED), Target(Kind.LEARNED)
+    runs = [Run(bytes((24, 10, second, third)) for third in range(16)) for second in range(40)]
+    news = bytes((24, 10, 1, 200))
+
+    def taken(*, hold: bool) -> dict[bytes, Target | None]:
+        batch = Batch()
+        table.take(batch, 10_000, hold=hold)
+        settle(table, batch)
+        return wants(batch)
+
+    table.update([(run, ()) for run in runs], lambda hops: a)
+    assert set(taken(hold=True).values()) == {a}
+    table.update([(run, None) for run in runs], lambda hops: a)
+    assert taken(hold=True) == {}
+    table.set(news, b)
+    held = taken(hold=True)
+    assert held.pop(news) is b
+    assert set(held.values()) == {None}  # those of the same shard go along
+    assert 0 < len(held) < table.going
+    a.absent = True
+    assert taken(hold=True) == {}
+    assert table.idle
+    assert a.refs == 0
+
+
+def test_few_at_a_time_go_ahead_of_many() -> None:
+    table = Table(Placement(4, 254, 20, 201), shards=4, on_result=lambda _: None, on_released=lambda _: None)
+    many, few = Target(Kind.LEARNED, key=(NextHop("a", bytes(4)),)), Target(Kind.LEARNED)
+    few.ready = False
+    runs = [Run(bytes((24, 10, second, third)) for third in range(64)) for second in range(40)]
+    beside, alone, known = bytes((24, 10, 0, 200)), bytes((8, 11)), runs[0][0]
+
+    def ahead() -> dict[bytes, Target | None]:
+        batch = Batch()
+        table.take_ahead(batch)
+        settle(table, batch)
+        return wants(batch)
+
+    table.update([(run, many.key) for run in runs], lambda hops: many)
+    assert ahead() == {}
+    first = Batch()
+    table.take(first, 10_000)
+    table.update([((beside,), many.key), ((known,), None)], lambda hops: many)
+    table.set(alone, few)
+    assert ahead() == {beside: many}  # that of one waits for its next hop, of the other something is on its way
+    few.ready = True
+    assert ahead() == {alone: few}
+    settle(table, first)
+    assert ahead() == {known: None}
+    assert ahead() == {}
+    assert table.idle
