@@ -44,13 +44,14 @@ from config.load import load
 from config.model import DEFAULT_PATH, Config
 from config.nexthop import NextHops
 from config.prefix import NAMES, Family, text
+from config.routes import Resilient
 from ipam.given import Assignment as Given
 from ipam.quarantine import Running
 from ipam.records import Block
 from ipam.service import Ipam
 from routes.fib import Fib
 from routes.leftovers import saved_peers
-from routes.messages import AddressEvent, Event
+from routes.messages import AddressEvent, Event, Resilience
 from routes.monitor import Monitor
 from routes.neighbours import NeighbourCheck
 from routes.pods import pod_routes
@@ -109,6 +110,7 @@ class Node:
             table=config.routes.table,
             metric=config.routes.metric,
             metric_ipv6=config.routes.metric_ipv6,
+            resilience=_resilience(config.routes.resilient),
             others=self.resolver.others if config.routes.table == self.resolver.others.table else None,
             on_room=lambda: self.speaker.fib_ready(),
         )
@@ -427,6 +429,12 @@ class Node:
         problems = overlaps_with_subnets(self.config, self.monitor.interfaces.subnets())
         if problems:
             raise StartError("; ".join(f"{problem.path}: {problem.text}" for problem in problems))
+
+
+def _resilience(configured: Resilient | None) -> Resilience | None:
+    if configured is None:
+        return None
+    return Resilience(configured.buckets, 100 * configured.idle_timer, 100 * configured.unbalanced_timer)
 
 
 def _own_addresses(peers: Iterable[Neighbour]) -> list[str]:

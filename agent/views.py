@@ -287,6 +287,7 @@ async def _findings(node: Node) -> list[str]:
     interfaces = node.monitor.interfaces
     pools = overlaps_with_subnets(node.config, interfaces.subnets())
     found = [f"{problem.path}: {problem.text}" for problem in pools]
+    found += node.fib.findings if node.running else []
     return found + await asyncio.to_thread(findings, node.uplinks())
 
 

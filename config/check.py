@@ -48,6 +48,7 @@ def check(config: Config) -> Iterator[Problem]:
     yield from check_peers(config)
     yield from _paths(config)
     yield from _onlink(config)
+    yield from _resilient(config)
     yield from _store(config.store)
     yield from _mesh(config)
     yield from _reclaim(config)
@@ -168,6 +169,13 @@ def _onlink(config: Config) -> Iterator[Problem]:
         for unfit, use in _NO_NEXT_HOPS.items():
             if _within(text, unfit):
                 yield Problem(("routes", "onlink", text), f"lies in {unfit} ({use}), must be where next hops may be")
+
+
+def _resilient(config: Config) -> Iterator[Problem]:
+    resilient, paths = config.routes.resilient, config.bgp.max_paths
+    if resilient is not None and resilient.buckets < paths:
+        text = f"is {resilient.buckets}, must be {paths} (bgp.maxPaths) or more: every next hop needs a bucket"
+        yield Problem(("routes", "resilient", "buckets"), text)
 
 
 def _mesh(config: Config) -> Iterator[Problem]:

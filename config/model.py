@@ -16,7 +16,7 @@ from config.kernel import DEFAULT_METRIC, DEFAULT_METRIC_IPV6
 from config.policy import ACCEPT, REJECT, Policy, PolicyOrAction, Section
 from config.prefix import BY_NAME, Family
 from config.remote_as import RemoteAs
-from config.routes import OnLink
+from config.routes import OnLink, Resilient
 from config.store import Store, StoreOrUrl
 from config.values import (
     AbsolutePath,
@@ -263,6 +263,9 @@ class Routes(Section):
     )
     onlink: OnLink = Field(
         default={}, description='a mapping of prefixes and interfaces such as {"192.0.2.0/24": "eth0"}'
+    )
+    resilient: Resilient | None = Field(
+        default=None, description="a mapping of buckets, idleTimer and unbalancedTimer, {} for the defaults"
     )
 
     @property

@@ -6,8 +6,9 @@ import re
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
+from config.policy import Section
 from config.values import Prefix, refused, wrong
 
 _DEVICE = re.compile(r"[^\s/:%]{1,15}")
@@ -35,3 +36,15 @@ def _each_once(value: Any) -> Any:
 
 OnLink = Annotated[dict[Prefix, Annotated[str, BeforeValidator(_device)]], BeforeValidator(_each_once)]
 """Prefixes whose addresses are taken as on-link where nothing else resolves them, and at which interface."""
+
+
+class Resilient(Section):
+    """Next-hop groups that keep their flows when they lose or gain members (Linux >= 5.13). Timers in seconds."""
+
+    buckets: int = Field(default=128, ge=1, le=65535, description="1 to 65535 buckets in a group")
+    idle_timer: int = Field(
+        default=120, ge=0, le=86400, description="0 to 86400 seconds that a bucket must be idle to move"
+    )
+    unbalanced_timer: int = Field(
+        default=0, ge=0, le=86400, description="0 (never) to 86400 seconds until buckets in use move too"
+    )

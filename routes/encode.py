@@ -16,10 +16,16 @@ from typing import NamedTuple
 from config.prefix import BITS, Family
 from routes.messages import (
     AF,
+    NEXTHOP_GRP_TYPE_RES,
     NHA_GATEWAY,
     NHA_GROUP,
+    NHA_GROUP_TYPE,
     NHA_ID,
     NHA_OIF,
+    NHA_RES_GROUP,
+    NHA_RES_GROUP_BUCKETS,
+    NHA_RES_GROUP_IDLE_TIMER,
+    NHA_RES_GROUP_UNBALANCED_TIMER,
     NHMSG,
     RT_SCOPE_NOWHERE,
     RT_SCOPE_UNIVERSE,
@@ -34,8 +40,10 @@ from routes.messages import (
     RTMSG,
     RTNH_F_ONLINK,
     Path,
+    Resilience,
 )
 from routes.netlink import (
+    NLA_F_NESTED,
     NLM_F_CREATE,
     NLM_F_EXCL,
     NLM_F_REPLACE,
@@ -154,10 +162,27 @@ def new_nexthop(identifier: int, protocol: int, gateway: bytes, ifindex: int, *,
     return message(RTM_NEWNEXTHOP, ADD, body)
 
 
-def new_group(identifier: int, protocol: int, members: Sequence[tuple[int, int]], *, replace: bool = False) -> bytes:
-    """Frame a group of ``(object id, weight 1..256)``; replacing moves all its routes at once."""
+def new_group(
+    identifier: int,
+    protocol: int,
+    members: Sequence[tuple[int, int]],
+    *,
+    replace: bool = False,
+    resilience: Resilience | None = None,
+) -> bytes:
+    """Frame a group of ``(object id, weight 1..256)``; replacing moves all its routes at once.
+
+    Of a resilient group replacing moves no bucket whose member stays, unless another member has too few and the timers
+    allow it. A group of another type, or with another number of buckets, cannot be replaced.
+    """
     body = NHMSG.pack(0, 0, protocol, 0, 0) + attribute(NHA_ID, struct.pack("=I", identifier))
     body += attribute(NHA_GROUP, b"".join(struct.pack("=IBBH", member, weight - 1, 0, 0) for member, weight in members))
+    if resilience is not None:
+        body += attribute(NHA_GROUP_TYPE, struct.pack("=H", NEXTHOP_GRP_TYPE_RES))
+        inner = attribute(NHA_RES_GROUP_BUCKETS, struct.pack("=H", resilience.buckets))
+        inner += attribute(NHA_RES_GROUP_IDLE_TIMER, struct.pack("=I", resilience.idle_timer))
+        inner += attribute(NHA_RES_GROUP_UNBALANCED_TIMER, struct.pack("=I", resilience.unbalanced_timer))
+        body += attribute(NLA_F_NESTED | NHA_RES_GROUP, inner)
     return message(RTM_NEWNEXTHOP, REPLACE if replace else ADD, body)
 
 

@@ -18,10 +18,12 @@ from config.prefix import Family, text
 from routes import netlink
 from routes.batch import Batch, Flight
 from routes.encode import Placement, numbered
+from routes.groups import Operation
+from routes.heirs import moves
 from routes.leftovers import save, snapshot
 from routes.live import protocol_name
 from routes.messages import Route
-from routes.nexthops import Operation, Registry
+from routes.nexthops import Registry
 from routes.table import Failure, Result, State, Table
 from routes.target import Kind, Target
 from routes.writer import Job, NexthopJob, RouteJob, Writer
@@ -36,6 +38,8 @@ _SHARDS = 32
 _FULL, _ROOM = 24_576, 16_384
 """So many changes wait, deletions apart, that the queue is full, or so few that there is room again; the kernel takes 3
 to 10 us each."""
+_SEARCHED = 50_000
+"""So many waiting changes are looked through in some milliseconds."""
 _SHORT = 512
 """So many changes are through in the time that it would take to send some ahead of them."""
 _MANY = 4096
@@ -234,6 +238,8 @@ class Installer:
         self._retire()
         released, self._released[:] = self._released[:], []
         self.registry.release(released)
+        if self.registry.fresh and self.backlog < _SEARCHED:
+            self.registry.realize(moves(self.tables.values(), self.registry.fresh))
         operations = self.registry.take() if not self._hurrying else []
         if operations:
             self._send(operations, self._writer)
@@ -455,6 +461,7 @@ class Installer:
                         if table.follow(shard, self.registry.successor):
                             self.schedule()
                         await asyncio.sleep(0)
+            self.registry.moved()
         finally:
             self._move = None
         self.schedule()

@@ -57,7 +57,7 @@ def snapshot(registry: Registry) -> list[SavedTarget]:
             ],
         )
         for target in registry
-        if not target.absent
+        if not target.absent and target.heir is None
     ]
 
 
@@ -180,7 +180,7 @@ class Reader:
                 if link is not None:
                     place = MemberKey(member.peer, bytes.fromhex(member.gateway), member.device, member.onlink)
                     members[place] = 0, link.ifindex, member.weight
-        target = self._registry.adopt(key, entry.id, members)
+        target = self._registry.adopt(key, entry.id, members, ours[entry.id].resilience if entry.id else None)
         if entry.id:
             self._by_id[entry.id] = target
         else:

@@ -34,7 +34,9 @@ RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_MULTIPATH, RTA_TABLE, RTA_VIA, 
 RTM_F_CLONED, RTM_F_LOOKUP_TABLE, RTM_F_FIB_MATCH = 0x200, 0x1000, 0x2000
 RTNH_F_ONLINK = 4
 """Of rtm_flags, rtnh_flags and nhm_flags: the gateway is on the link, whatever the subnets say."""
-NHA_ID, NHA_GROUP, NHA_OIF, NHA_GATEWAY = 1, 2, 5, 6
+NHA_ID, NHA_GROUP, NHA_GROUP_TYPE, NHA_OIF, NHA_GATEWAY, NHA_RES_GROUP = 1, 2, 3, 5, 6, 12
+NHA_RES_GROUP_BUCKETS, NHA_RES_GROUP_IDLE_TIMER, NHA_RES_GROUP_UNBALANCED_TIMER = 1, 2, 3
+NEXTHOP_GRP_TYPE_RES = 1
 _IFLA_IFNAME, _IFLA_EXT_MASK = 3, 29
 _SKIP_STATS = 1 << 3
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
@@ -54,6 +56,7 @@ _IFADDR = struct.Struct("=BBBBI")
 _NDMSG = struct.Struct("=BxxxiHBB")
 _RTNEXTHOP = struct.Struct("=HBBi")
 _GROUP = struct.Struct("=IBBH")
+_read_u16 = struct.Struct("=H").unpack
 _TABLE_HEAD = struct.pack("=HH", 8, RTA_TABLE)
 _BEFORE_DST = RTMSG.size + 8
 """Where the kernel puts the destination: behind the table."""
@@ -111,8 +114,19 @@ class Route(NamedTuple):
     tos: int = 0
 
 
+class Resilience(NamedTuple):
+    """What a resilient group has beside its members (Linux >= 5.13). Timers in hundredths of a second (clock_t)."""
+
+    buckets: int
+    """Fixed with the group's creation, as is its being resilient."""
+    idle_timer: int
+    """So long must a bucket have been idle before it moves to a member that has too few."""
+    unbalanced_timer: int
+    """After so long buckets move also while they are in use; 0: never."""
+
+
 class Nexthop(NamedTuple):
-    """A next-hop object: of a group only ``members`` (id, weight) is set, of another only the rest."""
+    """A next-hop object: of a group only ``members`` (id, weight) and ``resilience``, of another only the rest."""
 
     id: int
     protocol: int
@@ -120,6 +134,7 @@ class Nexthop(NamedTuple):
     ifindex: int
     members: tuple[tuple[int, int], ...]
     onlink: bool = False
+    resilience: Resilience | None = None
 
 
 class Neighbour(NamedTuple):
@@ -288,7 +303,8 @@ def decode_nexthop(data: bytes, msg: Message) -> Nexthop:
     entries = _GROUP.iter_unpack(group[: len(group) // _GROUP.size * _GROUP.size])
     members = tuple((member, low + (high << 8) + 1) for member, low, high, _ in entries)
     gateway, onlink = found.get(NHA_GATEWAY, b""), bool(flags & RTNH_F_ONLINK)
-    return Nexthop(_u32(found, NHA_ID), protocol, gateway, _u32(found, NHA_OIF), members, onlink)
+    resilience = _resilience(found[NHA_RES_GROUP]) if NHA_RES_GROUP in found else None
+    return Nexthop(_u32(found, NHA_ID), protocol, gateway, _u32(found, NHA_OIF), members, onlink, resilience)
 
 
 def decode_neighbour(data: bytes, msg: Message) -> Neighbour | None:
@@ -296,6 +312,16 @@ def decode_neighbour(data: bytes, msg: Message) -> Neighbour | None:
     af, index, state, _, _ = _NDMSG.unpack_from(data, msg.start)
     address = attributes(data, msg.start + 12, msg.end).get(_NDA_DST)
     return None if address is None or af not in _FAMILY else Neighbour(index, address, state)
+
+
+def _resilience(data: bytes) -> Resilience:
+    found = attributes(data, 0, len(data))
+    buckets = found.get(NHA_RES_GROUP_BUCKETS, b"")
+    return Resilience(
+        _read_u16(buckets)[0] if len(buckets) == 2 else 0,
+        _u32(found, NHA_RES_GROUP_IDLE_TIMER),
+        _u32(found, NHA_RES_GROUP_UNBALANCED_TIMER),
+    )
 
 
 def _u32(found: dict[int, bytes], kind: int) -> int:

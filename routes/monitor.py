@@ -85,10 +85,11 @@ class Monitor:
             self._filter()
 
     def _filter(self) -> None:
-        """Attach a classic BPF program: reject our writers' echoes, and our IPv6 routes that the kernel itself removes.
+        """Attach a classic BPF program: reject our writers' echoes, our IPv6 routes that the kernel itself removes, and
+        what it says of each bucket of a resilient group.
 
-        The latter come one by one when a next-hop object or a device goes, which is known from its own event. BPF loads
-        in network order, the header is in the host's: constants are swapped.
+        Such routes come one by one when a next-hop object or a device goes, which is known from its own event. BPF
+        loads in network order, the header is in the host's: constants are swapped.
         """
         assert self._sock is not None
         load_port, load_kind, load_protocol = (0x20, 0, 0, 12), (0x28, 0, 0, 4), (0x30, 0, 0, 21)
@@ -103,9 +104,9 @@ class Monitor:
             (0x06, 0, 0, 0xFFFFFFFF),
             (0x06, 0, 0, 0),
         ]
-        reject = len(ports) + len(tail)  # place of the last instruction
-        program = [load_port]
-        program += [(0x15, reject - place - 1, 0, socket.htonl(port)) for place, port in enumerate(ports, start=1)]
+        reject = 2 + len(ports) + len(tail)  # place of the last instruction
+        program = [load_kind, (0x15, reject - 2, 0, socket.htons(netlink.RTM_NEWNEXTHOPBUCKET)), load_port]
+        program += [(0x15, reject - place - 1, 0, socket.htonl(port)) for place, port in enumerate(ports, start=3)]
         program += tail
         code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in program))
         head = struct.pack("@HP", len(program), ctypes.addressof(code))

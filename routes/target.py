@@ -16,6 +16,7 @@ from routes.messages import (
     RTN_UNICAST,
     RTN_UNREACHABLE,
     Path,
+    Resilience,
     Route,
 )
 
@@ -74,6 +75,7 @@ class Target:
         "absent",
         "current",
         "errno",
+        "heir",
         "hops",
         "id",
         "ifindex",
@@ -83,6 +85,8 @@ class Target:
         "members",
         "ready",
         "refs",
+        "resilience",
+        "shades",
         "successor",
         "text",
         "version",
@@ -96,6 +100,12 @@ class Target:
         self.ifindex = ifindex
         self.id = 0
         """Group id; 0 without next-hop objects."""
+        self.resilience: Resilience | None = None
+        """Of the group, fixed with it but for its timers."""
+        self.heir: Target | None = None
+        """Who has taken over the group through which what is left here still goes (routes.heirs)."""
+        self.shades: tuple[Target, ...] = ()
+        """Whose heir this is."""
         # Only what is learned has next hops; a pod's target is one of thousands.
         self.members: dict[MemberKey, Member] = {} if kind is Kind.LEARNED else cast("dict[MemberKey, Member]", _NONE)
         self.weights: dict[MemberKey, int] = {} if kind is Kind.LEARNED else cast("dict[MemberKey, int]", _NONE)

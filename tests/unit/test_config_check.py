@@ -70,6 +70,13 @@ def peer(**values: str) -> str:
             "advertise: [192.0.2.1/32, 192.0.2.1/32]",
             ["f:advertise[1]: 192.0.2.1/32 is given twice, must be given once: remove one"],
         ),
+        ("routes: {resilient: {}}", []),
+        ("routes: {resilient: {buckets: 64, idleTimer: 0, unbalancedTimer: 86400}}", []),
+        ("routes: {resilient: {buckets: 8}}\nbgp: {maxPaths: 8}", []),
+        (
+            "routes: {resilient: {buckets: 8}}\nbgp: {maxPaths: 9}",
+            ["f:routes.resilient.buckets: is 8, must be 9 (bgp.maxPaths) or more: every next hop needs a bucket"],
+        ),
         ("routes: {onlink: {192.0.2.0/24: eth0, 'fd00::/8': eth0.100, 0.0.0.0/0: eth1}}", []),
         (
             "routes: {onlink: {192.0.2.1/24: eth0, 192.0.2.0: eth0}}",

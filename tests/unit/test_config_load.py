@@ -190,6 +190,22 @@ def test_what_is_no_configuration_at_all(text: str, line: str) -> None:
         ),
         (["routes", "metric"], 0, "is 0, must be 2 to 4294967295 (1 is that of covers)"),
         (
+            ["routes", "resilient"],
+            True,
+            "is true, must be a mapping of buckets, idleTimer and unbalancedTimer, {} for the defaults",
+        ),
+        (["routes", "resilient", "buckets"], 65536, "is 65536, must be 1 to 65535 buckets in a group"),
+        (
+            ["routes", "resilient", "idleTimer"],
+            "2 min",
+            'is "2 min", must be 0 to 86400 seconds that a bucket must be idle to move',
+        ),
+        (
+            ["routes", "resilient", "unbalancedTimer"],
+            -1,
+            "is -1, must be 0 (never) to 86400 seconds until buckets in use move too",
+        ),
+        (
             ["routes", "onlink"],
             ["192.0.2.0/24"],
             'is a list, must be a mapping of prefixes and interfaces such as {"192.0.2.0/24": "eth0"}',

@@ -39,6 +39,7 @@ from routes.messages import (
     LinkEvent,
     NexthopEvent,
     Path,
+    Resilience,
     Route,
     RouteEvent,
     decode,
@@ -177,6 +178,22 @@ def test_an_on_link_next_hop_octet_by_octet() -> None:
     )
 
 
+def test_a_resilient_group_octet_by_octet() -> None:
+    request = new_group(6, 201, [(5, 1), (7, 3)], resilience=Resilience(128, 12000, 500))
+    assert request.hex(" ", 4) == (
+        "58000000 68000106 00000000 00000000 "  # 88 octets, RTM_NEWNEXTHOP, REQUEST|CREATE|EXCL, sequence, port
+        "0000c900 00000000 08000100 06000000 "  # AF_UNSPEC, protocol 201; NHA_ID
+        "14000200 05000000 00000000 07000000 02000000 "  # NHA_GROUP: id, weight - 1
+        "06000300 01000000 "  # NHA_GROUP_TYPE: NEXTHOP_GRP_TYPE_RES
+        "1c000c80 06000100 80000000 08000200 e02e0000 08000300 f4010000"  # NHA_RES_GROUP: buckets, idle, unbalanced
+    )
+    (msg,) = messages(request)
+    found = decode_nexthop(request, msg)
+    assert (found.members, found.resilience) == (((5, 1), (7, 3)), Resilience(128, 12000, 500))
+    plain = new_group(6, 201, [(5, 1)])
+    assert [decode_nexthop(plain, msg).resilience for msg in messages(plain)] == [None]
+
+
 def test_the_flag_of_a_single_path_is_that_of_its_route() -> None:
     way = attribute(5, GATEWAY4) + attribute(4, struct.pack("=I", 3))
     for flags, onlink in ((0, False), (0x4, True), (0x10, False), (0x14, True)):  # 0x10: RTNH_F_LINKDOWN
@@ -213,7 +230,7 @@ def test_garbled_attributes_do_no_harm(rest: bytes, kind: int) -> None:
         decode(data, msg)
     for data in (
         message(24, 0, bytes([2]) + bytes(11) + attribute(9, rest) + attribute(30, rest)),
-        message(104, 0, bytes(8) + attribute(2, rest)),
+        message(104, 0, bytes(8) + attribute(2, rest) + attribute(12, rest)),
     ):
         assert [isinstance(decode(data, msg), RouteEvent | NexthopEvent) for msg in messages(data)] == [True]
 

@@ -10,11 +10,14 @@ from pathlib import Path
 
 from config.nexthop import Gateway, NextHop, NextHops, Resolution
 from config.prefix import Family
+from routes.groups import Operation
+from routes.heirs import alike
+from routes.ids import IdPool
 from routes.interfaces import Interfaces
 from routes.leftovers import SavedMember, load, save, snapshot
-from routes.messages import Link, LinkEvent, Nexthop, decode_nexthop
+from routes.messages import Link, LinkEvent, Nexthop, Resilience, decode_nexthop
 from routes.netlink import RTM_NEWNEXTHOP, messages
-from routes.nexthops import IdPool, Operation, Registry
+from routes.nexthops import Registry
 from routes.target import Kind, Target
 
 A, B, C = (NextHop(peer, bytes([10, 0, number, 2])) for number, peer in enumerate("abc"))
@@ -46,6 +49,7 @@ class Objects:
         self.there: dict[int, Nexthop] = {}
         self.taken: set[int] = set()
         self.bad: set[bytes] = set()
+        self.plain_only = False
 
     def run(self, operations: list[Operation]) -> dict[int, tuple[int, str]]:
         refused = {}
@@ -66,6 +70,10 @@ class Objects:
             if nexthop.gateway in self.bad:
                 return errno.ENETUNREACH
             if any(member not in self.there for member, _ in nexthop.members):
+                return errno.EINVAL
+            if nexthop.resilience is not None and self.plain_only:
+                return errno.EINVAL
+            if nexthop.id in self.there and not alike(nexthop.resilience, self.there[nexthop.id].resilience):
                 return errno.EINVAL
             self.there[nexthop.id] = nexthop
             return 0
@@ -88,12 +96,19 @@ class Objects:
         return set() if found is None else {self.there[member].gateway for member, _ in found.members}
 
 
-def prepared(objects: bool = True, ids: range = range(1000, 2000)) -> tuple[Registry, Fixed, Objects]:
+def prepared(objects: bool = True, resilience: Resilience | None = None) -> tuple[Registry, Fixed, Objects]:
     interfaces = Interfaces()
     for number in range(4):
         interfaces.apply(LinkEvent(Link(number + 1, f"up{number}", 0x41), False))
     resolver = Fixed()
-    registry = Registry(resolver=resolver, interfaces=interfaces, ids=ids, protocol=201, objects=objects)
+    registry = Registry(
+        resolver=resolver,
+        interfaces=interfaces,
+        ids=range(1000, 2000),
+        protocol=201,
+        objects=objects,
+        resilience=resilience,
+    )
     return registry, resolver, Objects()
 
 
