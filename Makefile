@@ -10,8 +10,8 @@ export PATH := $(CURDIR)/$(VENV):$(PATH)
 WORKERS ?= 3
 PYTEST := python -m pytest -n $(WORKERS) --durations=25
 
-.PHONY: help demo image lab-down test unit lab big-lab lint format conformance interop fuzz flood hammer bench-bgp bench-cni bench-fib
-.PHONY: bench-ipam setup setup-tests venv lock clean
+.PHONY: help demo image lab-down test unit lab big-lab lint format conformance interop fuzz flood hammer hammer-fib bench-bgp bench-cni
+.PHONY: bench-fib bench-ipam setup setup-tests venv lock clean
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
@@ -55,6 +55,10 @@ hammer: setup-tests  ## twenty nodes on one store, and whole agents, killed at r
 	@python -m tests.ipam_hammer etcd $(or $(SECONDS),60)
 	@python -m tests.agents_hammer $(or $(SECONDS),60)
 	@IPAM_EXAMPLES=$(or $(EXAMPLES),100) python -m pytest -q --timeout 1800 tests/unit/test_ipam_machine.py
+
+hammer-fib: setup-tests  ## 10,000 routes that flap for 20 s, SIGKILL in a load of 500,000 (SECONDS=20 ROUTES=500000)
+	@FLAP_SECONDS=$(or $(SECONDS),20) KILL_ROUTES=$(or $(ROUTES),500000) python -m pytest -q --timeout 1800 -s \
+		tests/kernel/test_routes_bad_cases.py tests/kernel/test_routes_leftovers.py tests/kernel/test_agent_bad_cases.py
 
 flood: setup-tests  ## 5,000 connections a second from strangers for half a minute (SECONDS=30): no session is lost
 	@FLOOD_SECONDS=$(or $(SECONDS),30) python -m pytest -q tests/kernel/test_bgp_strangers.py

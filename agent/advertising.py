@@ -16,6 +16,7 @@ from cni.errors import Code
 from cni.hooks import Assignment
 from config import prefix
 from config.prefix import Family
+from ipam.lasting import lasting
 from ipam.records import Block
 
 log = logging.getLogger("podroute.agent")
@@ -54,7 +55,7 @@ class Advertising:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._watch(), name="advertising")
+        self._task = lasting(self._watch(), "advertising", log)
 
     async def stop(self) -> None:
         if self._task is not None:

@@ -147,7 +147,7 @@ async def _routes(request: web.Request) -> web.StreamResponse:
         try:
             family, only = prefix.parse(request.query["prefix"])
         except ValueError as error:
-            raise web.HTTPBadRequest(text=f"prefix: {error}") from None
+            raise web.HTTPBadRequest(text=f"prefix: {error}; must be such as 10.64.0.0/26") from None
         families = (family,)
     limit = _number(request, "limit", math.inf, math.inf)
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
@@ -173,7 +173,7 @@ async def _explain(request: web.Request) -> web.Response:
     try:
         family, wanted = prefix.parse(request.query["prefix"])
     except ValueError as error:
-        raise web.HTTPBadRequest(text=f"prefix: {error}") from None
+        raise web.HTTPBadRequest(text=f"prefix: {error}; must be such as 10.64.0.0/26") from None
     return web.json_response(await explain(node, family, wanted))
 
 
@@ -193,7 +193,7 @@ async def _reload(request: web.Request) -> web.Response:
     dry_run = "dryRun" in request.query
     try:
         plan = await node.reload(dry_run=dry_run)
-    except (ConfigError, RestartNeededError, SpeakerError) as error:
+    except (ConfigError, RestartNeededError, SpeakerError, StartError) as error:
         raise web.HTTPBadRequest(text=str(error)) from None
     return web.json_response({"applied": not dry_run, **plan.as_json()})
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Coroutine
+
+from ipam.lasting import lasting
+
+log = logging.getLogger("podroute.agent")
 
 
 class Background:
@@ -12,7 +17,7 @@ class Background:
         self._task: asyncio.Task[None] | None = None
 
     def start(self, work: Coroutine[None, None, None]) -> None:
-        self._task = asyncio.get_running_loop().create_task(work, name=self._name)
+        self._task = lasting(work, self._name, log)
 
     async def stop(self) -> None:
         """End the work; does nothing where there is none."""

@@ -23,6 +23,10 @@ _GROUPS = {
 }
 
 
+_LONGEST_WAIT = 3600.0
+"""Seconds; agent.api's own."""
+
+
 class LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *_GROUPS})
@@ -161,7 +165,8 @@ def reload(dry_run: bool, socket_path: str, as_json: bool) -> None:
 @asks_agent
 def wait_converged(timeout: float, socket_path: str, as_json: bool) -> None:
     """Wait until sessions, End-of-RIBs, FIB and own blocks are all in place. Exit status 1 after the timeout."""
-    answer = Client(socket_path, timeout=timeout + 10).get("/v1/converged", timeout=timeout)
+    patience = min(max(0.0, timeout), _LONGEST_WAIT) + 10  # what the agent refuses needs none
+    answer = Client(socket_path, timeout=patience).get("/v1/converged", timeout=timeout)
     if as_json:
         click.echo(json.dumps(answer, indent=2))
     elif answer["converged"]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from agent.node import Node
-from agent.views import path_json
+from agent.views import path_json, silent_gateways
 from bgp.inspection import Explanation, Route
 from config.prefix import BITS, NAMES, Family, contains, make, of_address, text
 from routes.differences import Row, rows
@@ -30,6 +30,7 @@ async def explain(node: Node, family: Family, asked: bytes) -> Json:
             *await _pods(node, family, asked),
             *_decision(known),
             *_problems(known, bool(held), found),
+            *silent_gateways(node, known.routes),
         ],
         "paths": [{**path_json(path), "reached": _reached(node, path)} for path in known.routes],
         "decided": known.decided,
@@ -76,7 +77,7 @@ async def _pods(node: Node, family: Family, asked: bytes) -> list[str]:
 
 def _decision(known: Explanation) -> Iterator[str]:
     if not known.routes:
-        yield "no peer announces it, and it is not ours"
+        yield "no peer announces it, and neither do we"
         return
     used = [route for route in known.routes if route.multipath]
     if not used:
@@ -102,4 +103,5 @@ def _reached(node: Node, path: Route) -> str:
     if not path.next_hop:
         return "-"
     _, wire = of_address(path.next_hop)
-    return node.resolver.explain(wire[1:], path.device)
+    silent = [f"; {gateway} does not answer" for gateway in node.silent(wire[1:], path.device)]
+    return node.resolver.explain(wire[1:], path.device) + "".join(silent)

@@ -32,7 +32,7 @@ def routes(node: Node) -> list[web.RouteDef]:
         try:
             return ipam_views.picture(node, request.query["block"])
         except ValueError as error:
-            raise web.HTTPBadRequest(text=f"block: {error}") from None
+            raise web.HTTPBadRequest(text=f"block: {error}; must be such as 10.64.0.0/26") from None
 
     async def blocks(request: web.Request) -> Any:
         return await ipam_views.blocks(node, request.query.get("pool"), request.query.get("node"))

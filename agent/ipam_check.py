@@ -41,35 +41,47 @@ class Picture:
     uuid: str
     held: Sequence[Block]
     records: Sequence[Block] | None
-    """All of the cluster; None: the store is away."""
+    """All of the cluster; None: the store did not give them."""
     attachments: Sequence[Attachment]
     links: Sequence[HostLink]
     routes: Sequence[PodRoute]
 
 
-async def check(node: Node, *, fix: bool) -> tuple[list[Disagreement], list[str]]:
+@dataclass(frozen=True, slots=True)
+class Checked:
+    found: list[Disagreement]
+    done: list[str]
+    problem: str
+    """Why the store's records were not compared; empty: they were."""
+
+
+async def check(node: Node, *, fix: bool) -> Checked:
     """Return what disagrees, and with ``fix`` what was done. A call under way is not mistaken for a disagreement."""
-    found = list(compare(await _look(node)))
+    picture, problem = await _look(node)
+    found = list(compare(picture))
     if found:  # what a second look does not find again was on its way
         await asyncio.sleep(0.2)
-        again = set(found_keys(compare(await _look(node))))
-        found = [one for one in found if (one.kind, one.text) in again]
-    return found, [await _repair(node, one) for one in found if one.repair != "none"] if fix else []
+        picture, second = await _look(node)
+        again = set(found_keys(compare(picture)))
+        found, problem = [one for one in found if (one.kind, one.text) in again], problem or second
+    return Checked(found, [await _repair(node, one) for one in found if one.repair != "none"] if fix else [], problem)
 
 
 def found_keys(found: Iterable[Disagreement]) -> list[tuple[str, str]]:
     return [(one.kind, one.text) for one in found]
 
 
-async def _look(node: Node) -> Picture:
+async def _look(node: Node) -> tuple[Picture, str]:
+    """Return what there is, and why the store's records are not in it."""
     routes = await asyncio.to_thread(pod_routes, node.config.routes.table)
     links = await node.cni.verbs.links()
+    records, problem = None, ""
     try:
         records = await cluster.blocks(node.ipam.shared())
-    except IpamError:
-        records = None
+    except IpamError as error:
+        problem = str(error)
     held, attachments = node.ipam.blocks(), await node.ipam.attachments()
-    return Picture(node.ipam.identity.uuid, held, records, attachments, links, routes)
+    return Picture(node.ipam.identity.uuid, held, records, attachments, links, routes), problem
 
 
 def compare(picture: Picture) -> Iterator[Disagreement]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from typing import Any
+from urllib.parse import quote
 
 import click
 
@@ -62,7 +63,7 @@ def set_pool(name: str, changes: tuple[str, ...], socket_path: str, as_json: boo
         if not equals:
             raise click.UsageError(f"{change!r} is not KEY=VALUE")
         wanted[key] = value
-    answer = Client(socket_path, _PATIENCE).post(f"/v1/ipam/pools/{name}", **wanted)
+    answer = Client(socket_path, _PATIENCE).post(f"/v1/ipam/pools/{quote(name, safe='')}", **wanted)
     show_answer([answer], as_json, "ipam_pools")
 
 
@@ -70,7 +71,10 @@ def set_pool(name: str, changes: tuple[str, ...], socket_path: str, as_json: boo
 @click.option("--fix", is_flag=True, help="Repair what can be repaired.")
 @asks_agent
 def check(fix: bool, socket_path: str, as_json: bool) -> None:
-    """Compare ledger, store and kernel, and name each disagreement. Exit status 1 where there is one left."""
+    """Compare ledger, store and kernel, and name each disagreement.
+
+    Exit status 1 where there is one left, or the store could not be asked.
+    """
     client = Client(socket_path, _PATIENCE)
     answer: Any = client.post("/v1/ipam/check") if fix else client.get("/v1/ipam/check")
     if as_json:
@@ -80,11 +84,11 @@ def check(fix: bool, socket_path: str, as_json: bool) -> None:
             click.echo(f"{one['kind']}: {one['text']}")
         for done in answer["fixed"]:
             click.echo(f"fixed: {done}")
-        if not answer["storeChecked"]:
-            click.echo("the store is away: block records were not compared")
+        if answer["storeProblem"]:
+            click.echo(f"block records were not compared: {answer['storeProblem']}")
         if not answer["disagreements"]:
-            click.echo("ledger, store and kernel agree")
-    if any(not (fix and one["fixable"]) for one in answer["disagreements"]):
+            click.echo("ledger and kernel agree" if answer["storeProblem"] else "ledger, store and kernel agree")
+    if answer["storeProblem"] or any(not (fix and one["fixable"]) for one in answer["disagreements"]):
         sys.exit(1)
 
 

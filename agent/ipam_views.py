@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import asdict
 from typing import Any
@@ -13,6 +14,8 @@ from config import prefix
 from config.prefix import BITS, NAMES
 from ipam import cluster
 from ipam.errors import AddressHeldError, AddressNotInPoolError
+from ipam.ledger import Attachment
+from ipam.loans import NETWORK as LOANS
 from ipam.pool import Pool
 
 Json = dict[str, Any]
@@ -96,29 +99,52 @@ async def set_pool(node: Node, name: str, changes: Json) -> Json:
 
 
 async def checked(node: Node, *, fix: bool) -> Json:
-    found, done = await check(node, fix=fix)
+    checked = await check(node, fix=fix)
     return {
         "node": node.config.node.name,
-        "storeChecked": not node.ipam.store().problem,
-        "disagreements": [{"kind": one.kind, "text": one.text, "fixable": one.repair != "none"} for one in found],
-        "fixed": done,
+        "storeProblem": checked.problem or None,
+        "disagreements": [
+            {"kind": one.kind, "text": one.text, "fixable": one.repair != "none"} for one in checked.found
+        ],
+        "fixed": checked.done,
     }
 
 
 async def release(node: Node, address: str, *, force: bool) -> Json:
-    """Release what has an address. Raises AddressHeldError where its container runs, unless ``force``."""
+    """Release what has an address. Raises AddressHeldError where something uses it, unless ``force``."""
     holder = node.ipam.holder(address)
     if holder is None:
         raise AddressNotInPoolError(f"address {address} is not in use on node {node.config.node.name}")
-    links = {link.name for link in await node.cni.verbs.links()}
-    name = holder.attributes.get("hostInterface")
-    if name in links and not force:
+    if holder.handle.network == LOANS:
+        raise AddressHeldError(
+            f"address {address} is on loan to node {holder.handle.container_id}, which gives it back with its "
+            "container: delete that one, or reclaim the node if it is dead"
+        )
+    if not force:
+        _refuse_used(address, holder, {link.name for link in await node.cni.verbs.links()})
+    await node.cni.verbs.detach(Handle(*holder.handle))
+    return {"released": [one.address for one in holder.assignments], "handle": str(holder.handle)}
+
+
+def _refuse_used(address: str, holder: Attachment, links: set[str]) -> None:
+    """Raise AddressHeldError where a container, or a subnet, uses what is to be released."""
+    attributes = holder.attributes
+    name, netns = attributes.get("hostInterface"), attributes.get("netns")
+    if name in links:
         raise AddressHeldError(
             f"address {address} belongs to {holder.handle}, whose interface {name} is there: delete the container, or "
             "give --force to cut it off"
         )
-    await node.cni.verbs.detach(Handle(*holder.handle))
-    return {"released": [one.address for one in holder.assignments], "handle": str(holder.handle)}
+    if not name and netns and os.path.exists(netns):
+        raise AddressHeldError(
+            f"address {address} belongs to {holder.handle}, whose network namespace {netns} is there: delete the "
+            "container, or give --force where it does not use the address"
+        )
+    if "reserved" in attributes:
+        raise AddressHeldError(
+            f"address {address} is kept from containers, as the {attributes['reserved']} address of a subnet: leave "
+            "it alone, or give --force where no bridge uses it any more"
+        )
 
 
 async def reclaim(node: Node, name: str, quarantine: int) -> Json:

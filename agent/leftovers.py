@@ -7,11 +7,15 @@ has to say, or never will.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Collection
 
 from bgp.speaker import Speaker
 from config.prefix import Family
+from ipam.lasting import lasting
 from routes.fib import Fib
+
+log = logging.getLogger("podroute.agent")
 
 _COMPLETE = ("received", "timed out")
 
@@ -30,7 +34,7 @@ class LeftoverSweep:
     def start(self) -> None:
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(self._patience, self._give_up)
-        self._task = loop.create_task(self._watch(), name="leftovers")
+        self._task = lasting(self._watch(), "leftovers", log)
 
     async def stop(self) -> None:
         if self._timer is not None:

@@ -44,14 +44,16 @@ from config.load import load
 from config.model import DEFAULT_PATH, Config
 from config.nexthop import NextHops
 from config.prefix import NAMES, Family, text
+from config.routes import Resilient
 from ipam.given import Assignment as Given
 from ipam.quarantine import Running
 from ipam.records import Block
 from ipam.service import Ipam
 from routes.fib import Fib
 from routes.leftovers import saved_peers
-from routes.messages import AddressEvent, Event
+from routes.messages import AddressEvent, Event, Resilience
 from routes.monitor import Monitor
+from routes.neighbours import NeighbourCheck
 from routes.pods import pod_routes
 from routes.resolver import Resolver
 from routes.sysctl import set_needed
@@ -89,23 +91,33 @@ class Node:
             on_standing=lambda: self._standing.changed(),
             seen=lambda block: self._standing.seen(block),
         )
-        self.monitor = Monitor()
-        self.resolver = Resolver(self.monitor, on_changed=self._next_hops_changed)
+        self.monitor = Monitor(neighbours=config.routes.check_neighbours)
+        self.resolver = Resolver(self.monitor, on_changed=self._next_hops_changed, onlink=config.routes.onlink_devices)
+        self.neighbours: NeighbourCheck | None = None
+        if config.routes.check_neighbours:
+            self.neighbours = NeighbourCheck(
+                self.monitor,
+                self.resolver,
+                in_use=lambda: self.speaker.rib.next_hops(),
+                on_changed=self._next_hops_changed,
+            )
+        next_hops = self.neighbours or self.resolver
         self.fib = Fib(
             monitor=self.monitor,
-            resolver=self.resolver,
+            resolver=next_hops,
             state_file=state / STATE_FILE,
             on_results=self._fib_results,
             table=config.routes.table,
             metric=config.routes.metric,
             metric_ipv6=config.routes.metric_ipv6,
+            resilience=_resilience(config.routes.resilient),
             others=self.resolver.others if config.routes.table == self.resolver.others.table else None,
             on_room=lambda: self.speaker.fib_ready(),
         )
         self.speaker = Speaker(
             asn=config.node.asn,
             router_id=config.node.identifier,
-            resolver=self.resolver,
+            resolver=next_hops,
             on_fib=self._routes_changed,
             on_session=self._session_changed,
             listen=config.bgp.listen_addresses,
@@ -205,6 +217,9 @@ class Node:
         await self.resolver.start()
         self.monitor.subscribe(self._kernel_event, lambda: self.speaker.next_hops_changed(()))
         stack.push_async_callback(self.resolver.stop)
+        if self.neighbours is not None:
+            await self.neighbours.start()
+            stack.callback(self.neighbours.stop)
         self._mesh.recall()
         await self.fib.start(peers={*self._peers, *self._mesh.sessions, *self._expected})
         stack.push_async_callback(self._stop_fib)
@@ -248,6 +263,8 @@ class Node:
                     await restore(steps, self.speaker, old, new, before)
                     raise
                 self.config, self._peers = new, peers
+                if steps.onlink:
+                    self.resolver.set_onlink(new.routes.onlink_devices)
                 for name in steps.removed:
                     self.sweep.dismiss(name)
                 for name in steps.added:
@@ -305,14 +322,16 @@ class Node:
             pass
         return self.waiting_for()
 
-    def ready(self) -> tuple[int, str] | None:
-        """Return None where containers can be added, else CNI's STATUS code and why."""
+    def ready(self, pools: Sequence[str]) -> tuple[int, str] | None:
+        """Return None where containers can be added, else CNI's STATUS code and why. ``pools``: names; none: all."""
         if self.state != "running":
             return Code.NOT_AVAILABLE, f"the agent is {self.state}"
         if self.ipam.fenced:
             return Code.NOT_AVAILABLE, f"this node is fenced, as the store is away: {self.ipam.store().problem}"
         if not self.ipam.blocks() and (problem := self.ipam.store().problem):
             return Code.NOT_AVAILABLE, f"this node has no block of addresses yet: {problem}"
+        if lacking := self.ipam.lacking(pools, full=self.config.cni.not_ready_when_full):
+            return Code.NOT_AVAILABLE, lacking
         return self.advertising.trouble()
 
     def uplinks(self) -> set[str]:
@@ -329,6 +348,10 @@ class Node:
         endpoint = _endpoint(peer)
         resolution = self.resolver.lookup(endpoint.packed, endpoint.device)
         return frozenset(gateway.device for gateway in resolution.gateways) if resolution else frozenset()
+
+    def silent(self, address: bytes, device: str) -> list[str]:
+        """Return the gateways of a next hop that do not answer, ``10.1.1.1 dev eth0``; none where nobody checks."""
+        return self.neighbours.silent(address, device) if self.neighbours is not None else []
 
     def _dynamic_neighbours(self, state_file: Path) -> set[str]:
         """Return the dynamic neighbours of which routes of an earlier run may be left: they are expected back."""
@@ -406,6 +429,12 @@ class Node:
         problems = overlaps_with_subnets(self.config, self.monitor.interfaces.subnets())
         if problems:
             raise StartError("; ".join(f"{problem.path}: {problem.text}" for problem in problems))
+
+
+def _resilience(configured: Resilient | None) -> Resilience | None:
+    if configured is None:
+        return None
+    return Resilience(configured.buckets, 100 * configured.idle_timer, 100 * configured.unbalanced_timer)
 
 
 def _own_addresses(peers: Iterable[Neighbour]) -> list[str]:

@@ -32,7 +32,7 @@ def peer_settings(config: model.Config, name: str, peer: model.Peer) -> Neighbou
         "multihop": peer.multihop,
         "ttl_security": peer.ttl_security,
         "prefix_limit": _limit(peer.max_prefixes) if peer.max_prefixes else None,
-        "password": _password(name, peer.password_file) if peer.password_file else None,
+        "password": _password(f"peers.{name}", peer.password_file),
     }
     if peer.listen_range is not None:
         family, wire = prefix.parse(peer.listen_range)
@@ -52,7 +52,13 @@ def peer_settings(config: model.Config, name: str, peer: model.Peer) -> Neighbou
 
 
 def mesh_settings(
-    config: model.Config, name: str, mesh: model.Mesh, node: NodeRecord, ours: str, theirs: str
+    config: model.Config,
+    name: str,
+    mesh: model.Mesh,
+    node: NodeRecord,
+    ours: str,
+    theirs: str,
+    password: bytes | None,
 ) -> PeerSettings:
     """Return the settings of the session with one node of a mesh: the lower address dials."""
     import_policy, export_policy = config.policies(mesh, node.asn)
@@ -74,7 +80,7 @@ def mesh_settings(
         passive=other.packed < own.packed,
         hold_time=mesh.hold_time,
         connect_retry=mesh.connect_retry,
-        password=_password(name, mesh.password_file) if mesh.password_file else None,
+        password=password,
         route_reflector_client=reflecting and not node.cluster_id,
     )
 
@@ -83,11 +89,16 @@ _REFLECTED = Policy(rules=(Rule("reflected", True, Match(sources=frozenset({"lea
 """What ``export: accept`` is on a route reflector: learned routes go on, too."""
 
 
-def _password(name: str, path: str) -> bytes:
+def mesh_password(name: str, mesh: model.Mesh) -> bytes | None:
+    """Return the password of the sessions of one entry of ``mesh``. Raises StartError."""
+    return _password(f"mesh.{name}", mesh.password_file)
+
+
+def _password(entry: str, path: str | None) -> bytes | None:
     try:
-        return read_password(path)
+        return None if path is None else read_password(path)
     except ValueError as error:
-        raise StartError(f"peers.{name}.passwordFile: {error}") from error
+        raise StartError(f"{entry}.passwordFile: {error}") from error
 
 
 def _limit(limit: model.MaxPrefixes) -> PrefixLimit:

@@ -18,7 +18,7 @@ class PodHooks:
         advertising: Advertising,
         *,
         uplinks: Callable[[], Sequence[str]],
-        ready: Callable[[], tuple[int, str] | None],
+        ready: Callable[[Sequence[str]], tuple[int, str] | None],
         owns: Callable[[Assignment], bool],
     ) -> None:
         """``uplinks``: addresses of the peers there are now. ``owns``: whether an address lies in a block that is this
@@ -48,8 +48,8 @@ class PodHooks:
     async def advertised(self, assignments: Sequence[Assignment]) -> None:
         await self._advertising.wait(assignments)
 
-    def ready(self) -> tuple[int, str] | None:
-        return self._ready()
+    def ready(self, pools: Sequence[str]) -> tuple[int, str] | None:
+        return self._ready(pools)
 
     def uplinks(self) -> Sequence[str]:
         return self._uplinks()

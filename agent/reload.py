@@ -10,7 +10,7 @@ from bgp.policy import REJECT, Policy
 from bgp.settings import ListenRange, Neighbour
 from bgp.speaker import Speaker
 from config.model import Config
-from config.prefix import text
+from config.prefix import Family, text
 
 CONFIGURATION = "configuration"
 """Owner of the prefixes that the file's ``advertise`` lists."""
@@ -37,6 +37,8 @@ class Plan:
     """Listen ranges that get another limit; sessions go on, be they too many now."""
     advertised: tuple[str, ...]
     withdrawn: tuple[str, ...]
+    onlink: tuple[str, ...]
+    """Prefixes of ``routes.onlink`` that are new, gone, or at another interface."""
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -47,6 +49,7 @@ class Plan:
             "limits": list(self.limits),
             "advertised": list(self.advertised),
             "withdrawn": list(self.withdrawn),
+            "onlink": list(self.onlink),
         }
 
 
@@ -56,7 +59,7 @@ def plan(old: Config, new: Config, before: Mapping[str, Neighbour], after: Mappi
     Raises RestartNeededError.
     """
     fixed = [_key(name) for name in Config.model_fields if name not in _LIVE]
-    changed = [key for key, name in fixed if getattr(old, name) != getattr(new, name)]
+    changed = [key for key, name in fixed if _fixed(old, name) != _fixed(new, name)]
     if changed:
         raise RestartNeededError(
             f"{', '.join(changed)}: a change needs a restart of the agent (which interrupts nothing)"
@@ -73,6 +76,7 @@ def plan(old: Config, new: Config, before: Mapping[str, Neighbour], after: Mappi
         limits=tuple(name for name in going_on if _limit_of(before[name]) != _limit_of(after[name])),
         advertised=tuple(text(*p) for p in sorted(set(new.advertised) - set(old.advertised))),
         withdrawn=tuple(text(*p) for p in sorted(set(old.advertised) - set(new.advertised))),
+        onlink=tuple(text(*p) for p in sorted({p for p, _ in _onlink(old) ^ _onlink(new)})),
     )
 
 
@@ -140,6 +144,16 @@ def _policies_of(settings: Neighbour) -> tuple[Policy, Policy]:
 
 def _limit_of(settings: Neighbour) -> int | None:
     return settings.limit if isinstance(settings, ListenRange) else None
+
+
+def _fixed(config: Config, name: str) -> Any:
+    """Return what of a field must stay as it is while the agent runs."""
+    value = getattr(config, name)
+    return value.model_copy(update={"onlink": {}}) if name == "routes" else value
+
+
+def _onlink(config: Config) -> set[tuple[tuple[Family, bytes], str]]:
+    return set(config.routes.onlink_devices.items())
 
 
 def _key(name: str) -> tuple[str, str]:

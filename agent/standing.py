@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from bgp.speaker import Speaker
 from config.prefix import BITS, FAMILIES
+from ipam.lasting import lasting
 from ipam.records import Block
 from ipam.service import Ipam
 from routes.isolation import Isolated, isolate
@@ -26,7 +27,7 @@ class Standing:
 
     def start(self) -> None:
         """Begin to isolate containers; whatever an earlier run left of it is brought up to date."""
-        self._task = asyncio.get_running_loop().create_task(self._isolate(), name="isolation")
+        self._task = lasting(self._isolate(), "isolation", log)
 
     async def stop(self) -> None:
         if self._task is not None:

@@ -5,17 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 Answer = Mapping[str, Any]
 
+_UNLIMITED = 10_000
+"""Columns of what is no terminal."""
+_FOLDED = {
+    "ADDRESSES",
+    "ADVERTISED TO",
+    "AS PATH",
+    "BY",
+    "DESIRED",
+    "IN THE KERNEL",
+    "NODES",
+    "RULE",
+    "WHY",
+    "WHY NOT",
+    "processes",
+}
+"""Columns of sentences and lists, which take several lines where the terminal is too narrow. The others never do."""
+_NARROWEST = 16
 _STATE_STYLE = {"Established": "green", "Idle": "red", "Active": "red", "Connect": "yellow"}
 
 
 def status(answer: Answer) -> None:
-    console = Console()
+    console = _console()
     node = answer["node"]
     console.print(Text.assemble(("node ", "dim"), (node["name"], "bold"), f"  AS {node['as']}  {node['routerId']}"))
     grid = Table.grid(padding=(0, 2))
@@ -43,6 +61,8 @@ def status(answer: Answer) -> None:
     grid.add_row("pods", str(answer["pods"]))
     for family, counts in answer["fib"].items():
         grid.add_row(f"FIB {family}", ", ".join(f"{count} {state}" for state, count in counts.items()) or "empty")
+    if answer["silentGateways"]:
+        grid.add_row("do not answer", Text(", ".join(answer["silentGateways"]), "yellow"))
     for row, finding in enumerate(answer["findings"]):
         grid.add_row("findings" if not row else "", Text(finding, "yellow"))
     console.print(grid)
@@ -75,9 +95,10 @@ def reloaded(answer: Answer) -> None:
         "limits": "limit changes",
         "advertised": "is advertised",
         "withdrawn": "is withdrawn",
+        "onlink": "on-link interface changes",
     }
     lines = [f"{name}: {what}" for key, what in texts.items() for name in answer[key]]
-    console = Console()
+    console = _console()
     console.print("reloaded" if answer["applied"] else "would change (nothing is done)")
     for line in lines or ["nothing changes"]:
         console.print(f"  {line}", highlight=False)
@@ -124,7 +145,7 @@ def _origin(path: Answer) -> str:
 
 
 def explain(answer: Answer) -> None:
-    console = Console()
+    console = _console()
     about = "" if answer["asked"] == answer["prefix"] else f", which answers for {answer['asked']}"
     console.print(Text.assemble((answer["prefix"], "bold"), about))
     for line in answer["summary"]:
@@ -191,7 +212,7 @@ _CELLS = {"used": ("█", "red"), "resting": ("▒", "yellow"), "reserved": ("r"
 
 
 def ipam_picture(answer: Answer) -> None:
-    console = Console()
+    console = _console()
     cells = answer["cells"]
     counts = {state: cells.count(state) for state in _CELLS}
     console.print(Text.assemble((answer["block"], "bold"), f" of node {answer['node']}, one cell an address"))
@@ -253,6 +274,24 @@ def _table(*columns: str) -> Table:
 
 def _print(table: Table, empty: str) -> None:
     if table.row_count:
-        Console().print(table)
+        show(table)
     else:
-        Console().print(Text(empty, "dim"))
+        _console().print(Text(empty, "dim"))
+
+
+def show(table: Table) -> None:
+    """Print a table; what is wider than the terminal is left to the terminal, so that no prefix is cut in two."""
+    for column in table.columns:
+        column.no_wrap = column.header not in _FOLDED
+        width = max(Text.from_markup(str(cell)).cell_len for cell in (column.header, *column.cells))
+        column.min_width = width if column.no_wrap else min(width, _NARROWEST)
+    console = _console()
+    least = Measurement.get(console, console.options.update(width=_UNLIMITED), table).minimum
+    console.size = ConsoleDimensions(max(console.width, least), console.height)
+    console.print(table)
+
+
+def _console() -> Console:
+    """Return where answers go: a row is one line where it is no terminal, for `grep` and the like."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_UNLIMITED)

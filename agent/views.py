@@ -19,7 +19,7 @@ from bgp.status import NotificationRecord, PeerStatus, RangeStatus
 from cni import hooks
 from config import prefix
 from config.check import overlaps_with_subnets
-from config.prefix import FAMILIES, NAMES, Family
+from config.prefix import FAMILIES, NAMES, Family, of_address
 from ipam.loans import NETWORK as LOANS
 from routes.differences import FibRoute, rows
 from routes.live import KernelRoute
@@ -58,6 +58,7 @@ async def status(node: Node) -> Json:
         "pods": len(await node.ipam.attachments()),
         "fib": {NAMES[family]: await _fib_counts(node, family) for family in FAMILIES},
         "repairs": dict(node.fib.counters) if node.running else {},
+        "silentGateways": node.neighbours.all_silent() if node.neighbours is not None else [],
         "findings": await _findings(node),
     }
 
@@ -177,9 +178,17 @@ def _route(
         "desired": list(shown.desired) if shown else [],
         "installed": list(shown.kernel) if shown else [],
         "metric": shown.metric if shown else None,
-        "problem": shown.why if shown else "",
+        "problem": (shown.why if shown else "") or "; ".join(silent_gateways(node, paths)),
         "fib": [row._asdict() for row in found],
     }
+
+
+def silent_gateways(node: Node, paths: Iterable[Route]) -> list[str]:
+    """Say which gateways of the paths that carry the traffic do not answer, a line each."""
+    if node.neighbours is None:
+        return []
+    hops = [(of_address(path.next_hop)[1][1:], path.device) for path in paths if path.multipath and path.next_hop]
+    return [f"{gateway} does not answer" for gateway in dict.fromkeys(g for hop in hops for g in node.silent(*hop))]
 
 
 def path_json(path: Route) -> Json:
@@ -278,6 +287,7 @@ async def _findings(node: Node) -> list[str]:
     interfaces = node.monitor.interfaces
     pools = overlaps_with_subnets(node.config, interfaces.subnets())
     found = [f"{problem.path}: {problem.text}" for problem in pools]
+    found += node.fib.findings if node.running else []
     return found + await asyncio.to_thread(findings, node.uplinks())
 
 

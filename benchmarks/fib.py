@@ -17,7 +17,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import fib_cases
+from benchmarks import fib_cases, fib_repairs
 from benchmarks.curve import picture
 from benchmarks.fib_cases import QUICK, Load, Results, Run, Sizes, percentile
 from benchmarks.fib_lab import ROUTERS
@@ -43,6 +43,10 @@ ECMP = 0.010
 QUIET = {50: 2.0, 99: 10.0}
 LOADING = {99: 50.0}
 """Milliseconds by percentile."""
+REPAIR_OF_ONE = 100.0
+"""Milliseconds."""
+REPAIR_OF_ALL = 2.0
+"""Seconds."""
 
 _CASES: dict[str, Callable[[Run], None]] = {
     "ipv4": fib_cases.large_updates,
@@ -51,6 +55,7 @@ _CASES: dict[str, Callable[[Run], None]] = {
     "internet": partial(fib_cases.real_table, path=DATA / TABLE),
     "ecmp": fib_cases.ecmp,
     "latency": fib_cases.latency,
+    "repair": fib_repairs.repairs,
     "curve": fib_cases.curve,
 }
 
@@ -101,7 +106,13 @@ def _shown(sizes: Sizes) -> str:
 
 
 def _rows(results: Results) -> list[Row]:
-    return [*_load_rows(results), *_ecmp_rows(results), *_latency_rows(results), *_curve_rows(results)]
+    return [
+        *_load_rows(results),
+        *_ecmp_rows(results),
+        *_latency_rows(results),
+        *_repair_rows(results),
+        *_curve_rows(results),
+    ]
 
 
 def _load_rows(results: Results) -> Iterator[Row]:
@@ -152,6 +163,15 @@ def _latency_rows(results: Results) -> Iterator[Row]:
                 if name != "podroute":
                     theirs = percentile(figures, percent) * 1000
                     yield Row(f"one route, {case}: p{percent}", "ms", ours, theirs, name)
+
+
+def _repair_rows(results: Results) -> Iterator[Row]:
+    for what, seconds in results.repairs.items():
+        if len(seconds) > 1:
+            for percent, goal in ((50, None), (99, REPAIR_OF_ONE)):
+                yield Row(f"{what}, repaired: p{percent}", "ms", percentile(seconds, percent) * 1000, goal=goal)
+        else:
+            yield Row(f"{what}, repaired", "s", seconds[0], goal=REPAIR_OF_ALL)
 
 
 def _curve_rows(results: Results) -> Iterator[Row]:

@@ -12,7 +12,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -159,8 +159,8 @@ class Feeder:
         sock, self._sock = self._sock, None
         assert sock is not None
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        # close() alone would wait for the reader
-        sock.shutdown(socket.SHUT_RD)
+        with suppress(OSError):  # close() alone would wait for the reader; the other side may be gone
+            sock.shutdown(socket.SHUT_RD)
         sock.close()
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ from bgp.messages import BORR, EORR
 from bgp.paths import Path, Peer
 from bgp.policy import Changes, ExportPolicy, Policy, Source, Verdict
 from bgp.table import PLACE, SHARDS, TOP, Table
-from bgp.telling import SLICE, Change, Difference, Exported, Member, Retelling, Told, Whole
+from bgp.telling import SLICE, Backlog, Change, Difference, Exported, Member, Retelling, Told, Untold, Whole
 from bgp.update import Announcement, announcements, encode_end_of_rib, encode_refresh_marker, fits, room, withdrawals
 from config.prefix import Family
 
@@ -181,16 +181,14 @@ class ExportGroup:
         """Return what a peer has been told on its session so far."""
         member = self.members[name]
         if member.retelling is not None:
-            told, rest = member.retelling.interrupt()
-            member.queue.extend(self._render(self._plan(rest, member.peer), member.next_hop))
+            told = member.retelling.interrupt()
             refresh = True if member.refresh_due else told.refresh
             mixed = member.retelling.begun and told.next_hop != member.next_hop
             next_hop = b"" if mixed else told.next_hop
             return told._replace(
                 queue=member.queue, end_of_rib_due=member.end_of_rib_due, next_hop=next_hop, refresh=refresh
             )
-        self._absorb(member, self.end)
-        held = {prefix: held for prefix, (held, _) in member.backlog.items()}
+        held = (Untold(self._log, member.cursor - self._base, len(self._log)).pairs, Backlog(member.backlog).pairs)
         untold = tuple(table for table in member.tables if table.first)
         again = [table.marked for table in member.tables if not table.first]
         refresh = True if member.refresh_due or any(again) else False if again else None
@@ -213,7 +211,7 @@ class ExportGroup:
         elif member.retelling is not None:
             member.retelling.refresh = enhanced or bool(member.retelling.refresh)
         elif self.complete and (not member.tables or member.tables[-1].begun):
-            self._absorb(member, self.end)
+            member.gather = self.end
             member.tables.append(Whole(self.table.snapshot(), first=False, marked=enhanced))
 
     def advertised(self, name: str) -> int:
@@ -319,6 +317,9 @@ class ExportGroup:
         """Pack the next stretch of what a member has not been told; return its size, 0 where there is nothing."""
         if member.retelling is not None:
             count = self._retell(member, member.retelling) if member.retelling.begun else 0
+        elif member.cursor < member.gather:
+            count = min(SLICE, member.gather - member.cursor)
+            self._absorb(member, member.cursor + count)
         elif member.tables:
             whole = member.tables[0]
             if whole.marked and not whole.begun:
@@ -462,6 +463,6 @@ class ExportGroup:
         """Drop what no member has yet to be told."""
         low = min((m.cursor for m in self.members.values()), default=self.end)
         if low > self._base:
-            del self._log[: low - self._base]
+            self._log = self._log[low - self._base :]  # a new list: ``told`` has given the old one away
             self._base = low
             self._plans = {stretch: plan for stretch, plan in self._plans.items() if stretch[0] >= low}

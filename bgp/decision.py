@@ -46,6 +46,8 @@ class Step(IntEnum):
     """The lower path identifier, among paths of one peer (RFC 7911), which are alike in all before."""
     MULTIPATH = 13
     """Not a comparison: paths equal up to (e) that carry traffic beside the best one."""
+    NEXT_HOP_ANSWERS = 14
+    """Where no gateway of the paths that would carry the traffic answers, those of which one does take their place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +71,23 @@ class Decision(NamedTuple):
 
 
 def decide(paths: Iterable[Path], options: Options) -> Decision:
-    """Choose among paths to one prefix, which differ in peer or path identifier. Ineligible paths take no part."""
-    left = [p for p in paths if p.eligible]
+    """Choose among paths to one prefix, which differ in peer or path identifier. Ineligible paths take no part.
+
+    Silent paths do as long as they share the traffic with one that is not: the FIB leaves their gateways out by itself,
+    and no prefix has to move. Where all paths are silent they are the only chance that packets have.
+    """
+    eligible = [p for p in paths if p.eligible]
+    decision = _decide(eligible, options)
+    if decision.multipath and all(p.silent for p in decision.multipath):
+        answering = [p for p in eligible if not p.silent]
+        if answering:
+            decision = _decide(answering, options)
+            decision.lost.update((p, Step.NEXT_HOP_ANSWERS) for p in eligible if p.silent)
+            return decision._replace(decided=decision.decided or Step.NEXT_HOP_ANSWERS)
+    return decision
+
+
+def _decide(left: list[Path], options: Options) -> Decision:
     lost: dict[Path, Step] = {}
     decided: Step | None = None
     equal: list[Path] = []
@@ -95,7 +112,13 @@ def decide(paths: Iterable[Path], options: Options) -> Decision:
 def rank(paths: Iterable[Path], options: Options) -> tuple[Path, ...]:
     """Return the eligible paths, best first: each is what ``decide`` would choose without those before it."""
     ranked: list[Path] = []
-    by_first = sorted((p for p in paths if p.eligible), key=_first_keys)
+    eligible = [p for p in paths if p.eligible]
+    if any(p.silent for p in eligible):  # seldom: then what is first depends on what shares the traffic with it
+        while (best := decide(eligible, options).best) is not None:
+            ranked.append(best)
+            eligible.remove(best)
+        return tuple(ranked)
+    by_first = sorted(eligible, key=_first_keys)
     for _, equal in groupby(by_first, key=_first_keys):
         # MED orders the paths of one neighbouring AS only: the next one is the best of those that are first in theirs.
         groups: dict[int, list[Path]] = {}

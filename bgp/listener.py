@@ -29,6 +29,11 @@ _HINTS = {
     errno.EAFNOSUPPORT: "the kernel lacks this address family: leave it out of bgp.listen",
 }
 
+_KEY_HINTS = {
+    errno.ENOMEM: "each password of a listening socket counts towards sysctl net.core.optmem_max: raise it",
+    errno.ENOPROTOOPT: "the kernel lacks CONFIG_TCP_MD5SIG",
+}
+
 Accept = Callable[[socket.socket, Endpoint], bool]
 """Takes a connection and who it is from; False: a stranger, which the listener turns away."""
 
@@ -67,7 +72,9 @@ class Listener:
             pass
         except OSError as error:
             whose = peer if length is None else f"{peer}/{length}"
-            raise SpeakerError(f"cannot set the TCP-MD5 password of {whose}: {os.strerror(error.errno or 0)}") from None
+            text = f"cannot set the TCP-MD5 password of {whose}: {os.strerror(error.errno or 0)}"
+            hint = _KEY_HINTS.get(error.errno or 0)
+            raise SpeakerError(f"{text} ({hint})" if hint else text) from None
 
     def close(self) -> None:
         if self._pause is not None:

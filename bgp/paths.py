@@ -91,6 +91,11 @@ class Path:
         return not self.fault and (self.hop is None or self.hop.resolution is not None)
 
     @property
+    def silent(self) -> bool:
+        """Its next hop can be reached, but no gateway on the way answers."""
+        return self.hop is not None and self.hop.resolution is not None and not self.hop.resolution.answers
+
+    @property
     def local_pref(self) -> int:
         """Degree of preference (RFC 4271 section 9.1.1)."""
         value = self.attributes.local_pref

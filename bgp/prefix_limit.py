@@ -42,7 +42,9 @@ class LimitWatch:
             told = self._rib.told(self._peer, family)
             if told < self._next.get(family, 0):
                 continue
-            count, maximum = self._rib.received(self._peer, family), self._limit.maximum
+            # What is stale the peer announced before it restarted, and has not announced since
+            count = self._rib.received(self._peer, family) - self._rib.stale(self._peer, family)
+            maximum = self._limit.maximum
             if count > maximum:
                 reason = f"{count} {NAMES[family]} prefixes received, the maximum is {maximum}"
                 return reason, Notification(6, 1, pack("!HBI", AFI[family], UNICAST, maximum))

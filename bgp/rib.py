@@ -40,6 +40,9 @@ _INTERNED_LIMIT = 65536
 _LIGHT = 8
 """So many prefixes may be looked at, or let go of, in a walk where one could be decided over."""
 
+_FEW = 64
+"""A peer of which no more prefixes wait to be decided does not wait until those of others are."""
+
 _STRETCH = 500
 """Prefixes decided over in one step of a walk."""
 
@@ -48,7 +51,7 @@ class Rib:
     """The Adj-RIBs-In, the Loc-RIB and the Adj-RIBs-Out of one speaker.
 
     ``router_id`` is four octets. ``resolver`` says which next hops can be reached; ``next_hops_changed`` must be called
-    when that changes. ``on_fib`` is called out of ``run``, once per family and call at most; ``on_refused``
+    when that changes. ``on_fib`` is called out of ``run``, twice per family and call at most; ``on_refused``
     too, once for each prefix that a peer begins to announce though it is ours.
     """
 
@@ -316,6 +319,10 @@ class Rib:
 
     # Work
 
+    def next_hops(self) -> list[tuple[bytes, str]]:
+        """Return ``(address, device)`` of all next hops that peers have announced paths by."""
+        return list(self._hops.keys())
+
     def next_hops_changed(self, changed: Iterable[tuple[bytes, str]]) -> None:
         """Take note that ``(address, device)`` pairs resolve differently now."""
         affected = set()
@@ -344,8 +351,10 @@ class Rib:
         for family in FAMILIES if self._turn % 2 else FAMILIES[::-1]:
             left -= self._run_walks(family, left)
             left -= self._shorten_logs(family, left)
-            for rib in ribs[first:] + ribs[:first]:
-                if left <= 0 or family in self._deferred:
+            ordered = ribs[first:] + ribs[:first] if family not in self._deferred else []
+            left -= self._run_few(ordered, family, left)
+            for rib in ordered:
+                if left <= 0:
                     break
                 left -= self._run_peer(rib, family, left)
             self._settle(family)
@@ -444,6 +453,24 @@ class Rib:
                 del self._groups[group.key]
                 self.loc[family].all_paths = any(key.paths and key.family == family for key in self._groups)
                 self._discarded += group.table.shards
+
+    def _run_few(self, ribs: Sequence[PeerRib], family: Family, budget: int) -> int:
+        """Decide over what those announce who announce little; tell the FIB apart from the many others, if there are.
+
+        It takes at most half of the budget, so that many such peers leave the others their share.
+        """
+        done, most = 0, budget // 2
+        waiting = [rib.adj_in.dirty[family].waiting for rib in ribs]
+        if max(waiting, default=0) <= _FEW:
+            return 0
+        for rib, count in zip(ribs, waiting, strict=True):
+            if 0 < count <= _FEW and done < most:
+                done += self._run_peer(rib, family, most - done)
+        changes = self._changes[family]
+        if done and changes.fib:
+            self._on_fib(family, changes.fib)
+            changes.fib = []
+        return done
 
     def _run_peer(self, rib: PeerRib, family: Family, budget: int) -> int:
         """Work off stale paths and dirty prefixes of one peer; return how many it were."""

@@ -141,6 +141,11 @@ class Session:
         self.fsm.update_sent(self._loop.time())
         self._note_progress()
 
+    @property
+    def unread(self) -> int:
+        """Octets that have arrived and wait for ``read``."""
+        return self._framer.pending
+
     def read(self, budget: int) -> bool:
         """Process messages of up to about ``budget`` octets of those that have arrived; True: there are more."""
         self._process(budget)

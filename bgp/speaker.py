@@ -46,6 +46,9 @@ _BACKLOG = 50_000
 """Prefixes that wait to be decided at which no more octets are processed: peers are to slow down, not we to grow."""
 _READ = 8 * 1024
 """Octets of one peer processed at a time; some 2,000 prefixes, or 150 with new attributes each."""
+_LITTLE, _SPARED = 1024, 64 * 1024
+"""Octets that a peer may have sent to be heard while the decisions or the FIB lag behind, and of all such peers until
+they do no more: who says little need not wait for others."""
 _WRITE = 32 * 1024
 """Octets taken from a peer's Adj-RIB-Out at a time."""
 _ACKNOWLEDGED = 0.01
@@ -131,6 +134,8 @@ class Speaker:
         """The RIB may have something to decide, or peers may have something to be written to them."""
         self._lagging = False
         """Decisions lag so far behind that no more octets are to be processed."""
+        self._spared = 0
+        """Octets processed since the decisions or the FIB began to lag behind."""
         self._changed = asyncio.Event()
         self._budget = 1024
         self._task: asyncio.Task[None] | None = None
@@ -185,7 +190,7 @@ class Speaker:
     def add_peer(self, settings: PeerSettings) -> None:
         """Begin with a peer, which a dynamic neighbour at its address makes way for.
 
-        Raises SpeakerError where its name or address is taken.
+        Raises SpeakerError where its name or address is taken, or the kernel refuses its password.
         """
         self._add(settings, None)
 
@@ -212,7 +217,12 @@ class Speaker:
             )
         )
         if self._task is not None:
-            self._set_password(peer)
+            try:
+                self._set_password(peer)
+            except SpeakerError:
+                self._unlist(settings.name)
+                self._forget(settings.name)
+                raise
             peer.start()
         return peer
 
@@ -492,14 +502,29 @@ class Speaker:
     def _read(self, until: float) -> bool:
         """Process what peers sent, each in turn, unless decisions or the FIB lag behind; True: there is more to do."""
         readers = self._local.readers
-        if self._fib_full():
-            return False
-        if not self._lagging:
-            while readers and time.perf_counter() < until:
-                session = readers.popleft()
-                if session.read(_READ):
-                    readers.append(session)
+        full = self._fib_full()
+        if full or self._lagging:
+            self._read_little()
+            return bool(readers) and not full
+        self._spared = 0
+        while readers and time.perf_counter() < until:
+            session = readers.popleft()
+            if session.read(_READ):
+                readers.append(session)
         return bool(readers)
+
+    def _read_little(self) -> None:
+        """Process what those have sent who have sent little."""
+        readers = self._local.readers
+        for _ in range(len(readers)):
+            session = readers.popleft()
+            octets = session.unread
+            if octets > _LITTLE or self._spared > _SPARED:
+                readers.append(session)
+            else:
+                self._spared += octets
+                if session.read(_LITTLE):
+                    readers.append(session)
 
     def _flush(self, until: float) -> bool:
         """Let each peer write in turn; True: some have more, and time is up."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -53,6 +53,9 @@ Difference = tuple[bytes, Exported | None, Exported | None]
 Shards = list[dict[bytes, Exported]]
 """Of a table, as they were at one time; nobody changes them any more."""
 
+Held = Iterable[tuple[bytes, Exported | None]]
+"""Prefixes, and what a peer has been told of them; None: nothing. Can be iterated over again, and may be long."""
+
 
 class Whole:
     """A table that a member is to be told, sorted by route before it is packed; a part at a time, both."""
@@ -97,13 +100,53 @@ class Whole:
         return taken
 
 
+class Untold(NamedTuple):
+    """What a peer held before changes of a log, of which it has not been told."""
+
+    log: Sequence[Difference]
+    first: int
+    """The first of the changes."""
+    end: int
+    """The first behind them."""
+
+    def pairs(self) -> Iterator[tuple[bytes, Exported | None]]:
+        """Iterate backwards: of several changes of a prefix the first one says what is held."""
+        for number in range(self.end - 1, self.first - 1, -1):
+            prefix, held, _ = self.log[number]
+            yield prefix, held
+
+
+class Backlog(NamedTuple):
+    """What a peer held before the changes of its backlog."""
+
+    changes: Mapping[bytes, Change]
+
+    def pairs(self) -> Iterator[tuple[bytes, Exported | None]]:
+        for prefix, (held, _) in self.changes.items():
+            yield prefix, held
+
+
+class Compared(NamedTuple):
+    """What a peer holds of the part of a shard that has been compared with what it is to know."""
+
+    known: Mapping[bytes, Exported | None]
+    wanted: Mapping[bytes, Exported]
+    seen: int
+    """How many prefixes of first the one, then the other have been."""
+
+    def pairs(self) -> Iterator[tuple[bytes, Exported | None]]:
+        for prefix in islice(self.known, self.seen):
+            yield prefix, self.wanted.get(prefix)
+        yield from islice(self.wanted.items(), max(self.seen - len(self.known), 0))
+
+
 class Told(NamedTuple):
     """What a peer has been told on its session, for a change of groups in the middle of it."""
 
-    shards: Shards
+    shards: Sequence[Mapping[bytes, Exported | None]]
     """Routes by prefix, with the path identifier before it where those are sent."""
-    held: dict[bytes, Exported | None]
-    """What the peer has been told instead of some prefixes; None: nothing."""
+    held: tuple[Callable[[], Held], ...]
+    """What the peer has been told instead of some prefixes; None: nothing. The last word on a prefix counts."""
     untold: tuple[Whole, ...]
     """Of these, it has not been told what is left."""
     queue: deque[bytes]
@@ -121,14 +164,23 @@ class Retelling:
     def __init__(self, told: Told, peer: Peer, next_hop: bytes) -> None:
         self.refresh: bool | None = None
         """A refresh is to follow; True: one between BoRR and EoRR."""
-        self._told = told
+        self._told = told._replace(shards=())
         self._peer = peer
         self._same_next_hop = told.next_hop == next_hop
         self._held: list[dict[bytes, Exported | None]] = [{} for _ in range(SHARDS)]
-        self._exceptions = chain(told.held.items(), ((prefix, None) for whole in told.untold for prefix in whole))
+        self._exceptions = chain(
+            chain.from_iterable(held() for held in told.held),
+            ((prefix, None) for whole in told.untold for prefix in whole),
+        )
+        self._left = list(told.shards)
+        """Of what the peer has been told; let go of a part at a time."""
         self._shards: Shards = []
         self._next = 0
         """The first shard that has not been begun."""
+        self._known: Mapping[bytes, Exported | None] = {}
+        """What the peer had been told of the shard before that one."""
+        self._compared = 0
+        """How much of that shard has been compared."""
         self._differences: Iterator[Difference | None] = iter(())
 
     @property
@@ -148,26 +200,33 @@ class Retelling:
             return len(exceptions), []
         while True:
             seen = list(islice(self._differences, SLICE))
+            self._compared += len(seen)
             if seen or self._next == SHARDS:
                 return len(seen), [difference for difference in seen if difference is not None]
-            self._differences = self._compare(self._next)
+            if not self._next:
+                self._told = self._told._replace(held=(), untold=())
+            self._known = {**self._left[self._next], **self._held[self._next]}
+            self._left[self._next] = self._held[self._next] = {}
+            self._differences, self._compared = self._compare(self._known, self._shards[self._next]), 0
             self._next += 1
 
-    def interrupt(self) -> tuple[Told, list[Difference]]:
-        """Return what the peer has been told so far, once it is told what else differs in the shard under way."""
-        rest = [difference for difference in self._differences if difference is not None]
-        told = self._told
+    def interrupt(self) -> Told:
+        """Return what the peer has been told so far."""
+        told = self._told._replace(shards=self._left)
         if self._next:
-            shards = self._shards[: self._next] + told.shards[self._next :]
-            held = {prefix: route for some in self._held[self._next :] for prefix, route in some.items()}
-            told = told._replace(shards=shards, held=held, untold=())
-        return told._replace(refresh=self.refresh), rest
+            current = self._next - 1
+            compared = Compared(self._known, self._shards[current], self._compared)
+            told = told._replace(
+                shards=[*self._shards[:current], self._known, *self._left[self._next :]],
+                held=(compared.pairs, *(some.items for some in self._held[self._next :])),
+                untold=(),
+            )
+        return told._replace(refresh=self.refresh)
 
-    def _compare(self, shard: int) -> Iterator[Difference | None]:
+    def _compare(
+        self, known: Mapping[bytes, Exported | None], wanted: Mapping[bytes, Exported]
+    ) -> Iterator[Difference | None]:
         """Iterate over the prefixes of a shard: how they differ, or None."""
-        wanted = self._shards[shard]
-        known: dict[bytes, Exported | None] = {**self._told.shards[shard], **self._held[shard]}
-        self._told.shards[shard] = {}  # so that a large table is let go of a part at a time
         peer = self._peer
         for prefix, held in known.items():
             route = wanted.get(prefix)
@@ -189,6 +248,8 @@ class Member:
         self.next_hop = next_hop
         self.cursor = cursor
         """Number of the first change in the log that the peer has not been told."""
+        self.gather = cursor
+        """Changes before this number become part of the backlog, so that a table told again is not undone by them."""
         self.tables: deque[Whole] = deque()
         """What comes first: the table when the member joined, and when it asked for it."""
         self.retelling: Retelling | None = None

@@ -1,8 +1,10 @@
-"""Follows the MAC addresses of pods, for the host's neighbour entries are permanent.
+"""Keeps the host's neighbour entries of pods true, for they are permanent.
 
-The plugin ``tuning`` changes them right after ADD, and nobody tells. The kernel does: a socket that listens to all
-namespaces hears of every link whose namespace this one has an id of, which holds for each pod's. It takes
+The plugin ``tuning`` changes MAC addresses right after ADD, and nobody tells. The kernel does: a socket that listens to
+all namespaces hears of every link whose namespace this one has an id of, which holds for each pod's. It takes
 CAP_NET_BROADCAST; without it the entries follow at CHECK and at the agent's start only.
+
+A host end that somebody sets down loses its entries, and has them again once it is up.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from cni import netlink
 from cni.errors import CniError
 from cni.hooks import Addresses, Attachment
 from cni.namespaces import check_pod, entered
-from cni.podnet import PodLinks
+from cni.podnet import PodLinks, packed
 from cni.workers import Worker
 
 log = logging.getLogger("podroute.cni")
@@ -30,15 +32,19 @@ _GROUP_LINK = 1
 _LISTEN_ALL_NSID = 8
 _HEADER = struct.Struct("=IHHII")
 _ATTACH_FILTER = 26
-_LOAD_HALF, _LOAD_WORD, _JUMP_EQUAL, _RETURN = 0x28, 0x20, 0x15, 0x06
-# Of RTM_NEWLINK only those that no change of flags caused; BPF reads numbers big-endian.
+_LOAD_HALF, _LOAD_WORD, _JUMP_EQUAL, _JUMP_SET, _RETURN = 0x28, 0x20, 0x15, 0x45, 0x06
+# Of RTM_NEWLINK those that no change of flags caused, and those of links that are set down (a new link's says that all
+# flags have changed). BPF reads numbers big-endian.
 _FILTER: Final = (
     (_LOAD_HALF, 0, 0, 4),
-    (_JUMP_EQUAL, 0, 3, socket.htons(netlink.NEWLINK)),
+    (_JUMP_EQUAL, 0, 5, socket.htons(netlink.NEWLINK)),
     (_LOAD_WORD, 0, 0, _HEADER.size + 12),
-    (_JUMP_EQUAL, 0, 1, 0),
-    (_RETURN, 0, 0, 0xFFFF),
+    (_JUMP_EQUAL, 4, 0, 0),
+    (_JUMP_EQUAL, 0, 2, socket.htonl(netlink.IFF_UP)),
+    (_LOAD_WORD, 0, 0, _HEADER.size + 8),
+    (_JUMP_SET, 0, 1, socket.htonl(netlink.IFF_UP)),
     (_RETURN, 0, 0, 0),
+    (_RETURN, 0, 0, 0xFFFF),
 )
 _READING: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _EVENTS = 64
@@ -54,6 +60,8 @@ class Follower:
         self._worker = worker
         self._pods: dict[int, bytes] = {}
         """The MAC addresses that pods' neighbour entries have, by the index of the host end."""
+        self._down: set[int] = set()
+        """Host ends that were set down."""
         self._socket: socket.socket | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._jobs: set[asyncio.Task[None]] = set()
@@ -79,6 +87,7 @@ class Follower:
 
     def forget(self, index: int) -> None:
         self._pods.pop(index, None)
+        self._down.discard(index)
 
     async def restore(self, pods: Sequence[tuple[int, bytes]]) -> None:
         """Follow pods of an earlier run: the indexes of their host ends, the MAC addresses that they had then."""
@@ -114,10 +123,15 @@ class Follower:
                 log.warning("events of pods' interfaces were lost: all are looked up")
                 self._begin(self.restore(list(self._pods.items())))
                 return
+            link = netlink.decode_link(data[_HEADER.size :])
             if ancillary:  # the id of the namespace; without one it is the host's own
-                link = netlink.decode_link(data[_HEADER.size :])
                 if self._pods.get(link.peer, link.mac) != link.mac:
                     self._begin(self._look(link.peer))
+            elif link.index in self._pods and not link.up:
+                self._down.add(link.index)
+            elif link.index in self._down and link.operational:
+                self._down.discard(link.index)
+                self._begin(self._mend(link.index))
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         job = asyncio.get_running_loop().create_task(work)
@@ -126,20 +140,34 @@ class Follower:
 
     async def _look(self, index: int) -> None:
         """Follow a pod by the path of its namespace, which the agent sees unless it lives in a container without."""
-        handle = await self._worker(lambda: self._links.handle(index))
-        if handle and (attachment := await self._addresses.lookup(handle)):
+        if attachment := await self._attachment(index):
             path = str(attachment.attributes.get("netns", ""))
             await self._follow(index, attachment, lambda: os.open(path, _READING))
 
+    async def _mend(self, index: int) -> None:
+        if not (attachment := await self._attachment(index)):
+            return
+        fields = {"pod": str(attachment.handle)}
+        try:
+            await self._worker(lambda: self._links.mend([(index, packed(attachment.assignments))]))
+        except OSError as error:
+            fields["error"] = str(error)
+            log.warning("a pod's interface went down and up, its neighbours cannot be set", extra={"fields": fields})
+        else:
+            log.info("pod's interface went down and up, its neighbours are set", extra={"fields": fields})
+
+    async def _attachment(self, index: int) -> Attachment | None:
+        handle = await self._worker(lambda: self._links.handle(index))
+        return await self._addresses.lookup(handle) if handle else None
+
     async def _follow(self, index: int, attachment: Attachment, open_pod: Callable[[], int]) -> None:
-        handle = attachment.handle
-        families = sorted({assignment.family for assignment in attachment.assignments})
+        handle, addresses = attachment.handle, packed(attachment.assignments)
 
         def follow() -> bytes:
             namespace = open_pod()
             try:
                 check_pod(namespace, self._links.host, "")
-                return self._links.follow(index, namespace, handle, families)
+                return self._links.follow(index, namespace, handle, addresses)
             finally:
                 os.close(namespace)
 

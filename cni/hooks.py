@@ -111,8 +111,11 @@ class Hooks(Protocol):
     async def advertised(self, assignments: Sequence[Assignment]) -> None:
         """Return once the blocks of a new pod's addresses are advertised, or have had their time."""
 
-    def ready(self) -> tuple[int, str] | None:
-        """Return None where ADD would succeed, else what STATUS answers: 50 or 51, and why."""
+    def ready(self, pools: Sequence[str]) -> tuple[int, str] | None:
+        """Return None where ADD would succeed, else what STATUS answers: 50 or 51, and why.
+
+        ``pools``: those that the network names; none: all that serve the node.
+        """
 
     def uplinks(self) -> Sequence[str]:
         """Return addresses whose way out bounds a pod's MTU, the BGP peers': ``"10.1.1.1"``, ``"fe80::1%eth0"``."""

@@ -14,8 +14,8 @@ from typing import Final
 from cni import netlink
 from cni.links import await_carrier, await_local, set_link
 from cni.namespaces import set_sysctl
-from cni.netlink import Message, Netlink
-from config.prefix import Family
+from cni.netlink import Message, Netlink, Reply, Rule
+from config.prefix import BITS, FAMILIES, Family
 
 HOST_MAC: Final = bytes.fromhex("027072686f73")
 """Of every host end: links of two stations share no segment, and a pod's entry for its gateway never goes stale."""
@@ -26,6 +26,8 @@ GATEWAYS: Final[dict[Family, bytes]] = {
 _FORWARDING: Final[dict[Family, str]] = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
 _TABLES = 1 << 24
 """Where further interfaces' tables begin: far from what people number."""
+_INDEXES = 1 << 31
+"""Interfaces are numbered below."""
 
 
 def configure(
@@ -61,10 +63,34 @@ def set_gateways(inside: Netlink, index: int, families: Sequence[Family]) -> Non
     inside.transact([netlink.set_neighbour(family, GATEWAYS[family], HOST_MAC, index) for family in families])
 
 
-def forget(inside: Netlink, index: int, addresses: Sequence[tuple[Family, bytes]]) -> None:
-    """Take away what outlives the interface: the rules of a further one."""
-    rules = [netlink.change_rule(family, address, _TABLES + index, add=False) for family, address in addresses]
-    inside.transact(rules, tolerate=[errno.ENOENT, errno.ESRCH, errno.EAFNOSUPPORT])
+def missing_rules(
+    inside: Netlink, index: int, family: Family, addresses: Sequence[tuple[Family, bytes]]
+) -> list[bytes]:
+    """Return the addresses of a further interface that lack the rule which leads what comes from them to its table."""
+    (replies,) = inside.transact([netlink.list_rules(family)])
+    present = {rule.source for rule in map(_rule, replies) if rule.table == _TABLES + index}
+    return [address for of, address in addresses if of == family and address not in present]
+
+
+def forget(inside: Netlink, gone: int | None) -> None:
+    """Take away what outlives a further interface, its rules; those of others that went without DEL, too.
+
+    ``gone``: index of an interface that is about to go.
+    """
+    listed = inside.transact([netlink.list_rules(family) for family in FAMILIES], tolerate=[errno.EAFNOSUPPORT])
+    stale = []
+    for family, replies in zip(FAMILIES, listed, strict=True):
+        for rule in map(_rule, replies):
+            index = rule.table - _TABLES
+            if rule.length != BITS[family] or not 0 < index < _INDEXES:
+                continue
+            if index == gone or inside.one(netlink.get_link_by_index(index)) is None:
+                stale.append(netlink.change_rule(family, rule.source, rule.table, add=False))
+    inside.transact(stale, tolerate=[errno.ENOENT])
+
+
+def _rule(reply: Reply) -> Rule:
+    return netlink.decode_rule(reply.body)
 
 
 def _set_forwarding(inside: Netlink, families: Sequence[Family], wanted: bool) -> None:

@@ -22,7 +22,7 @@ NEWLINK, DELLINK, GETLINK, SETLINK = 16, 17, 18, 19
 NEWADDR, GETADDR = 20, 22
 NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
 NEWNEIGH, GETNEIGH = 28, 30
-NEWRULE, DELRULE = 32, 33
+NEWRULE, DELRULE, GETRULE = 32, 33, 34
 GETNETCONF = 82
 
 REQUEST, ACK = 0x1, 0x4
@@ -44,10 +44,10 @@ IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 20, 26, 
 IFLA_LINK_NETNSID, IFLA_TARGET_NETNSID = 37, 46
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFLA_INET_CONF, IFLA_INET6_ADDR_GEN_MODE = 1, 8
-IPV4_FORWARDING, IPV4_RP_FILTER = 1, 8
+IPV4_FORWARDING, IPV4_RP_FILTER, IPV4_TAG = 1, 8, 12
 SKIP_STATISTICS = 8
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
-NDA_DST, NDA_LLADDR, NDA_IFINDEX = 1, 2, 8
+NDA_DST, NDA_LLADDR = 1, 2
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_TABLE = 1, 4, 5, 6, 15
 NETCONFA_IFINDEX, NETCONFA_FORWARDING, NETCONFA_IFINDEX_ALL = 1, 2, 0xFFFFFFFF
 FRA_SRC, FRA_TABLE, FR_ACT_TO_TABLE = 2, 15, 1
@@ -212,6 +212,8 @@ class Link:
     peer: int
     """Index of a veth's other end, in the namespace where that one is."""
     group: int
+    tag: int
+    """net.ipv4.conf.*.tag: a number that the kernel keeps and does nothing with."""
     alias: str
     namespace: int
     """Id of the namespace where the other end is; -1 where it is here."""
@@ -236,10 +238,17 @@ def decode_link(body: bytes) -> Link:
         kind=to_name(attributes(found.get(IFLA_LINKINFO, b"")).get(IFLA_INFO_KIND)),
         peer=to_number(found.get(IFLA_LINK)),
         group=to_number(found.get(IFLA_GROUP)),
+        tag=_ipv4_setting(found.get(IFLA_AF_SPEC, b""), IPV4_TAG),
         alias=to_name(found.get(IFLA_IFALIAS)),
         namespace=to_number(found[IFLA_LINK_NETNSID]) if IFLA_LINK_NETNSID in found else -1,
         operational=found.get(IFLA_OPERSTATE) == bytes([IF_OPER_UP]),
     )
+
+
+def _ipv4_setting(families: bytes, setting: int) -> int:
+    """Return one of net.ipv4.conf.*, 0 where a link has no IPv4; they are numbered from 1."""
+    values = attributes(attributes(families).get(socket.AF_INET, b"")).get(IFLA_INET_CONF, b"")
+    return to_number(values[4 * (setting - 1) : 4 * setting])
 
 
 def decode_address(body: bytes) -> tuple[int, bytes]:
@@ -265,14 +274,31 @@ class KernelRoute(NamedTuple):
     protocol: int
     local: bool
     """To this namespace itself."""
+    table: int
+
+
+class Rule(NamedTuple):
+    """What comes from a source is looked up in a table; others than those of ``change_rule`` may have no source."""
+
+    source: bytes
+    """Packed."""
+    length: int
+    table: int
+
+
+def decode_rule(body: bytes) -> Rule:
+    _, _, length, _, table, _, _, _, _ = _ROUTE.unpack_from(body)
+    found = attributes(body[_ROUTE.size :])
+    return Rule(found.get(FRA_SRC, b""), length, to_number(found.get(FRA_TABLE)) or table)
 
 
 def decode_route(body: bytes) -> KernelRoute:
-    _, length, _, _, _, protocol, _, kind, _ = _ROUTE.unpack_from(body)
+    _, length, _, _, table, protocol, _, kind, _ = _ROUTE.unpack_from(body)
     found = attributes(body[_ROUTE.size :])
     destination = found.get(RTA_DST, b"")
     device, gateway = to_number(found.get(RTA_OIF)), found.get(RTA_GATEWAY, b"")
-    return KernelRoute(destination, length, device, gateway, protocol, kind == RTN_LOCAL)
+    table = to_number(found.get(RTA_TABLE)) or table
+    return KernelRoute(destination, length, device, gateway, protocol, kind == RTN_LOCAL, table)
 
 
 def link_header(index: int = 0, *, up: bool = False, down: bool = False) -> bytes:
@@ -337,12 +363,6 @@ def set_neighbour(family: Family, address: bytes, mac: bytes, index: int) -> Mes
     return Message(NEWNEIGH, CREATE | REPLACE, body, f"set neighbour {show(address)}")
 
 
-def list_neighbours(family: Family, index: int) -> Message:
-    """List an interface's neighbour entries, on a strict socket."""
-    body = _NEIGHBOUR.pack(AF[family], 0, 0, 0, 0) + attribute(NDA_IFINDEX, number(index))
-    return Message(GETNEIGH, DUMP, body, "list neighbours")
-
-
 def get_neighbour(family: Family, address: bytes, index: int) -> Message:
     body = _NEIGHBOUR.pack(AF[family], index, 0, 0, 0) + attribute(NDA_DST, address)
     return Message(GETNEIGH, 0, body, f"look up neighbour {show(address)}")
@@ -404,6 +424,10 @@ def change_rule(family: Family, source: bytes, table: int, *, add: bool) -> Mess
     body += attribute(FRA_SRC, source) + attribute(FRA_TABLE, number(table))
     verb, flags = (NEWRULE, CREATE | EXCL) if add else (DELRULE, 0)
     return Message(verb, flags, body, f"{'add' if add else 'delete'} rule for {show(source)}")
+
+
+def list_rules(family: Family) -> Message:
+    return Message(GETRULE, DUMP, _ROUTE.pack(AF[family], 0, 0, 0, 0, 0, 0, 0, 0), f"list IPv{family} rules")
 
 
 def show(address: bytes) -> str:

@@ -5,8 +5,11 @@ neighbour entries on both sides stand in for ARP and neighbour discovery, so the
 and the host needs no proxy. The functions here block and are called in worker threads.
 
 A crash may come between any two steps. What is left is told by two marks on the host's end: the kernel sets the
-interface group as it makes the pair, and the last message of all sets the alias. Group without alias: unfinished. A pod
-that is cut off loses the alias and changes the group, so that all of those can be deleted in one go.
+interface group as it makes the pair, and the last step of all sets the tag. Group without tag: unfinished. A pod that
+is cut off loses its alias and changes the group, so that all of those can be deleted in one go.
+
+The tag is a sysctl: whatever netlink changes of a link that is up leads the kernel past all IPv6 routes of the node, in
+tens of milliseconds where it has a full table.
 """
 
 from __future__ import annotations
@@ -37,8 +40,10 @@ _MOST_MTU = 65535
 CUT_OFF: Final = ROUTE_PROTOCOL << 20 | 0xC07
 """Interface group of host ends that wait for their deletion; a number that nobody else comes upon."""
 _SPARE_INDEX = 1 << 20
-_MARK = "podroute "
-"""The handle follows, in the alias of a finished host end."""
+_MARK = "podroute: "
+"""The handle follows, in the alias of a host end; the tag says that it is finished."""
+_OLD_MARK = "podroute "
+"""The same of host ends that an agent before the tag made: they got their alias when they were finished."""
 _ALIAS_LIMIT = 255
 _HOST_IFNAME = re.compile(r"pr[0-9a-f]{13}")
 
@@ -102,6 +107,11 @@ def host_ifname(handle: Handle) -> str:
     return "pr" + _digest(handle).hex()[:13]
 
 
+def is_host_ifname(name: str) -> bool:
+    """Tell whether a name looks like ``host_ifname``'s."""
+    return _HOST_IFNAME.fullmatch(name) is not None
+
+
 def pod_mac(handle: Handle) -> bytes:
     """Return a locally administered unicast address."""
     return b"\x0a" + _digest(handle)[7:12]
@@ -124,19 +134,21 @@ class PodLinks:
         self.settings = settings
         self._ipv6 = os.path.isdir("/proc/sys/net/ipv6")
         """Whether the kernel has it."""
-        self._ipv6_links = -1
-        """Directory of the host's sysctls of links; a path to it leads past those of all namespaces."""
+        self._settings_of_links: dict[Family, int] = {}
+        """Directories of the host's sysctls of links; a path to them leads past those of all namespaces."""
 
     def open(self) -> None:
         """Call it before any link is made; blocks, for worker threads. Raises OSError."""
-        if self._ipv6:
-            with entered(self.host, self.host):
-                self._ipv6_links = os.open("/proc/sys/net/ipv6/conf", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        families: tuple[Family, ...] = FAMILIES if self._ipv6 else (4,)
+        with entered(self.host, self.host):
+            for family in families:
+                path = f"/proc/sys/net/ipv{family}/conf"
+                self._settings_of_links[family] = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def close(self) -> None:
-        if self._ipv6_links >= 0:
-            os.close(self._ipv6_links)
-            self._ipv6_links = -1
+        for directory in self._settings_of_links.values():
+            os.close(directory)
+        self._settings_of_links.clear()
 
     def make(self, pod: int, plan: Plan) -> Pair:
         """Make a pod's link, both ends down. Raises CniError and OSError.
@@ -166,10 +178,10 @@ class PodLinks:
             self._lead_to_pod(host, pair.outer, plan)
         return main
 
-    def forget(self, pod: int, link: HostLink, addresses: Sequence[tuple[Family, bytes]]) -> None:
-        """Take away what a link that is cut off leaves in its pod, if the pod lives. Raises CniError and OSError."""
+    def forget(self, pod: int, link: HostLink | None) -> None:
+        """Take away what a link that is cut off, and others that went, leave in a pod. Raises CniError and OSError."""
         with entered(pod, self.host), Netlink() as pods:
-            inside.forget(pods, link.peer, addresses)
+            inside.forget(pods, link.peer if link else None)
 
     def cut(self, handle: Handle) -> HostLink | None:
         """Take a pod's host end down, and with it its routes, and queue it for ``delete_cut``; None: there is none."""
@@ -209,7 +221,7 @@ class PodLinks:
         return [
             _host_link(link)
             for link in links
-            if link.group in (self.settings.protocol, CUT_OFF) and _HOST_IFNAME.fullmatch(link.name)
+            if link.group in (self.settings.protocol, CUT_OFF) and is_host_ifname(link.name)
         ]
 
     def mtu(self, uplinks: Sequence[str]) -> int:
@@ -227,8 +239,10 @@ class PodLinks:
         with self._host() as host:
             body = host.one(netlink.get_link_by_index(index))
         link = netlink.decode_link(body) if body else None
-        parts = link.alias.removeprefix(_MARK).split("/") if link else []
-        if link is None or len(parts) != len(Handle._fields):
+        if link is None or not finished(link):
+            return None
+        parts = link.alias.removeprefix(_MARK).removeprefix(_OLD_MARK).split("/")
+        if len(parts) != len(Handle._fields):
             return None
         handle = Handle(*parts)
         return handle if host_ifname(handle) == link.name else None
@@ -238,7 +252,7 @@ class PodLinks:
         with self._host() as host:
             return self._mac(host, index)
 
-    def follow(self, index: int, pod: int, handle: Handle, families: Sequence[Family]) -> bytes:
+    def follow(self, index: int, pod: int, handle: Handle, addresses: Sequence[tuple[Family, bytes]]) -> bytes:
         """Have neighbour entries on both sides fit the MAC address that a pod has now, and return it.
 
         The host's entries have the old one, and those of the pod went with it. Empty, and nothing done, where the
@@ -251,9 +265,19 @@ class PodLinks:
                 inner = netlink.decode_link(body) if body else None
                 if not mac or inner is None or inner.peer != index or inner.mac != mac:
                     return b""
-                inside.set_gateways(pods, inner.index, families)
-            _set_neighbours(host, index, mac)
+                inside.set_gateways(pods, inner.index, sorted({family for family, _ in addresses}))
+            host.transact(_neighbours(index, mac, addresses))
             return mac
+
+    def mend(self, ends: Sequence[tuple[int, Sequence[tuple[Family, bytes]]]]) -> None:
+        """Give host ends their pods' neighbour entries anew: the kernel drops them when a link goes down.
+
+        ``ends`` are their indexes, each with its pod's addresses. Raises OSError.
+        """
+        with self._host() as host:
+            for index, addresses in ends:
+                if mac := self._mac(host, index):
+                    host.transact(_neighbours(index, mac, addresses), tolerate=[errno.ENODEV, errno.ENETDOWN])
 
     def _mac(self, host: Netlink, index: int) -> bytes:
         body = host.one(netlink.get_link_by_index(index))
@@ -305,16 +329,18 @@ class PodLinks:
         name, ipv6 = plan.host_ifname, 6 in plan.families
         if ipv6:
             # The pod is a host, not a router: what it announces must not give this node addresses or routes.
-            set_sysctl(f"ipv6/conf/{name}/accept_ra", 0, below=self._ipv6_links)
-            set_sysctl(f"ipv6/conf/{name}/forwarding", 1, below=self._ipv6_links)
+            self._set(6, name, "accept_ra", 0)
+            self._set(6, name, "forwarding", 1)
         elif self._ipv6:
             # Each change of a link that has IPv6 leads the kernel past all IPv6 routes of the node.
-            set_sysctl(f"ipv6/conf/{name}/disable_ipv6", 1, below=self._ipv6_links)
+            self._set(6, name, "disable_ipv6", 1)
+        alias = f"{_MARK}{plan.handle}".encode(errors="surrogateescape")[:_ALIAS_LIMIT]
+        settings = _host_settings(ipv6=ipv6) + attribute(netlink.IFLA_IFALIAS, alias)
         host.transact(
             [
-                set_link(index, _host_settings(ipv6=ipv6), f"configure {name}"),
+                set_link(index, settings, f"configure {name}"),
                 set_link(index, b"", f"bring {name} up", up=True),
-                *(netlink.set_neighbour(family, address, plan.mac, index) for family, address in plan.addresses),
+                *_neighbours(index, plan.mac, plan.addresses),
             ]
         )
 
@@ -322,9 +348,10 @@ class PodLinks:
         await_carrier(host, index)
         for family, address in plan.addresses:
             self._add_host_route(host, family, address, index)
-        alias = f"{_MARK}{plan.handle}".encode(errors="surrogateescape")[:_ALIAS_LIMIT]
-        step = f"mark {plan.host_ifname} as complete"
-        host.transact([set_link(index, attribute(netlink.IFLA_IFALIAS, alias), step)])
+        self._set(4, plan.host_ifname, "tag", self.settings.protocol)
+
+    def _set(self, family: Family, link: str, name: str, value: int) -> None:
+        set_sysctl(f"ipv{family}/conf/{link}/{name}", value, below=self._settings_of_links[family])
 
     def _add_host_route(self, host: Netlink, family: Family, address: bytes, index: int) -> None:
         """Add the route to a pod. One of ours that is in the way is stale: the ledger gave the address to this pod."""
@@ -396,18 +423,16 @@ def _remove(host: Netlink, link: str) -> bool:
 
 
 def _host_link(link: netlink.Link) -> HostLink:
-    return HostLink(link.name, link.index, bool(link.alias), link.peer, link.namespace)
+    return HostLink(link.name, link.index, finished(link), link.peer, link.namespace)
 
 
-def _set_neighbours(host: Netlink, index: int, mac: bytes) -> None:
-    stale = []
-    for family in FAMILIES:
-        (replies,) = host.transact([netlink.list_neighbours(family, index)])
-        for reply in replies:
-            device, address, known, state = netlink.decode_neighbour(reply.body)
-            if device == index and state & netlink.NUD_PERMANENT and known != mac:
-                stale.append(netlink.set_neighbour(family, address, mac, index))
-    host.transact(stale)
+def finished(link: netlink.Link) -> bool:
+    """Tell whether all of a pod's wiring was done, of its host end; one that is cut off has no alias."""
+    return link.alias.startswith(_OLD_MARK) or bool(link.alias and link.tag == link.group)
+
+
+def _neighbours(index: int, mac: bytes, addresses: Sequence[tuple[Family, bytes]]) -> list[Message]:
+    return [netlink.set_neighbour(family, address, mac, index) for family, address in addresses]
 
 
 def _uplink_mtu(host: Netlink, uplink: str) -> int:

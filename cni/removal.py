@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from cni.hooks import AddressError, Addresses, Attachment, Handle, Hooks, host_ifname_of
-from cni.podnet import HostLink, PodLinks, host_ifname, packed
+from cni.podnet import HostLink, PodLinks, host_ifname
 from cni.workers import Worker
 
 log = logging.getLogger("podroute.cni")
@@ -73,13 +73,12 @@ class Remover:
             return
         if attachment:
             await self._hooks.pod_removed(handle, attachment.assignments, host_ifname(handle))
-        addresses = packed(attachment.assignments) if attachment else ()
 
         def cut() -> HostLink | None:
             link = self._links.cut(handle)
-            if link and pod is not None:
+            if pod is not None:
                 with suppress(OSError):  # a pod that is going: its rules go with it
-                    self._links.forget(pod, link, addresses)
+                    self._links.forget(pod, link)
             return link
 
         link = await self._worker(cut)
@@ -92,9 +91,9 @@ class Remover:
             if self._task is None:
                 self._task = asyncio.create_task(self._run(), name="cni-removal")
 
-    async def remove(self, handle: Handle) -> None:
-        """Remove a pod; what could not be removed is still there and logged. Raises AddressError and OSError."""
-        await self.cut(handle)
+    async def remove(self, handle: Handle, pod: int | None = None) -> None:
+        """Remove a pod, as ``cut``; what could not be removed is still there and logged. Raises as ``cut``."""
+        await self.cut(handle, pod)
         await self.finished(handle)
 
     async def finished(self, handle: Handle) -> None:

@@ -44,6 +44,7 @@ ALLOCATION_LIMIT = 45.0
 """Seconds to wait for an address; below the plugin's own patience."""
 _ROUTED = "ptp"
 """The one main plugin that wires its containers as podroute does, without a subnet."""
+_LEAST_IPV6_MTU = 1280
 _DEFAULT = {4: "0.0.0.0/0", 6: "::/0"}
 
 
@@ -83,7 +84,7 @@ class Verbs:
             if not await deliver(answer) and request.verb == "ADD" and not answer.status:
                 # Killed while it waited: the runtime counts this as failed, and may never ask for the deletion.
                 log.warning("plugin went away, pod undone", extra={"fields": {"pod": str(request.handle)}})
-                await self._remover.remove(request.handle)
+                await self._remover.remove(request.handle, self._living(netns))
 
     def deletes(self, handle: Handle) -> bool:
         """Tell whether a pod's deletion was answered for and is still under way."""
@@ -113,6 +114,8 @@ class Verbs:
             log.info("addresses of a vanished pod released", extra={"fields": _fields(attachment)})
         indexes = {link.name: link.index for link in links}
         wired = [a for a in recovery.keep if a.attributes["hostInterface"] == host_ifname(a.handle)]
+        ends = [(indexes[host_ifname(a.handle)], packed(a.assignments)) for a in wired]
+        await self._worker(lambda: self._links.mend(ends))
         await self._follower.restore([(indexes[host_ifname(a.handle)], _mac(a)) for a in wired])
         for attachment in recovery.keep:
             await self._hooks.pod_added(
@@ -134,8 +137,8 @@ class Verbs:
 
     async def remove_stray(self, link: HostLink) -> bool:
         """Remove a host end that no attachment knows; return whether it was one."""
-        known = {attachment.attributes.get("hostInterface") for attachment in await self._addresses.attachments()}
-        if link.name in known or link.name in self._adding:
+        known = await self._known()
+        if link.name in known:
             return False
         await self._remove(link)
         log.info("stray interface removed", extra={"fields": {"interface": link.name}})
@@ -185,7 +188,7 @@ class Verbs:
             case "GC":
                 await self._collect(request)
             case "STATUS":
-                if trouble := self._hooks.ready():
+                if trouble := self._hooks.ready(request.pools):
                     raise CniError(trouble[0], "podroute cannot add containers now", trouble[1])
             case _:
                 return encode_versions()
@@ -234,7 +237,7 @@ class Verbs:
         try:
             result = await self._wire(request, netns)
         except Exception:
-            await self._remover.remove(handle)
+            await self._remover.remove(handle, netns)
             raise
         finally:
             self._adding.discard(name)
@@ -262,6 +265,9 @@ class Verbs:
         assert not isinstance(allocated, BaseException)
         (plan, pair), assignments = linked, allocated
         plan = replace(plan, addresses=packed(assignments))
+        if 6 in plan.families and plan.mtu < _LEAST_IPV6_MTU:
+            text = f"mtu {plan.mtu} is too small for IPv6, which the pools give an address of"
+            raise CniError(Code.INVALID_CONFIGURATION, text, f"{_LEAST_IPV6_MTU} at least (RFC 8200 section 5)")
         default = await steps.timed("addresses and routes", self._worker(lambda: self._configure(netns, plan, pair)))
         self._follower.know(pair.outer, mac)
         await steps.timed("agent", self._hooks.pod_added(handle, assignments, plan.host_ifname, restored=False))
@@ -323,18 +329,12 @@ class Verbs:
             raise CniError(Code.CHECK_FAILED, f"{handle}: {found[0]}", "; ".join(found[1:]))
 
     async def _collect(self, request: Request) -> None:
-        """GC: remove the network's attachments that are not listed, and links that no ledger knows of.
-
-        The links are read first: whatever is among them was in the ledger before, so what the ledger does not know
-        afterwards is nobody's.
-        """
-        adding = set(self._adding)
+        """GC: remove the network's attachments that are not listed, and links that no ledger knows of."""
         links = await self._worker(self._links.list)
-        attachments = await self._addresses.attachments()
-        known = {host_ifname(attachment.handle) for attachment in attachments} | adding
+        known = await self._known()
         failed: list[str] = []
         going: list[Handle] = []
-        for attachment in attachments:
+        for attachment in await self._addresses.attachments():
             handle = attachment.handle
             if handle.network != request.network or (handle.container_id, handle.ifname) in request.valid:
                 continue
@@ -353,6 +353,15 @@ class Verbs:
                 await self._remove(link)
         if failed:
             raise CniError(Code.IO_FAILURE, f"{len(failed)} attachments could not be removed", "; ".join(failed))
+
+    async def _known(self) -> set[str]:
+        """Return the names of host ends that are somebody's. Whatever was seen before and is not among them is not.
+
+        An ADD makes its link beside its ledger entry: those at work are asked for first, so that one that ends
+        meanwhile is in the ledger.
+        """
+        adding = set(self._adding)
+        return adding | {host_ifname(attachment.handle) for attachment in await self._addresses.attachments()}
 
     async def _remove(self, link: HostLink) -> None:
         await self._worker(lambda: self._links.remove(link))

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from cni import netlink
 from cni.hooks import Handle
-from cni.inside import GATEWAYS
+from cni.inside import GATEWAYS, missing_rules
 from cni.namespaces import entered
 from cni.netlink import Link, Netlink
-from cni.podnet import PodLinks, host_ifname
+from cni.podnet import PodLinks, finished, host_ifname
 from config.prefix import BITS, Family
 
 
@@ -30,7 +30,7 @@ def faults(links: PodLinks, pod: int, handle: Handle, addresses: Sequence[tuple[
             found.append(f"the host's interface {host_ifname(handle)} is gone")
         elif not outer.up:
             found.append(f"the host's interface {outer.name} is down")
-        elif not outer.alias:
+        elif not finished(outer):
             found.append(f"the host's interface {outer.name} was never finished")
         if inner is None:
             found.append(f"the pod's interface {handle.ifname} is gone")
@@ -83,8 +83,12 @@ def _pod_faults(
         (replies,) = inside.transact([netlink.list_routes(family, table=0)])
         routes = [netlink.decode_route(reply.body) for reply in replies]
         gateway = GATEWAYS[family]
-        if not any(r.length == 0 and r.gateway == gateway and r.device == inner.index for r in routes):
+        tables = {r.table for r in routes if (r.length, r.gateway, r.device) == (0, gateway, inner.index)}
+        if not tables:
             found.append(f"the pod has no default route via {netlink.show(gateway)} on {inner.name}")
+        elif netlink.TABLE_MAIN not in tables:
+            missing = missing_rules(inside, inner.index, family, addresses)
+            found += [f"the pod has no rule for what comes from {netlink.show(address)}" for address in missing]
         if outer:
             found += _neighbour_faults(inside, family, gateway, inner, outer.mac, "the pod's")
     return found

@@ -28,6 +28,15 @@ _RESERVED = {
     "ff00::/8": "multicast",
 }
 
+_NO_NEXT_HOPS = {
+    "0.0.0.0/8": "this network",
+    "127.0.0.0/8": "loopback",
+    "224.0.0.0/3": "multicast and reserved",
+    "::/127": "unspecified and loopback",
+    "fe80::/10": "link-local: such a next hop brings its interface along",
+    "ff00::/8": "multicast",
+}
+
 RECLAIM_MARGIN = 3
 """Seconds, and a tenth of the time itself, for clocks that run apart and for withdrawals on their way."""
 
@@ -38,6 +47,8 @@ def check(config: Config) -> Iterator[Problem]:
     yield from _advertise(config)
     yield from check_peers(config)
     yield from _paths(config)
+    yield from _onlink(config)
+    yield from _resilient(config)
     yield from _store(config.store)
     yield from _mesh(config)
     yield from _reclaim(config)
@@ -151,6 +162,20 @@ def _paths(config: Config) -> Iterator[Problem]:
     if config.cni.mtu != "auto" and config.cni.mtu < 1280 and has_ipv6:
         text = f"is {config.cni.mtu}, must be 1280 or more with an IPv6 pool (RFC 8200 section 5)"
         yield Problem(("cni", "mtu"), text)
+
+
+def _onlink(config: Config) -> Iterator[Problem]:
+    for text in config.routes.onlink:
+        for unfit, use in _NO_NEXT_HOPS.items():
+            if _within(text, unfit):
+                yield Problem(("routes", "onlink", text), f"lies in {unfit} ({use}), must be where next hops may be")
+
+
+def _resilient(config: Config) -> Iterator[Problem]:
+    resilient, paths = config.routes.resilient, config.bgp.max_paths
+    if resilient is not None and resilient.buckets < paths:
+        text = f"is {resilient.buckets}, must be {paths} (bgp.maxPaths) or more: every next hop needs a bucket"
+        yield Problem(("routes", "resilient", "buckets"), text)
 
 
 def _mesh(config: Config) -> Iterator[Problem]:

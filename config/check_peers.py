@@ -29,6 +29,9 @@ def check_peers(config: Config) -> Iterator[Problem]:
                 read_password(peer.password_file)
             except ValueError as error:
                 yield Problem((*at, "passwordFile"), str(error))
+        if peer.multihop is not None and peer.ttl_security is not None:
+            text = f"is {peer.multihop} beside ttlSecurity, which sends with TTL 255, must be left out, or ttlSecurity"
+            yield Problem((*at, "multihop"), text)
         if peer.route_reflector_client and peer.remote_as.external(config.node.asn):
             text = (
                 f"is true for a peer in AS {peer.remote_as}, must be false: clients are in our own AS {config.node.asn}"
@@ -144,6 +147,9 @@ def check_policy(at: Location, policy: Policy) -> Iterator[Problem]:
         yield from _families(where, rule)
         if at[-1] == "import":
             yield from _import_only(where, rule)
+        elif rule.set.weight:
+            text = "is given in an export policy, must be in the import policy: it does not leave this node"
+            yield Problem((*where, "set", "weight"), text)
 
 
 def _families(where: Location, rule: Rule) -> Iterator[Problem]:

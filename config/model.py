@@ -16,6 +16,7 @@ from config.kernel import DEFAULT_METRIC, DEFAULT_METRIC_IPV6
 from config.policy import ACCEPT, REJECT, Policy, PolicyOrAction, Section
 from config.prefix import BY_NAME, Family
 from config.remote_as import RemoteAs
+from config.routes import OnLink, Resilient
 from config.store import Store, StoreOrUrl
 from config.values import (
     AbsolutePath,
@@ -256,6 +257,21 @@ class Routes(Section):
     metric_ipv6: int = Field(
         default=DEFAULT_METRIC_IPV6, ge=2, le=4294967295, description="2 to 4294967295 (connected subnets have 256)"
     )
+    check_neighbours: bool = Field(
+        default=False,
+        description="true (gateways that do not answer carry nothing while others do) or false",
+    )
+    onlink: OnLink = Field(
+        default={}, description='a mapping of prefixes and interfaces such as {"192.0.2.0/24": "eth0"}'
+    )
+    resilient: Resilient | None = Field(
+        default=None, description="a mapping of buckets, idleTimer and unbalancedTimer, {} for the defaults"
+    )
+
+    @property
+    def onlink_devices(self) -> dict[tuple[Family, bytes], str]:
+        """``onlink`` by (family, wire bytes)."""
+        return {prefix.parse(text): device for text, device in self.onlink.items()}
 
 
 class Cni(Section):
@@ -271,6 +287,9 @@ class Cni(Section):
     not_ready_after: Patience = Field(
         default="never",
         description="never, or 0 to 86400 seconds without advertisement after which STATUS says 51",
+    )
+    not_ready_when_full: bool = Field(
+        default=False, description="true (STATUS says 50 while a container would get no address) or false"
     )
     bin_dir: AbsolutePath = Field(default="/opt/cni/bin", description="an absolute path")
     conf_dir: AbsolutePath = Field(default="/etc/cni/net.d", description="an absolute path")
@@ -315,7 +334,7 @@ class Config(Section):
     bgp: Bgp = Field(default=Bgp(), description="a mapping such as {listen: [], holdTime: 90}")
     peers: dict[Name, Peer] = Field(default={}, description="a mapping of peers by name")
     mesh: dict[Name, Mesh] = Field(default={}, description="a mapping of selections of nodes to peer with, by name")
-    routes: Routes = Field(default=Routes(), description="a mapping of table and metric")
+    routes: Routes = Field(default=Routes(), description="a mapping of table, metric and so on")
     cni: Cni = Field(default=Cni(), description="a mapping of socket, mtu, binDir, confDir and so on")
     api: Api = Field(default=Api(), description="a mapping with socket")
     log: Log = Field(default=Log(), description="a mapping of level and format")
@@ -350,13 +369,22 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _inherit_timers(cls, value: Any) -> Any:
-        """Give peers the timers of ``bgp`` that they do not set themselves."""
-        if not isinstance(value, dict) or not isinstance(value.get("peers"), dict):
+        """Give peers and meshes the timers of ``bgp`` that they do not set themselves."""
+        bgp = value.get("bgp") if isinstance(value, dict) else None
+        if not isinstance(bgp, dict):
             return value
-        bgp = value.get("bgp")
-        timers = {key: bgp[key] for key in ("holdTime", "connectRetry") if key in bgp} if isinstance(bgp, dict) else {}
-        peers = {k: {**timers, **peer} if isinstance(peer, dict) else peer for k, peer in value["peers"].items()}
-        for name, peer in value["peers"].items():
-            if isinstance(peer, dict) and "listenRange" in peer and "connectRetry" not in peer:
-                peers[name].pop("connectRetry", None)  # it never connects
-        return {**value, "peers": peers}
+        inherited = dict(value)
+        for entries, keys in (("peers", ("holdTime", "connectRetry")), ("mesh", ("holdTime",))):
+            if isinstance(value.get(entries), dict):
+                timers = {key: bgp[key] for key in keys if key in bgp}
+                inherited[entries] = {
+                    name: _with_timers(one, timers) if isinstance(one, dict) else one
+                    for name, one in value[entries].items()
+                }
+        return inherited
+
+
+def _with_timers(entry: dict[str, Any], timers: dict[str, Any]) -> dict[str, Any]:
+    # Nobody connects to a listen range
+    left_out = ("connectRetry",) if "listenRange" in entry else ()
+    return {**{key: seconds for key, seconds in timers.items() if key not in left_out}, **entry}

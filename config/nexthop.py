@@ -31,12 +31,16 @@ class Gateway(NamedTuple):
     address: bytes
     """Packed address on the link of ``device``."""
     device: str
+    onlink: bool = False
+    """The kernel is to take it as on the link though no subnet of the link holds it (RTNH_F_ONLINK)."""
 
 
 class Resolution(NamedTuple):
     gateways: tuple[Gateway, ...]
     metric: int
     """Interior cost of RFC 4271 section 9.1.2.2 (e): 0 on-link, else the metric of the route that leads there."""
+    answers: bool = True
+    """False where neighbours are checked and none of the gateways answers: the way to take where there is no other."""
 
 
 class NextHopResolver(Protocol):

@@ -85,7 +85,7 @@ class NodeAliveError(IpamError):
 
 
 class AddressHeldError(IpamError):
-    """An address that was to be released belongs to a container that runs."""
+    """An address that was to be released is in use."""
 
     code = "address-held"
 

@@ -35,6 +35,8 @@ _IDLE = 3.0
 _INVALID_ARGUMENT, _NOT_FOUND, _DENIED, _EXHAUSTED, _UNAVAILABLE, _UNAUTHENTICATED = 3, 5, 7, 8, 14, 16
 _NOT_PROPOSED = ("etcdserver: no leader", "etcdserver: not capable", "etcdserver: server stopped")
 """Refusals that are sure to have changed nothing."""
+_OLD_TOKEN = "revision of auth store is old"
+"""Users or roles have changed since a token that says of when it is (JWT) was given."""
 
 
 class NotFoundError(Exception):
@@ -140,7 +142,10 @@ class Gateway:
         except _StaleTokenError:
             if self._token == token:
                 self._token = await self._authenticate(endpoint)
+        try:
             return await self._once(endpoint, path, body)
+        except _StaleTokenError as error:
+            raise _Failure("refuses the token that it has just given", sure=True) from error
 
     async def _authenticate(self, endpoint: Endpoint) -> str:
         answer = await self._once(endpoint, "/auth/authenticate", {"name": self._user, "password": self._password})
@@ -204,7 +209,8 @@ class Gateway:
         code = answer.get("code", answer.get("grpc_code", 0))
         if code == _UNAVAILABLE or "request timed out" in text or "too many requests" in text:
             raise _Failure(text, sure=text in _NOT_PROPOSED or "connection refused" in text)
-        if code == _UNAUTHENTICATED and self._user is not None and path != "/auth/authenticate":
+        stale = code == _UNAUTHENTICATED or _OLD_TOKEN in text
+        if stale and self._user is not None and path != "/auth/authenticate":
             raise _StaleTokenError
         if code == _NOT_FOUND:
             raise NotFoundError(text)

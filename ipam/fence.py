@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ipam.errors import IdentityError
 from ipam.identity import write_durably
+from ipam.lasting import lasting
 
 log = logging.getLogger("podroute.ipam")
 
@@ -81,7 +82,7 @@ class Fence:
         if self._confirmed > self._clock():  # no time of this start of the machine
             self._confirmed = _NEVER
         self._said = self.fenced
-        self._task = asyncio.get_running_loop().create_task(self._watch(), name="fence")
+        self._task = lasting(self._watch(), "fence", log)
 
     async def close(self) -> None:
         if self._task is not None:
@@ -110,7 +111,7 @@ class Fence:
         """The record is in the store, as of ``now``: only what it says holds on."""
         self._promised = self._wanted
         if self._promised is None:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # left there, it only fences a start without the store
                 os.unlink(self._path)
         self.confirmed(now)
 

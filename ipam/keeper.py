@@ -32,6 +32,7 @@ from ipam.errors import (
 )
 from ipam.holdings import Holdings, IdleBlocks, Key, Taken
 from ipam.identity import Identity
+from ipam.lasting import lasting
 from ipam.ledger import Ledger, OwnedBlock
 from ipam.loans import Borrower, Lender, is_loan
 from ipam.membership import Membership
@@ -67,11 +68,15 @@ class BlockKeeper:
         self._cool_down = cool_down
         self.pools: list[Pool] = []
         """Those that serve this node, in the order they are used."""
+        self.not_advertised: set[str] = set()
+        """Pools whose blocks are not announced, also of those that serve this node no more: it may have blocks yet."""
         self.holdings = Holdings()
         self.lost: dict[Key, OwnedBlock] = {}
         """Blocks whose addresses containers here use though the store does not say they are ours."""
         self._growing = {family: asyncio.Lock() for family in FAMILIES}
         self._idle = IdleBlocks()
+        self._dry: set[frozenset[str]] = set()
+        """Names of pools out of which no block could be had when one was asked for last."""
         self._background: dict[str, asyncio.Task[Any]] = {}
         self._membership: Membership | None = None
         self.lender: Lender | None = None
@@ -138,6 +143,7 @@ class BlockKeeper:
         async with self._growing[4], self._growing[6]:
             labels = self._config.node.labels
             self.pools = [pool for pool in pools if matches(pool.nodes, labels)]
+            self.not_advertised = {pool.name for pool in pools if pool.not_advertised}
             for pool in self.pools:
                 if pool.split:
                     await claims.supers.read(pool)
@@ -181,9 +187,12 @@ class BlockKeeper:
         found = await claims.claim(list(wants.values()))
         await self._grant([block for block in found if block is not None])
         for family, block in zip(wants, found, strict=True):
-            if block is None:
-                names = ", ".join(pool.name for pool in wants[family])
-                log.warning("no free block", extra={"fields": {"family": NAMES[family], "pools": names}})
+            names = [pool.name for pool in wants[family]]
+            if block is not None:
+                self._dry.discard(frozenset(names))
+                continue
+            self._dry.add(frozenset(names))
+            log.warning("no free block", extra={"fields": {"family": NAMES[family], "pools": ", ".join(names)}})
         return None not in found
 
     async def _grant(self, blocks: Sequence[Block]) -> None:
@@ -255,6 +264,29 @@ class BlockKeeper:
                 return found
             raise refusal
 
+    def lacking(self, family: Family, names: Sequence[str], *, full: bool) -> str:
+        """Return why nobody would get an address now; empty: somebody would, as far as is known.
+
+        ``full``: also where there are blocks, and nothing is free in them. Where nothing is free a block is asked for,
+        lest a node that is sent no containers for this never learn that there is one again.
+        """
+        own = self.holdings.count(family)
+        if self._config.ipam.borrowing or (own and not full):
+            return ""
+        node = self._config.node.name
+        try:
+            pools = self._serving(family, names)
+            if self.holdings.free(pools):
+                return ""
+            self._check_limit(family)
+            self.claims()
+        except IpamError as error:
+            return str(error)
+        self.look_ahead(family, pools)
+        if frozenset(pool.name for pool in pools) in self._dry:
+            return str(choice.exhausted(pools, self.usage(), node))
+        return "" if own else f"node {node} has no {NAMES[family]} block yet"
+
     async def _borrow(self, family: Family, pools: Sequence[Pool]) -> Taken | None:
         """Take an address that another node lends, where borrowing is on and nothing of our own is left."""
         if not self._config.ipam.borrowing or self._borrower is None or self.holdings.resting(pools):
@@ -307,7 +339,7 @@ class BlockKeeper:
         if name in self._background:
             work.close()
             return
-        task = asyncio.get_running_loop().create_task(work, name=name)
+        task = lasting(work, name, log)
         self._background[name] = task
         task.add_done_callback(lambda _: self._background.pop(name, None))
 

@@ -18,6 +18,7 @@ from ipam.claims import Claims
 from ipam.errors import IpamError, LeaseExpiredError, StoreUnavailableError
 from ipam.fence import Fence, boot_clock
 from ipam.identity import Identity
+from ipam.lasting import lasting
 from ipam.pool import Pool
 from ipam.records import NodeRecord
 from ipam.store import Put, Store
@@ -107,7 +108,7 @@ class Membership:
             await self._join()
         except (StoreUnavailableError, LeaseExpiredError) as error:  # the latter: a start that took long
             self._away(error)
-        self._task = asyncio.get_running_loop().create_task(self._stay(), name="membership")
+        self._task = lasting(self._stay(), "membership", log)
         return self.claims is not None
 
     async def stop(self) -> None:
@@ -142,8 +143,9 @@ class Membership:
         self._back(alive.since)
         if not self._accompanying:
             self._pools_since = claims.pools_as_of
-            loop = asyncio.get_running_loop()
-            self._accompanying = [loop.create_task(persistently(work, RETRY)) for work in self._companions]
+            self._accompanying = [
+                lasting(persistently(work, RETRY), "follower of the store", log) for work in self._companions
+            ]
         if old:
             await self._store.revoke(old)
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from ipam import cluster, records
 from ipam.errors import IpamError, NodeAliveError, NoSuchNodeError, StoreUnavailableError
 from ipam.fence import boot_clock
+from ipam.lasting import lasting
 from ipam.records import Block
 from ipam.store import Entry, Store
 
@@ -54,7 +55,7 @@ class Reclaimer:
     async def run(self) -> None:
         """Work until the store refuses something. Raises IpamError."""
         self.gone.clear()
-        acting = asyncio.get_running_loop().create_task(self._act(), name="reclaim")
+        acting = lasting(self._act(), "reclaim", log)
         try:
             while True:
                 await self._follow()

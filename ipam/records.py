@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 from config import prefix
@@ -244,6 +245,8 @@ def encode_node(node: NodeRecord) -> bytes:
 def decode_node(entry: Entry) -> NodeRecord:
     data = _decode(entry)
     try:
+        for address in data["addresses"]:
+            ip_address(address)
         return NodeRecord(
             data["name"],
             data["uuid"],
@@ -255,7 +258,7 @@ def decode_node(entry: Entry) -> NodeRecord:
             data.get("reclaimAfter", 0),
             data.get("clusterId", ""),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise _foreign(entry) from error
 
 

@@ -148,9 +148,7 @@ class Ipam:
 
     def advertised(self, block: Block) -> bool:
         """Tell whether a block is to be announced now."""
-        return not self.fenced and not any(
-            pool.name == block.pool and pool.not_advertised for pool in self.keeper.pools
-        )
+        return not self.fenced and block.pool not in self.keeper.not_advertised
 
     def aggregates(self) -> list[tuple[Pool, bytes, bool]]:
         """Return the super-blocks to be announced: pool, prefix, and whether in place of the blocks in them.
@@ -214,6 +212,15 @@ class Ipam:
         self._check_running()
         return await self._turns.take(key, lambda: self._release(key))
 
+    def lacking(self, pools: Sequence[str] = (), *, full: bool) -> str:
+        """Return why an allocation out of ``pools`` (names; none: all) would fail now; empty: it would not.
+
+        ``full``: also where this node has blocks of all families, and nothing is free in them. Only what is known
+        without asking the store.
+        """
+        lacks = (self.keeper.lacking(family, pools, full=full) for family in self._families(pools))
+        return next(filter(None, lacks), "")
+
     def shared(self) -> Store:
         """Return the cluster's store, for ipam.cluster. Raises NotRunningError."""
         if self._store is None or self._membership is None:
@@ -249,6 +256,7 @@ class Ipam:
         self._state = await asyncio.to_thread(StateDirectory, config.state_dir)
         self._identity = await asyncio.to_thread(self._state.identity, node.name)
         self.keeper.pools = [Pool.of(name, pool) for name, pool in config.pools_here().items()]
+        self.keeper.not_advertised = {name for name, pool in config.pools.items() if pool.not_advertised}
         self._fence.open()
         await self.ledger.open()
         if self.ledger.blank and self._running_pods is not None:
@@ -342,12 +350,7 @@ class Ipam:
             if attributes is not None and dict(attributes) != self.ledger.by_handle[handle].attributes:
                 await self.ledger.annotate(handle, attributes)
             return list(had)
-        mine = (
-            [pool for pool in self.keeper.pools if pool.name in pools]
-            or choice.automatic(self.keeper.pools)
-            or self.keeper.pools
-        )
-        wanted = sorted({pool.family for pool in mine} if families is None else set(families))
+        wanted = self._families(pools) if families is None else sorted(set(families))
         if not wanted and not addresses:
             raise NoPoolError(f"no pool serves node {self._config.node.name}: add one to `pools`, or check its `nodes`")
         taken: list[Taken] = []
@@ -370,6 +373,15 @@ class Ipam:
                 self.keeper.holdings.undo(one)
             raise
         return assignments
+
+    def _families(self, pools: Sequence[str]) -> list[Family]:
+        """Return the families of which a request that names these pools, or none, gets an address."""
+        mine = (
+            [pool for pool in self.keeper.pools if pool.name in pools]
+            or choice.automatic(self.keeper.pools)
+            or self.keeper.pools
+        )
+        return sorted({pool.family for pool in mine})
 
     async def _release(self, handle: Handle) -> list[Assignment]:
         gone = await self.ledger.remove(handle)

@@ -45,7 +45,7 @@ class AgentApi:
         found = [block["prefix"] for block in await self.get("/v1/blocks")]
         return sorted(found, key=lambda prefix: (":" in prefix, prefix))
 
-    async def answering(self, *, timeout: float = 20.0) -> None:  # noqa: ASYNC109
+    async def answering(self, *, timeout: float = 60.0) -> None:  # noqa: ASYNC109
         """Wait until the agent answers; it is asked again every few milliseconds while it starts."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
@@ -63,7 +63,7 @@ class AgentApi:
 
     async def converged(self, *, timeout: float = 60.0) -> None:  # noqa: ASYNC109
         """Wait until the agent answers and the node has converged. Raises LabError with what it still waits for."""
-        await self.answering()
+        await self.answering(timeout=timeout)
         answer = await self.get("/v1/converged", patience=timeout + 10, timeout=timeout)
         if not answer["converged"]:
             reasons = "; ".join(answer["waitingFor"])

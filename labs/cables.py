@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from ipaddress import IPv4Address, IPv6Address, ip_interface
 from pathlib import Path
 
 from labs import kernel
@@ -27,6 +29,10 @@ INTERFACES = Path("/sys/class/net")
 """The interfaces of the host's own network."""
 FIRST_INDEX = 10
 """Interface indexes of link ends count up from here over the whole lab."""
+_PATIENCE = 20.0
+"""Seconds that the kernel may take to have a link or an address in use; it takes milliseconds."""
+_SOLICITED = IPv6Address("ff02::1:ff00:0")
+"""Solicited-node multicast addresses end in the last three octets of the address (RFC 4291 section 2.7.1)."""
 
 
 @dataclass(eq=False, slots=True)
@@ -70,7 +76,10 @@ class Cabling:
         self._parking = _Parking()
 
     async def attach(self, node: str) -> None:
-        """Return when all ends of a node's links are in it, and up. Raises LabError that names the link."""
+        """Return when all ends of a node's links are in it, and up: those whose other end is there too carry packets.
+
+        Raises LabError that names the link.
+        """
         self._come.add(node)
         async with self._lock:
             await self._make_possible()
@@ -87,6 +96,7 @@ class Cabling:
         added: list[tuple[str, Link]] = []
         moved: list[tuple[str, Link]] = []
         ends: list[tuple[_Cable, Endpoint]] = []
+        whole_ones: list[Link] = []
         for cable in self._cables:
             there = [end for end in cable.link.ends if end.node in self._come]
             missing = [end for end in there if not cable.attached[end.node].is_set()]
@@ -96,50 +106,65 @@ class Cabling:
             if cable.made:
                 moved.append((self._moved(cable, missing[0]), cable.link))
             else:
-                added.append((self._added(cable, there), cable.link))
+                added += [(line, cable.link) for line in self._added(cable, there)]
             ends += [(cable, end) for end in missing]
+            whole_ones += [cable.link] if whole else []
         if ends:
-            await off_loop(lambda: self._make(added, moved, [end for _, end in ends]))
+            await off_loop(lambda: self._make(added, moved, [end for _, end in ends], whole_ones))
         for cable, end in ends:
             cable.attached[end.node].set()
 
     def _path(self, end: Endpoint) -> str:
         return f"/proc/{os.getpid()}/ns/net" if end.node == HOST else self._nodes[end.node].path("net")
 
-    def _added(self, cable: _Cable, there: Sequence[Endpoint]) -> str:
-        """Return the line for ip(8) that makes a link."""
+    def _added(self, cable: _Cable, there: Sequence[Endpoint]) -> list[str]:
+        """Return the lines for ip(8) that make a link."""
         link = cable.link
 
         def end(end: Endpoint) -> str:
+            more = f"address {end.mac} mtu {link.mtu}"
+            if end.node == HOST:  # indexes in the host's network are the host's affair
+                return f"{cable.parked_name} {more}"
             here = end in there
-            # Indexes in the host's network are the host's affair.
-            index = "" if end.node == HOST else f" index {cable.index(end)}"
             name, path = (end.interface, self._path(end)) if here else (cable.parked_name, self._parking.path)
-            return f"{name}{index} address {end.mac} mtu {link.mtu} netns {path}"
+            return f"{name} index {cable.index(end)} {more} netns {path}"
 
-        if link.z is None:
-            return f"link add {end(link.a)} type dummy"
-        return f"link add {end(link.a)} type veth peer name {end(link.z)}"
+        kind = "type dummy" if link.z is None else f"type veth peer name {end(link.z)}"
+        return [f"link add {end(link.a)} {kind}", *self._to_host(cable)]
+
+    def _to_host(self, cable: _Cable) -> list[str]:
+        """Return what moves an end into the host's network, where nobody ever sees it without the lab's alias."""
+        parked, lines = f"link set dev {cable.parked_name}", []
+        for end in cable.link.ends:
+            if end.node == HOST:
+                lines += [f'{parked} alias "{alias(self._lab)}"']
+                lines += [f"{parked} netns {self._path(end)} name {end.interface}"]
+        return lines
 
     def _moved(self, cable: _Cable, end: Endpoint) -> str:
         return f"link set dev {cable.parked_name} netns {self._path(end)} name {end.interface}"
 
-    def _make(self, added: _Lines, moved: _Lines, ends: Iterable[Endpoint]) -> None:
+    def _make(self, added: _Lines, moved: _Lines, ends: Iterable[Endpoint], whole: Iterable[Link]) -> None:
         if added:
             # From within the lab: there is then no need for rights over the host's network.
             _run(added, next(iter(self._nodes.values())).call_in_network)
         if moved:
             _run(moved, self._parking.call)
-        by_node: dict[str, list[Endpoint]] = {}
-        for end in ends:
-            by_node.setdefault(end.node, []).append(end)
-        for node, own in by_node.items():
-            if node == HOST:
-                for end in own:
-                    _ip("link", "set", "dev", end.interface, "alias", alias(self._lab))
-                _set_up(own)
-            else:
-                self._nodes[node].call_in_network(partial(_set_up, own))
+        for node, own in _by_node(ends):
+            self._within(node, partial(_set_up, own))
+        # A carrier comes some time after both ends are up. What is sent before is lost, and the kernel does not take an
+        # IPv6 address into use.
+        for node, own in _by_node(end for link in whole for end in link.ends):
+            self._within(node, partial(_await_carriers, own))
+        for node, own in _by_node(ends):
+            self._within(node, partial(_address, own))
+
+    def _within(self, node: str, function: Callable[[], None]) -> None:
+        """Run a function in a node's network."""
+        if node == HOST:
+            function()
+        else:
+            self._nodes[node].call_in_network(function)
 
 
 class _Parking:
@@ -203,11 +228,43 @@ def _run(lines: _Lines, call: Callable[[Callable[[], None]], None]) -> None:
     call(body)
 
 
+def _by_node(ends: Iterable[Endpoint]) -> Iterable[tuple[str, list[Endpoint]]]:
+    found: dict[str, list[Endpoint]] = {}
+    for end in ends:
+        found.setdefault(end.node, []).append(end)
+    return found.items()
+
+
 def _set_up(ends: Iterable[Endpoint]) -> None:
     kernel.interface_up(*(end.interface for end in ends))
+
+
+def _await_carriers(ends: Iterable[Endpoint]) -> None:
+    for end in ends:
+        _await(partial(kernel.interface_running, end.interface), f"{end}: the link has no carrier")
+
+
+def _address(ends: Iterable[Endpoint]) -> None:
+    """Give interfaces their addresses, in use at once: a cable has two ends, and their addresses differ (`nodad`)."""
     for end in ends:
         for address in end.addresses:
-            _ip("addr", "add", address, "dev", end.interface)
+            own = ip_interface(address).ip
+            if isinstance(own, IPv4Address):
+                _ip("addr", "add", address, "dev", end.interface)
+                continue
+            _ip("addr", "add", address, "dev", end.interface, "nodad")
+            # The kernel joins its group some time later, and until then hears no neighbour solicitation.
+            solicited = IPv6Address(int(_SOLICITED) | int(own) & 0xFFFFFF)
+            _await(partial(kernel.in_group, end.interface, solicited), f"{end}: {own} is not in use")
+
+
+def _await(holds: Callable[[], bool], otherwise: str) -> None:
+    """Wait for the kernel, which has no event for it. Raises LabError."""
+    deadline = time.monotonic() + _PATIENCE
+    while not holds():
+        if time.monotonic() > deadline:
+            raise LabError(f"{otherwise} after {_PATIENCE:g} s")
+        time.sleep(0.001)
 
 
 def _ip(*argv: str) -> None:

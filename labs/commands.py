@@ -10,9 +10,9 @@ from contextlib import suppress
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
+from agent import tables
 from labs import looking
 from labs.errors import LabError
 from labs.lab import Lab, load, resolve
@@ -30,6 +30,10 @@ class _Group(click.Group):
             raise click.ClickException(str(error)) from None
         except PermissionError as error:
             raise click.ClickException(f"{error.filename or error}: not permitted, run this as root") from None
+        except OSError as error:
+            if error.filename is None:
+                raise
+            raise click.ClickException(f"{error.filename}: {error.strerror}") from None
 
 
 @click.group(cls=_Group)
@@ -109,7 +113,7 @@ def ps(name: str | None, as_json: bool) -> None:
             running = " ".join(f"{process['name']}[{process['pid']}]" for process in node["processes"])
             state = running if node["alive"] else "gone"
             table.add_row(entry["name"], node["name"], node["image"], labels, state)
-    Console().print(table)
+    tables.show(table)
 
 
 def _listing(name: str) -> dict[str, Any]:

@@ -282,7 +282,7 @@ def _look_around(show: Show, name: str, pods: list[Pod]) -> None:
         f"podroute lab exec {name} n1 -- ip netns exec {one.name} ping {other.address(4)}",
         f"podroute lab ps {name}",
     ):
-        show.console.print(Text("    sudo .venv/bin/" + command))
+        show.console.print(Text("    sudo .venv/bin/" + command), soft_wrap=True)
     show.say("")
     show.say("make lab-down removes it.")
 

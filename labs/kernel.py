@@ -9,6 +9,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from ipaddress import IPv6Address
 from typing import TypeVar
 
 CLONE_FS = 0x00000200
@@ -30,6 +31,7 @@ MS_PRIVATE = 0x40000
 SIOCGIFFLAGS = 0x8913
 SIOCSIFFLAGS = 0x8914
 IFF_UP = 0x1
+IFF_RUNNING = 0x40
 
 T = TypeVar("T")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -65,6 +67,19 @@ def interface_up(*names: str) -> None:
             request = struct.pack("16sh22x", name.encode(), 0)
             _, flags = struct.unpack("16sh22x", fcntl.ioctl(control, SIOCGIFFLAGS, request))
             fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sh22x", name.encode(), flags | IFF_UP))
+
+
+def interface_running(name: str) -> bool:
+    """Tell whether an interface of the calling thread's network namespace is up and has its carrier."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        answer = fcntl.ioctl(control, SIOCGIFFLAGS, struct.pack("16sh22x", name.encode(), 0))
+        return bool(struct.unpack("16sh22x", answer)[1] & IFF_RUNNING)
+
+
+def in_group(name: str, group: IPv6Address) -> bool:
+    """Tell whether an interface of the calling thread's network namespace has joined a multicast group."""
+    with open("/proc/thread-self/net/igmp6") as groups:
+        return [name, group.packed.hex()] in (line.split()[1:3] for line in groups)
 
 
 def in_thread(function: Callable[[], T]) -> T:

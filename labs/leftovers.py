@@ -13,15 +13,17 @@ from labs.filesystem import OVERLAID, PRIVATE, RUN
 from labs.processes import marked
 from labs.state import ROOT
 
-_DIRECTORIES = (Path("/run/netns"), Path("/run/podroute"), Path("/var/lib/podroute"), Path("/run/frr"))
-_MOUNTED = frozenset((*(f"/{top}" for top in OVERLAID), *PRIVATE, *RUN, "/run", "/sys"))
+_DIRECTORIES = (Path("/run/podroute"), Path("/var/lib/podroute"), Path("/run/frr"))
+_OWN = tuple(place for place in (*PRIVATE, *RUN) if place != "/run/netns")
+"""Directories of a lab's nodes. Anybody's ip(8) makes and mounts /run/netns: it says nothing of a lab."""
+_MOUNTED = frozenset((*(f"/{top}" for top in OVERLAID), *_OWN, "/run", "/sys"))
 """Where a lab mounts something in its nodes; what others mount elsewhere meanwhile is theirs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
     things: frozenset[str]
-    """One text each: a link, a mount, a network namespace, a process of a lab, a directory, a file."""
+    """One text each: a link, a mount, a process of a lab, a directory, a file."""
 
     @classmethod
     def look(cls, lab: str) -> Host:
@@ -33,7 +35,7 @@ class Host:
                 if place in _MOUNTED:
                     things.add(f"mount {place} ({number})")
         things |= {f"process {process.pid} of a lab" for process in marked(lab)}
-        things |= {f"directory {place}" for place in (*PRIVATE, *RUN) if os.path.isdir(place)}
+        things |= {f"directory {place}" for place in _OWN if os.path.isdir(place)}
         for directory in (ROOT / lab, *_DIRECTORIES):
             for path, _, files in os.walk(directory):
                 things |= {f"file {path}/{file}" for file in files}

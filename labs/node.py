@@ -128,7 +128,7 @@ class Node:
         self,
         *argv: str,
         check: bool = True,
-        timeout: float = 30.0,  # noqa: ASYNC109
+        timeout: float = 60.0,  # noqa: ASYNC109
         input: str = "",
         env: Mapping[str, str] | None = None,
     ) -> Result:

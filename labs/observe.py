@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from cni.podnet import is_host_ifname
 from labs.errors import LabError
 from labs.lab import Lab
 from labs.node import Node
 from labs.waiting import together
 
 FAMILIES = ("-4", "-6")
+_DAEMONS = ("bgp", "bird", "201")
+"""Protocols of their routes, as ip(8) names them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +74,17 @@ def role_of(node: Node) -> str:
 
 
 async def _learned(node: Node, family: str) -> int:
-    said = (await node.run("ip", "-j", family, "route", "show", check=False)).stdout
-    by_protocol = Counter(str(route.get("protocol")) for route in json.loads(said or "[]") if not _own(route))
-    return sum(by_protocol[protocol] for protocol in ("bgp", "bird", "201"))
+    return count_learned((await node.run("ip", "-j", family, "route", "show", check=False)).stdout)
+
+
+def count_learned(text: str) -> int:
+    """Count the routes of routing daemons in what ``ip -j route`` printed."""
+    return sum(route.get("protocol") in _DAEMONS and not _own(route) for route in json.loads(text or "[]"))
 
 
 def _own(route: dict[str, Any]) -> bool:
     """A block's cover and pods' host routes are the node's own, not learned."""
-    return route.get("type") == "unreachable" or str(route.get("dev", "")).startswith(("pod", "cali", "veth"))
+    return route.get("type") == "unreachable" or is_host_ifname(str(route.get("dev", "")))
 
 
 async def _podroute(node: Node) -> tuple[str, tuple[Session, ...]]:

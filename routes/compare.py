@@ -16,7 +16,7 @@ from config.prefix import Family
 from routes.dumps import read_routes
 from routes.messages import Route
 from routes.netlink import DumpInterruptedError
-from routes.table import Shard, Table
+from routes.table import Table
 
 
 class Drift(StrEnum):
@@ -53,7 +53,7 @@ def survey(sock: socket.socket, family: Family, table: int, protocol: int, table
                 desired = tables.get(route.metric)
                 shard = desired.shard(prefix) if desired is not None else None
                 want = shard.desired.get(prefix) if shard is not None else None
-                if shard is not None and want is not None and want.matches(route) and not _unsettled(shard, prefix):
+                if shard is not None and want is not None and want.matches(route) and not shard.unsettled(prefix):
                     seen[route.metric] += 1
                     continue
             elif not any(prefix in desired.shard(prefix).desired for desired in tables.values()):
@@ -80,7 +80,7 @@ def compare(
             want = shard.desired.get(route.prefix)
             if want is not None and want.matches(route):
                 seen[route.metric] += 1
-            elif not _unsettled(shard, route.prefix):
+            elif not shard.unsettled(route.prefix):
                 drift = Drift.SURPLUS if want is None or want.absent else Drift.ALTERED
                 findings.append(Finding(drift, route.prefix, route.metric, route))
     short = [metric for metric, desired in tables.items() if seen[metric] < _installed(desired)]
@@ -107,9 +107,5 @@ def _missing(
         for metric, desired in tables.items()
         for shard in desired.shards
         for prefix, want in list(shard.desired.items())
-        if prefix not in seen[metric] and not want.absent and want.ready and not _unsettled(shard, prefix)
+        if prefix not in seen[metric] and not want.absent and want.ready and not shard.unsettled(prefix)
     ]
-
-
-def _unsettled(shard: Shard, prefix: bytes) -> bool:
-    return prefix in shard.dirty or prefix in shard.inflight or prefix in shard.failed or prefix in shard.stale

@@ -1,22 +1,31 @@
 """Requests for routes and next-hop objects, made so that a bulk of them costs little (rtnetlink(7), linux/nexthop.h).
 
-All routes of one shape (table, metric, target, prefix length) differ in 4 octets of sequence number and the prefix, so
-a message is three constant parts joined with those two. A shape is made once and kept with its target.
+All routes of one shape (table, metric, target) are messages of one size, which differ in sequence number, prefix length
+and address only. So many of them are the shape repeated, with those octets written over it a column at a time: an octet
+of all messages in one call, instead of a message in several. A shape is made once and kept with its target.
 """
 
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 from config.prefix import BITS, Family
 from routes.messages import (
     AF,
+    NEXTHOP_GRP_TYPE_RES,
     NHA_GATEWAY,
     NHA_GROUP,
+    NHA_GROUP_TYPE,
     NHA_ID,
     NHA_OIF,
+    NHA_RES_GROUP,
+    NHA_RES_GROUP_BUCKETS,
+    NHA_RES_GROUP_IDLE_TIMER,
+    NHA_RES_GROUP_UNBALANCED_TIMER,
     NHMSG,
     RT_SCOPE_NOWHERE,
     RT_SCOPE_UNIVERSE,
@@ -29,13 +38,15 @@ from routes.messages import (
     RTA_TABLE,
     RTA_VIA,
     RTMSG,
+    RTNH_F_ONLINK,
     Path,
+    Resilience,
 )
 from routes.netlink import (
+    NLA_F_NESTED,
     NLM_F_CREATE,
     NLM_F_EXCL,
     NLM_F_REPLACE,
-    NLM_F_REQUEST,
     RTM_DELNEXTHOP,
     RTM_DELROUTE,
     RTM_NEWNEXTHOP,
@@ -48,8 +59,6 @@ ADD, REPLACE = NLM_F_CREATE | NLM_F_EXCL, NLM_F_CREATE | NLM_F_REPLACE
 """The two ways to write. ADD refuses where anything stands in the way (CREATE alone would silently double an IPv4
 route); REPLACE overwrites a route of any protocol, so it is only for a route known to be ours."""
 
-Shape = tuple[bytes, bytes, bytes]
-
 
 class Placement(NamedTuple):
     """What routes of one kind have in common. ``table`` and ``metric`` select the kernel's entry."""
@@ -60,59 +69,58 @@ class Placement(NamedTuple):
     protocol: int
 
 
-class RouteShapes(dict[int, Shape]):
-    """Shapes of a request by prefix length; made at first use."""
+Shape = bytes
+"""A request for a route whose sequence number, prefix length and address are 0; the address is at its end."""
 
-    def __init__(self, place: Placement, request: int, flags: int, kind: int, scope: int, attrs: bytes) -> None:
-        self._octets = BITS[place.family] // 8
-        self._request, self._flags = request, flags | NLM_F_REQUEST
-        small = place.table if place.table < 256 else 0
-        self._head = (AF[place.family], 0, 0, small, place.protocol, scope, kind, 0)
-        if not small:
-            attrs += attribute(RTA_TABLE, struct.pack("=I", place.table))
-        if place.metric:
-            attrs += attribute(RTA_PRIORITY, struct.pack("=I", place.metric))
-        self._attrs = attrs + struct.pack("=HH", 4 + self._octets, RTA_DST)
-
-    def __missing__(self, length: int) -> Shape:
-        family, *rest = self._head
-        middle = struct.pack("=I", 0) + RTMSG.pack(family, length, *rest) + self._attrs
-        size = 12 + len(middle) + self._octets
-        shape = (
-            struct.pack("=IHH", size, self._request, self._flags),
-            middle,
-            bytes(self._octets - (length + 7) // 8),
-        )
-        self[length] = shape
-        return shape
+MOST = 1 << 13
+"""Messages in one send: half a megabyte, an eighth of what the socket's buffer takes."""
+_LOW = bytes(range(256)) * (MOST >> 8)
+_HIGH = b"".join(bytes((high,)) * 256 for high in range(MOST >> 8))
+"""The two octets of all sequence numbers."""
+_LOW_AT, _HIGH_AT = (8, 9) if sys.byteorder == "little" else (11, 10)
+_FAMILY_AT, _LENGTH_AT = 16, 17
+_OCTETS = {AF[family]: bits // 8 for family, bits in BITS.items()}
 
 
-def write_shapes(place: Placement, flags: int, kind: int, scope: int, attrs: bytes) -> RouteShapes:
-    """Return the shapes of RTM_NEWROUTE; ``flags`` is ADD or REPLACE, ``attrs`` says where packets go."""
-    return RouteShapes(place, RTM_NEWROUTE, flags, kind, scope, attrs)
+def write_shape(place: Placement, flags: int, kind: int, scope: int, attrs: bytes) -> Shape:
+    """Return the shape of RTM_NEWROUTE; ``flags`` is ADD or REPLACE, ``attrs`` says where packets go."""
+    return _shape(place, RTM_NEWROUTE, flags, kind, scope, attrs)
 
 
-def delete_shapes(place: Placement) -> RouteShapes:
-    """Return the shapes of RTM_DELROUTE for whatever route of our protocol has the prefix and metric."""
-    return RouteShapes(place, RTM_DELROUTE, 0, 0, RT_SCOPE_NOWHERE, b"")
+def delete_shape(place: Placement) -> Shape:
+    """Return the shape of RTM_DELROUTE for whatever route of our protocol has the prefix and metric."""
+    return _shape(place, RTM_DELROUTE, 0, 0, RT_SCOPE_NOWHERE, b"")
 
 
-SEQUENCES: tuple[bytes, ...] = tuple(struct.pack("=I", number) for number in range(2048))
-"""Sequence numbers of the messages in one send."""
+def _shape(place: Placement, request: int, flags: int, kind: int, scope: int, attrs: bytes) -> Shape:
+    small = place.table if place.table < 256 else 0
+    if not small:
+        attrs += attribute(RTA_TABLE, struct.pack("=I", place.table))
+    if place.metric:
+        attrs += attribute(RTA_PRIORITY, struct.pack("=I", place.metric))
+    attrs += attribute(RTA_DST, bytes(BITS[place.family] // 8))
+    return message(request, flags, RTMSG.pack(AF[place.family], 0, 0, 0, small, place.protocol, scope, kind, 0) + attrs)
 
 
-def route_batch(prefixes: Sequence[bytes], shapes: Sequence[Shape]) -> bytes:
-    """Return at most len(SEQUENCES) messages as one buffer; a message's sequence number is its place."""
-    parts: list[bytes] = []
-    extend = parts.extend
-    for sequence, prefix, (head, middle, pad) in zip(SEQUENCES, prefixes, shapes, strict=False):
-        extend((head, sequence, middle, prefix[1:], pad))
-    return b"".join(parts)
+def route_batch(shape: Shape, prefixes: Sequence[bytes], first: int = 0) -> bytearray:
+    """Return a request for each prefix, numbered from ``first``, which together must stay below MOST."""
+    count, size = len(prefixes), len(shape)
+    sizes = set(map(len, prefixes))
+    step = max(sizes)
+    data = b"".join(prefixes if len(sizes) == 1 else map(bytes.ljust, prefixes, repeat(step), repeat(b"\0")))
+    buffer = bytearray(shape) * count
+    buffer[_LOW_AT::size] = _LOW[first : first + count]
+    buffer[_HIGH_AT::size] = _HIGH[first : first + count]
+    buffer[_LENGTH_AT::size] = data[::step]
+    address = size - _OCTETS[shape[_FAMILY_AT]]
+    for at in range(1, step):
+        buffer[address + at - 1 :: size] = data[at::step]
+    return buffer
 
 
 def numbered(requests: Sequence[bytes]) -> bytes:
-    """Return at most len(SEQUENCES) framed requests as one buffer, numbered by place."""
-    return b"".join([r[:8] + number + r[12:] for number, r in zip(SEQUENCES, requests, strict=False)])
+    """Return framed requests as one buffer, numbered by place."""
+    return b"".join([r[:8] + struct.pack("=I", number) + r[12:] for number, r in enumerate(requests)])
 
 
 def via_nexthop(nexthop: int) -> bytes:
@@ -126,13 +134,17 @@ def via_device(ifindex: int) -> bytes:
 
 
 def via_paths(family: Family, paths: Sequence[Path]) -> bytes:
-    """Route attributes without next-hop objects: one gateway, or several as a multipath route."""
-    if len(paths) == 1:
+    """Route attributes without next-hop objects: one gateway, or several as a multipath route.
+
+    Flags of a path have their place in a multipath route only; the kernel takes one of a single path too.
+    """
+    if len(paths) == 1 and not paths[0].onlink:
         return _gateway(family, paths[0].gateway) + via_device(paths[0].ifindex)
     hops = b""
     for path in paths:
         gateway = _gateway(family, path.gateway)
-        hops += struct.pack("=HBBi", 8 + len(gateway), 0, path.weight - 1, path.ifindex) + gateway
+        flags = RTNH_F_ONLINK if path.onlink else 0
+        hops += struct.pack("=HBBi", 8 + len(gateway), flags, path.weight - 1, path.ifindex) + gateway
     return attribute(RTA_MULTIPATH, hops)
 
 
@@ -142,18 +154,35 @@ def _gateway(family: Family, address: bytes) -> bytes:
     return attribute(RTA_GATEWAY, address)
 
 
-def new_nexthop(identifier: int, protocol: int, gateway: bytes, ifindex: int) -> bytes:
+def new_nexthop(identifier: int, protocol: int, gateway: bytes, ifindex: int, *, onlink: bool = False) -> bytes:
     """Frame the creation of one next-hop object; EEXIST if the id is taken."""
-    family = AF[4] if len(gateway) == 4 else AF[6]
-    body = NHMSG.pack(family, RT_SCOPE_UNIVERSE, protocol, 0, 0) + attribute(NHA_ID, struct.pack("=I", identifier))
+    family, flags = AF[4] if len(gateway) == 4 else AF[6], RTNH_F_ONLINK if onlink else 0
+    body = NHMSG.pack(family, RT_SCOPE_UNIVERSE, protocol, 0, flags) + attribute(NHA_ID, struct.pack("=I", identifier))
     body += attribute(NHA_OIF, struct.pack("=I", ifindex)) + attribute(NHA_GATEWAY, gateway)
     return message(RTM_NEWNEXTHOP, ADD, body)
 
 
-def new_group(identifier: int, protocol: int, members: Sequence[tuple[int, int]], *, replace: bool = False) -> bytes:
-    """Frame a group of ``(object id, weight 1..256)``; replacing moves all its routes at once."""
+def new_group(
+    identifier: int,
+    protocol: int,
+    members: Sequence[tuple[int, int]],
+    *,
+    replace: bool = False,
+    resilience: Resilience | None = None,
+) -> bytes:
+    """Frame a group of ``(object id, weight 1..256)``; replacing moves all its routes at once.
+
+    Of a resilient group replacing moves no bucket whose member stays, unless another member has too few and the timers
+    allow it. A group of another type, or with another number of buckets, cannot be replaced.
+    """
     body = NHMSG.pack(0, 0, protocol, 0, 0) + attribute(NHA_ID, struct.pack("=I", identifier))
     body += attribute(NHA_GROUP, b"".join(struct.pack("=IBBH", member, weight - 1, 0, 0) for member, weight in members))
+    if resilience is not None:
+        body += attribute(NHA_GROUP_TYPE, struct.pack("=H", NEXTHOP_GRP_TYPE_RES))
+        inner = attribute(NHA_RES_GROUP_BUCKETS, struct.pack("=H", resilience.buckets))
+        inner += attribute(NHA_RES_GROUP_IDLE_TIMER, struct.pack("=I", resilience.idle_timer))
+        inner += attribute(NHA_RES_GROUP_UNBALANCED_TIMER, struct.pack("=I", resilience.unbalanced_timer))
+        body += attribute(NLA_F_NESTED | NHA_RES_GROUP, inner)
     return message(RTM_NEWNEXTHOP, REPLACE if replace else ADD, body)
 
 

@@ -18,7 +18,7 @@ from routes.differences import FibRoute
 from routes.encode import delete_nexthop
 from routes.installer import Installer, log_crash
 from routes.leftovers import Reader, load, save, snapshot
-from routes.messages import Event, Link, LinkEvent, Route
+from routes.messages import Event, Link, LinkEvent, Resilience, Route
 from routes.monitor import Monitor
 from routes.nexthops import Registry
 from routes.others import Others
@@ -42,8 +42,9 @@ class Fib:
     The monitor and the resolver belong to the caller; so do ``others`` of the same table if given, and started.
     ``on_results`` hears, in batches, of routes that are not installed or not used and why, and of their recovery.
     ``on_room`` is called when ``full`` has ended. ``objects=False`` does without next-hop objects, as happens by itself
-    on kernels before 5.3. Without ``metric_ipv6`` learned IPv6 routes have ``metric`` too; covers and routes to pods
-    have metrics of their own (COVER_METRIC, POD_METRIC).
+    on kernels before 5.3. ``resilience`` makes groups resilient where the kernel can (5.13). Without ``metric_ipv6``
+    learned IPv6 routes have ``metric`` too; covers and routes to pods have metrics of their own (COVER_METRIC,
+    POD_METRIC).
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Fib:
         metric: int = DEFAULT_METRIC,
         metric_ipv6: int | None = None,
         objects: bool = True,
+        resilience: Resilience | None = None,
         others: Others | None = None,
         compare_interval: float = 60.0,
         receive_buffer: int = 16 << 20,
@@ -73,6 +75,7 @@ class Fib:
         self._protocol, self._table = protocol, table
         self._metrics: dict[Family, int] = {4: metric, 6: metric if metric_ipv6 is None else metric_ipv6}
         self._objects = objects
+        self._resilience = resilience
         self._interval = compare_interval
         self._receive_buffer = receive_buffer
         self._on_room = on_room
@@ -253,6 +256,12 @@ class Fib:
         """Whether routes go through next-hop objects."""
         return self._installer.registry.objects
 
+    @property
+    def findings(self) -> list[str]:
+        """What is not as configured, because the kernel cannot do it."""
+        refusal = self._installer.registry.refusal
+        return [f"routes.resilient has no effect, the kernel refuses such groups: {refusal}"] if refusal else []
+
     def route(self, family: Family, prefix: bytes) -> list[FibRoute]:
         """Return what there is of one prefix: at most one route of each metric."""
         tables = [table for (f, _), table in sorted(self._installer.tables.items()) if f == family]
@@ -322,6 +331,7 @@ class Fib:
             ids=NEXT_HOP_IDS,
             protocol=self._protocol,
             objects=objects,
+            resilience=self._resilience,
         )
         return Installer(
             registry,
@@ -362,7 +372,7 @@ class Fib:
         for table in installer.tables.values():
             table.sweep(lambda held: held.kind is Kind.OTHER or held.absent)
         registry.release(target for target in found.adopted if not target.refs)
-        registry.refresh()
+        installer.refresh()
 
     def _save(self, registry: Registry) -> None:
         try:
@@ -472,5 +482,6 @@ class Fib:
         if target.kind is Kind.OTHER:
             return ("elsewhere",)
         return tuple(
-            f"{address_text(gateway)} dev {device} peer {peer}" for peer, gateway, device in sorted(target.members)
+            f"{address_text(key.gateway)} dev {key.device}{' onlink' if key.onlink else ''} peer {key.peer}"
+            for key in sorted(target.members)
         )

@@ -16,24 +16,42 @@ from pathlib import Path
 
 from config.prefix import Family, text
 from routes import netlink
+from routes.batch import Batch, Flight
 from routes.encode import Placement, numbered
+from routes.groups import Operation
+from routes.heirs import moves
 from routes.leftovers import save, snapshot
 from routes.live import protocol_name
 from routes.messages import Route
-from routes.nexthops import Operation, Registry
-from routes.table import Batch, Failure, Result, Shard, State, Table
+from routes.nexthops import Registry
+from routes.table import Failure, Result, State, Table
 from routes.target import Kind, Target
 from routes.writer import Job, NexthopJob, RouteJob, Writer
 
 log = logging.getLogger("podroute.routes")
 
-_BATCH = 2048
-_DEPTH = 3
+_BATCH, _DEPTH = 4096, 3
+"""So many requests in a batch, and batches under way. Between two sends the thread waits for the interpreter while the
+kernel has nothing to do, so batches are large; what is urgent goes ahead of them. The loop settles one and makes the
+next in less time than the kernel takes for the other two."""
 _SHARDS = 32
-_FULL, _ROOM = 12_288, 8192
-"""So many changes wait, deletions apart, that the queue is full, or so few that there is room again; the kernel takes 4
+_FULL, _ROOM = 24_576, 16_384
+"""So many changes wait, deletions apart, that the queue is full, or so few that there is room again; the kernel takes 3
 to 10 us each."""
+_SEARCHED = 50_000
+"""So many waiting changes are looked through in some milliseconds."""
+_SHORT = 512
+"""So many changes are through in the time that it would take to send some ahead of them."""
+_MANY = 4096
+_SHARE = 16
+"""So many routes that are all to be deleted go with their group, where they are at least one in ``_SHARE`` of what is
+left: for a group the kernel looks at every route there is, and for a deletion at its neighbours, which takes longer."""
+_BULK = 8192
+_LULL, _HOLD = 0.05, 1.0
+"""So many deletions wait as long as there are ever more of them (seconds without more, seconds in all): spread over the
+table each takes the kernel a fraction of what it takes among its neighbours, and a group may lose all its routes."""
 _GONE = (errno.ESRCH, errno.ENOENT)
+_DENIED = (errno.EPERM, errno.EACCES)
 _PASSING = (errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EBUSY, errno.EINTR)
 
 
@@ -72,18 +90,28 @@ class Installer:
         self._on_room = on_room
         self._full = False
         self._results: list[Result] = []
+        self._going = 0
+        """How many deletions waited when it was last looked at."""
+        self._hold_until = self._hold_at_most = 0.0
+        self._hold_timer: asyncio.TimerHandle | None = None
         self._released: list[Target] = []
+        self._unwanted: dict[Target, int] = {}
+        """Targets to which nothing is to lead any more, each with how many may name it when it is looked at next."""
         self._repairing: dict[tuple[Table, bytes], str] = {}
         self._repaired: Counter[str] = Counter()
         self._scheduled = False
         self._route_jobs = 0
+        self._ahead_jobs = 0
         self._nexthop_jobs = 0
+        self._hurrying = False
+        """Requests for next-hop objects are on their way past the writer: the next ones wait for them."""
         self._turn = 0
         self._move: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
         self._nexthops_idle = asyncio.Event()
         self._nexthops_idle.set()
         self._doubt = False
+        self._denied = False
         self._loop = asyncio.get_running_loop()
         self._writer: Writer | None = None
         self._urgent: Writer | None = None
@@ -122,7 +150,13 @@ class Installer:
         found = self.tables.get((family, metric))
         if found is None:
             place = Placement(family, self._table, metric, self._protocol)
-            found = Table(place, shards=_SHARDS, on_result=self._result, on_released=self._released.append)
+            found = Table(
+                place,
+                shards=_SHARDS,
+                on_result=self._result,
+                on_released=self._released.append,
+                on_unwanted=self._not_wanted,
+            )
             self.tables[family, metric] = found
         return found
 
@@ -175,6 +209,17 @@ class Installer:
             self._instant.send(numbered(requests))
             netlink.receive_refusals(self._instant)  # the requests are also among the gathered ones
 
+    def refresh(self) -> None:
+        """Have next-hop groups follow what their next hops resolve to now.
+
+        Traffic leaves lost ones past the routes that wait. Other requests for next-hop objects are not overtaken, and
+        do not overtake: what the one makes the other may need.
+        """
+        if self.registry.refresh() and not self._nexthop_jobs and self._urgent is not None:
+            self._hurrying = True
+            self._send(self.registry.take(), self._urgent)
+        self.schedule()
+
     def raw(self, requests: list[bytes]) -> None:
         """Send requests whose refusal is of no interest, in order with the others."""
         if requests and self._writer is not None:
@@ -190,19 +235,25 @@ class Installer:
         self._scheduled = False
         if self._writer is None:
             return
+        self._retire()
         released, self._released[:] = self._released[:], []
         self.registry.release(released)
-        operations = self.registry.take()
+        if self.registry.fresh and self.backlog < _SEARCHED:
+            self.registry.realize(moves(self.tables.values(), self.registry.fresh))
+        operations = self.registry.take() if not self._hurrying else []
         if operations:
-            self._send(operations)
+            self._send(operations, self._writer)
         if self.registry.outdated and self._move is None:
             self._move = self._loop.create_task(self._follow())
             self._move.add_done_callback(log_crash)
         tables = list(self.tables.values())
+        for table in tables:
+            self._send_ahead(table)
+        hold = self._hold()
         idle_turns = 0
         while self._route_jobs < _DEPTH and idle_turns < len(tables):
             self._turn = (self._turn + 1) % len(tables)
-            idle_turns = 0 if self._send_routes(tables[self._turn]) else idle_turns + 1
+            idle_turns = 0 if self._send_routes(tables[self._turn], hold) else idle_turns + 1
         if self._released:
             self.schedule()  # given up by changes that needed no request, after the registry was told
         if self._full and self._pressing < _ROOM:
@@ -210,7 +261,47 @@ class Installer:
             self._on_room()
         self._tell()
 
-    def _send(self, operations: list[Operation]) -> None:
+    def _not_wanted(self, target: Target) -> None:
+        if target.kind is Kind.LEARNED and self.registry.objects and target.refs >= _MANY:
+            self._unwanted[target] = target.refs
+
+    def _retire(self) -> None:
+        """Delete the groups of which all routes are to be deleted, instead of route by route.
+
+        What some of them are to be replaced with is sent before, and must not be overtaken.
+        """
+        for target, most in list(self._unwanted.items()) if not self._hurrying else ():
+            tables = self.tables.values()
+            if target.wanted or target.absent or target.refs * _SHARE < sum(table.size for table in tables):
+                del self._unwanted[target]
+            elif target.refs <= most:
+                if sum(table.condemned(target) for table in tables) == target.refs:
+                    self.registry.retire(target)
+                    del self._unwanted[target]
+                else:  # some are to lead elsewhere first
+                    self._unwanted[target] = target.refs // 2
+
+    def _hold(self) -> bool:
+        """Tell whether deletions are to wait."""
+        before, self._going = self._going, sum(table.going for table in self.tables.values())
+        now = self._loop.time()
+        if self._going < _BULK:
+            self._hold_at_most = 0.0
+            return False
+        if self._going > before:
+            self._hold_at_most = self._hold_at_most or now + _HOLD
+            self._hold_until = min(now + _LULL, self._hold_at_most)
+        if now >= self._hold_until:
+            return False
+        if self._hold_timer is None:
+            self._hold_timer = self._loop.call_at(self._hold_until, self._hold_over)
+        return True
+
+    def _hold_over(self) -> None:
+        self._hold_timer = None
+        self.schedule()
+
+    def _send(self, operations: list[Operation], writer: Writer) -> None:
         sent = [operation for operation in operations if operation.request]
 
         def done(job: Job) -> None:
@@ -224,8 +315,7 @@ class Installer:
         self.registry.changed = False
         path = self._state_file
         keep = (lambda: save(path, targets)) if targets is not None else None
-        assert self._writer is not None
-        self._submit(self._writer, NexthopJob(done, [operation.request for operation in sent], keep))
+        self._submit(writer, NexthopJob(done, [operation.request for operation in sent], keep))
 
     def _submit(self, writer: Writer, job: NexthopJob) -> None:
         self._nexthops_idle.clear()
@@ -233,64 +323,100 @@ class Installer:
         self.nexthop_jobs += 1
         writer.submit(job)
 
-    def _send_routes(self, table: Table) -> bool:
+    def _send_routes(self, table: Table, hold: bool) -> bool:
         assert self._writer is not None
         batch = Batch()
-        table.take(batch, _BATCH)
-        if not batch.shards:
+        table.take(batch, _BATCH, hold=hold)
+        if not batch.flights:
             return False
-        if not len(batch):
+        if not batch.size:
             self._settle(table, batch)
-            return True
+            self.schedule()
+            return False
         self._route_jobs += 1
         self._writer.submit(RouteJob(self._routes_done, batch, *table.place[:3]))
         return True
+
+    def _send_ahead(self, table: Table) -> None:
+        """Send what changed a few at a time past a queue, in the other thread; one batch of it at a time."""
+        if table.ahead and self.backlog <= _SHORT:
+            table.ahead.clear()
+        elif table.ahead and not self._ahead_jobs:
+            assert self._urgent is not None
+            batch = Batch()
+            table.take_ahead(batch)
+            if batch.size:
+                self._ahead_jobs += 1
+                self._urgent.submit(RouteJob(self._ahead_done, batch, *table.place[:3]))
+            else:
+                self._settle(table, batch)
 
     def _deliver(self, job: Job) -> None:
         """In a writer's thread."""
         self._loop.call_soon_threadsafe(job.done, job)
 
+    def _permitted(self, job: Job) -> bool:
+        """Tell whether we may change anything; say so once when we no longer may."""
+        if not any(number in _DENIED for number, _ in job.refused.values()):
+            return True
+        if not self._denied:
+            self._denied = True
+            log.error("the kernel lets podroute change nothing: permission denied; it needs CAP_NET_ADMIN")
+        return False
+
     def _nexthops_done(self, job: Job) -> None:
+        self._permitted(job)
         self._nexthop_jobs -= 1
         if not self._nexthop_jobs:
+            self._hurrying = False
             self._nexthops_idle.set()
         if not job.verified:
             self._on_unverified("the kernel's answers were lost")
         self.schedule()
 
+    def _ahead_done(self, job: Job) -> None:
+        self._ahead_jobs -= 1
+        self._carried_out(job)
+
     def _routes_done(self, job: Job) -> None:
-        assert isinstance(job, RouteJob)
         self._route_jobs -= 1
+        self._carried_out(job)
+
+    def _carried_out(self, job: Job) -> None:
+        assert isinstance(job, RouteJob)
         batch = job.batch
-        table = batch.shards[0].table
+        table = batch.flights[0].shard.table
         for place in job.refused:
             self._refused(table, job, place)
         self._settle(table, batch)
-        self.counters["requests"] += len(batch)
+        self.counters["requests"] += batch.size
         self.counters["refused"] += len(job.refused)
         if self._repairing:
             self._count_repairs(table, job)
         if not job.verified:
             self._on_unverified("the kernel's answers were lost")
+        if self._permitted(job) and self._denied:
+            self._denied = False
+            self._on_unverified("permission was denied")
         self.schedule()
 
     def _settle(self, table: Table, batch: Batch) -> None:
-        for shard in batch.shards:
-            prefixes = shard.inflight
-            table.settle(shard)
-            self.on_settled(table, prefixes)
+        for flight in batch.flights:
+            table.settle(flight)
+            self.on_settled(table, flight.changes)
 
     def _refused(self, table: Table, job: RouteJob, place: int) -> None:
         number, words = job.refused[place]
-        shard, prefix, want = job.batch.sources[place], job.batch.prefixes[place], job.batch.wants[place]
-        before = shard.inflight[prefix]
+        (flight, want, _, _), prefix = job.batch.at(place)
+        shard = flight.shard
+        before = flight.changes[prefix]
         held = before if before is not None and not before.absent else None
         if want is None:
             if number not in _GONE:
                 state = State.PENDING if number in _PASSING else State.FAILED
                 table.refused(shard, prefix, want, Failure(held, state, number, words))
         elif number == errno.EEXIST:
-            self._in_the_way(table, shard, prefix, want, job.found.get(place))
+            self._in_the_way(table, flight, prefix, want, job.found.get(place))
         elif want.absent:
             # Its group went while this was on its way: a matter of the target, not of the prefix.
             if held is not None:
@@ -301,8 +427,9 @@ class Installer:
             if number in (errno.EINVAL, errno.ENOENT) and want.id:
                 self._on_unverified("the kernel refuses a next-hop group of ours")
 
-    def _in_the_way(self, table: Table, shard: Shard, prefix: bytes, want: Target, route: Route | None) -> None:
+    def _in_the_way(self, table: Table, flight: Flight, prefix: bytes, want: Target, route: Route | None) -> None:
         """An entry with this prefix and metric exists where we thought there was none."""
+        shard = flight.shard
         if route is None:
             table.refused(shard, prefix, want, Failure(None, State.PENDING, errno.EEXIST, "in the way, and gone again"))
         elif route.protocol != self._protocol:
@@ -312,15 +439,17 @@ class Installer:
             table.refused(shard, prefix, want, Failure(self.other, State.PENDING, errno.EEXIST, "not as desired"))
 
     def _count_repairs(self, table: Table, job: RouteJob) -> None:
-        for place, prefix in enumerate(job.batch.prefixes):
-            cause = self._repairing.get((table, prefix))
-            if cause is None:
-                continue
-            shard = job.batch.sources[place]
-            if place not in job.refused:
-                self._repaired[cause] += 1
-            if prefix not in shard.dirty:
-                del self._repairing[table, prefix]
+        place = -1
+        for part in job.batch.parts:
+            for prefix in part.prefixes:
+                place += 1
+                cause = self._repairing.get((table, prefix))
+                if cause is None:
+                    continue
+                if place not in job.refused:
+                    self._repaired[cause] += 1
+                if prefix not in part.flight.shard.dirty:
+                    del self._repairing[table, prefix]
 
     async def _follow(self) -> None:
         """Move prefixes off targets that are not current, a shard at a time."""
@@ -332,6 +461,7 @@ class Installer:
                         if table.follow(shard, self.registry.successor):
                             self.schedule()
                         await asyncio.sleep(0)
+            self.registry.moved()
         finally:
             self._move = None
         self.schedule()
@@ -357,7 +487,7 @@ class Installer:
                     }
                     log.debug("route not installed", extra={"fields": fields})
             self._on_results(results)
-        busy = self._route_jobs or self._nexthop_jobs or self._scheduled or self._move is not None
+        busy = self._route_jobs or self._ahead_jobs or self._nexthop_jobs or self._scheduled or self._move is not None
         if busy or self._doubt or self._released or not all(table.idle for table in self.tables.values()):
             return
         self._repairing.clear()

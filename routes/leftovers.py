@@ -34,6 +34,8 @@ class SavedMember(NamedTuple):
     device: str
     weight: int
     id: int
+    onlink: bool = False
+    """Left out where an earlier version wrote the file."""
 
 
 class SavedTarget(NamedTuple):
@@ -50,12 +52,12 @@ def snapshot(registry: Registry) -> list[SavedTarget]:
             target.id,
             [(hop.peer, hop.address.hex(), hop.device) for hop in target.key],
             [
-                SavedMember(peer, gateway.hex(), device, target.weights[peer, gateway, device], member.id)
-                for (peer, gateway, device), member in target.members.items()
+                SavedMember(key.peer, key.gateway.hex(), key.device, target.weights[key], member.id, key.onlink)
+                for key, member in target.members.items()
             ],
         )
         for target in registry
-        if not target.absent
+        if not target.absent and target.heir is None
     ]
 
 
@@ -77,7 +79,7 @@ def load(path: Path) -> list[SavedTarget]:
             SavedTarget(
                 int(identifier),
                 [(str(peer), str(address), str(device)) for peer, address, device in key],
-                [SavedMember(str(p), str(g), str(d), int(weight), int(i)) for p, g, d, weight, i in members],
+                [SavedMember(str(p), str(g), str(d), int(w), int(i), *map(bool, o)) for p, g, d, w, i, *o in members],
             )
             for identifier, key, members in data["targets"]
         ]
@@ -120,7 +122,7 @@ class Reader:
         self._interfaces = interfaces
         self._table, self._protocol = table, protocol
         self._cover, self._other, self._pod = cover, other, pod
-        self._by_gateways: dict[frozenset[tuple[bytes, int]], Target] = {}
+        self._by_gateways: dict[frozenset[tuple[bytes, int, bool]], Target] = {}
         self._by_id: dict[int, Target] = {}
 
     def read(
@@ -168,20 +170,21 @@ class Reader:
                 link = self._interfaces.link(nexthop.ifindex)
                 if link is None or (nexthop.gateway.hex(), link.name) != (member.gateway, member.device):
                     return None
-                members[member.peer, nexthop.gateway, link.name] = identifier, nexthop.ifindex, weight
+                place = MemberKey(member.peer, nexthop.gateway, link.name, nexthop.onlink)
+                members[place] = identifier, nexthop.ifindex, weight
         else:
             if self._registry.objects:
                 return None
             for member in entry.members:
                 link = self._interfaces.named(member.device)
                 if link is not None:
-                    place = member.peer, bytes.fromhex(member.gateway), member.device
+                    place = MemberKey(member.peer, bytes.fromhex(member.gateway), member.device, member.onlink)
                     members[place] = 0, link.ifindex, member.weight
-        target = self._registry.adopt(key, entry.id, members)
+        target = self._registry.adopt(key, entry.id, members, ours[entry.id].resilience if entry.id else None)
         if entry.id:
             self._by_id[entry.id] = target
         else:
-            self._by_gateways[frozenset((path.gateway, path.ifindex) for path in target.hops)] = target
+            self._by_gateways[frozenset(path.way for path in target.hops)] = target
         return target
 
     def _read_routes(self, sock: socket.socket, family: Family, place: Callable[[Route, Target], None]) -> int:
@@ -203,4 +206,4 @@ class Reader:
             return self._by_id.get(route.nexthop, self._other)
         if len(route.paths) == 1 and not route.paths[0].gateway:
             return self._pod(route.paths[0].ifindex)
-        return self._by_gateways.get(frozenset((path.gateway, path.ifindex) for path in route.paths), self._other)
+        return self._by_gateways.get(frozenset(path.way for path in route.paths), self._other)

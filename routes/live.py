@@ -100,9 +100,13 @@ def _ways(route: Route, objects: Mapping[int, Nexthop], names: Mapping[int, str]
     if not paths and route.nexthop in objects:
         found = objects[route.nexthop]
         members = [objects[i] for i, _ in found.members if i in objects] if found.members else [found]
-        paths = [Path(member.gateway, member.ifindex) for member in members]
+        paths = [Path(member.gateway, member.ifindex, onlink=member.onlink) for member in members]
     named = (
-        (address_text(path.gateway) if path.gateway else "", f"dev {names.get(path.ifindex, path.ifindex)}")
+        (
+            address_text(path.gateway) if path.gateway else "",
+            f"dev {names.get(path.ifindex, path.ifindex)}",
+            "onlink" if path.onlink else "",
+        )
         for path in sorted(paths)  # the kernel has them in the order in which sessions came up
     )
     return tuple(dict.fromkeys(" ".join(filter(None, way)) for way in named))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import NamedTuple
 
 from config.prefix import Family
@@ -31,11 +32,19 @@ RTN_UNICAST, RTN_LOCAL, RTN_UNREACHABLE = 1, 2, 7
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_NOWHERE = 0, 253, 255
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_MULTIPATH, RTA_TABLE, RTA_VIA, RTA_NH_ID = 1, 4, 5, 6, 9, 15, 18, 30
 RTM_F_CLONED, RTM_F_LOOKUP_TABLE, RTM_F_FIB_MATCH = 0x200, 0x1000, 0x2000
-NHA_ID, NHA_GROUP, NHA_OIF, NHA_GATEWAY = 1, 2, 5, 6
+RTNH_F_ONLINK = 4
+"""Of rtm_flags, rtnh_flags and nhm_flags: the gateway is on the link, whatever the subnets say."""
+NHA_ID, NHA_GROUP, NHA_GROUP_TYPE, NHA_OIF, NHA_GATEWAY, NHA_RES_GROUP = 1, 2, 3, 5, 6, 12
+NHA_RES_GROUP_BUCKETS, NHA_RES_GROUP_IDLE_TIMER, NHA_RES_GROUP_UNBALANCED_TIMER = 1, 2, 3
+NEXTHOP_GRP_TYPE_RES = 1
 _IFLA_IFNAME, _IFLA_EXT_MASK = 3, 29
 _SKIP_STATS = 1 << 3
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _NDA_DST = 1
+_NTF_USE = 0x01
+NUD_REACHABLE, NUD_STALE, NUD_DELAY, NUD_PROBE, NUD_FAILED, NUD_NOARP, NUD_PERMANENT = 2, 4, 8, 16, 32, 64, 128
+NUD_VALID = NUD_REACHABLE | NUD_STALE | NUD_DELAY | NUD_PROBE | NUD_NOARP | NUD_PERMANENT
+"""The kernel has a link-layer address for the neighbour and sends to it."""
 
 IFF_UP, IFF_RUNNING, IFF_LOWER_UP = 0x1, 0x40, 0x10000
 IFA_F_TEMPORARY, IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_TENTATIVE = 0x01, 0x08, 0x20, 0x40
@@ -47,6 +56,11 @@ _IFADDR = struct.Struct("=BBBBI")
 _NDMSG = struct.Struct("=BxxxiHBB")
 _RTNEXTHOP = struct.Struct("=HBBi")
 _GROUP = struct.Struct("=IBBH")
+_read_u16 = struct.Struct("=H").unpack
+_TABLE_HEAD = struct.pack("=HH", 8, RTA_TABLE)
+_BEFORE_DST = RTMSG.size + 8
+"""Where the kernel puts the destination: behind the table."""
+_DST_OCTETS = {struct.pack("=HH", 4 + octets, RTA_DST): octets for octets in (4, 16)}
 _read_u32 = struct.Struct("=I").unpack
 
 
@@ -77,6 +91,12 @@ class Path(NamedTuple):
     gateway: bytes
     ifindex: int
     weight: int = 1
+    onlink: bool = False
+
+    @property
+    def way(self) -> tuple[bytes, int, bool]:
+        """What makes it another path: all but its weight."""
+        return self.gateway, self.ifindex, self.onlink
 
 
 class Route(NamedTuple):
@@ -94,14 +114,27 @@ class Route(NamedTuple):
     tos: int = 0
 
 
+class Resilience(NamedTuple):
+    """What a resilient group has beside its members (Linux >= 5.13). Timers in hundredths of a second (clock_t)."""
+
+    buckets: int
+    """Fixed with the group's creation, as is its being resilient."""
+    idle_timer: int
+    """So long must a bucket have been idle before it moves to a member that has too few."""
+    unbalanced_timer: int
+    """After so long buckets move also while they are in use; 0: never."""
+
+
 class Nexthop(NamedTuple):
-    """A next-hop object: of a group only ``members`` (id, weight) is set, of another only gateway and ifindex."""
+    """A next-hop object: of a group only ``members`` (id, weight) and ``resilience``, of another only the rest."""
 
     id: int
     protocol: int
     gateway: bytes
     ifindex: int
     members: tuple[tuple[int, int], ...]
+    onlink: bool = False
+    resilience: Resilience | None = None
 
 
 class Neighbour(NamedTuple):
@@ -163,6 +196,17 @@ def nexthops_request() -> bytes:
     return NHMSG.pack(0, 0, 0, 0, 0)
 
 
+def neighbours_request() -> bytes:
+    """Payload of RTM_GETNEIGH for a dump of all neighbours of both families."""
+    return _NDMSG.pack(0, 0, 0, 0, 0)
+
+
+def resolve_request(ifindex: int, address: bytes) -> bytes:
+    """Payload of RTM_NEWNEIGH that has the kernel resolve a neighbour, or confirm it, as a packet to it would."""
+    af = AF[4] if len(address) == 4 else AF[6]
+    return _NDMSG.pack(af, ifindex, 0, _NTF_USE, 0) + attribute(_NDA_DST, address)
+
+
 def match_request(family: Family, prefix: bytes) -> bytes:
     """Payload of RTM_GETROUTE for the FIB entry that the prefix's first address matches."""
     octets = 4 if family == 4 else 16
@@ -215,19 +259,37 @@ def decode_address(data: bytes, msg: Message) -> Address | None:
 
 
 def decode_route(data: bytes, msg: Message) -> Route | None:
-    """Decode RTM_NEWROUTE; None for other families, and for cache entries."""
-    af, length, _, tos, table, protocol, _, kind, flags = RTMSG.unpack_from(data, msg.start)
+    """Decode RTM_NEWROUTE; None for other families, and for cache entries.
+
+    A table's routes differ by little more than the destination, so what surrounds it is decoded once.
+    """
+    start = msg.start + _BEFORE_DST
+    octets = _DST_OCTETS.get(data[start : start + 4], 0)
+    if octets and data[start - 8 : start - 4] == _TABLE_HEAD:
+        start += 4
+        known = _decode_route(data[msg.start : start - 4] + data[start + octets : msg.end])
+        if known is None:
+            return None
+        family, table, protocol, kind, length, metric, nexthop, paths, tos = known
+        prefix = length + data[start : start + (length[0] + 7 >> 3)]
+        return Route(family, table, protocol, kind, prefix, metric, nexthop, paths, tos)
+    return _decode_route(data[msg.start : msg.end])
+
+
+@lru_cache(256)
+def _decode_route(payload: bytes) -> Route | None:
+    af, length, _, tos, table, protocol, _, kind, flags = RTMSG.unpack_from(payload)
     family = _FAMILY.get(af)
     if family is None or flags & RTM_F_CLONED:
         return None
-    found = attributes(data, msg.start + 12, msg.end)
+    found = attributes(payload, RTMSG.size, len(payload))
     if RTA_TABLE in found:
         table = _u32(found, RTA_TABLE)
     prefix = bytes((length,)) + found.get(RTA_DST, b"")[: (length + 7) // 8]
     if RTA_MULTIPATH in found:
         paths = _paths(found[RTA_MULTIPATH])
     elif RTA_OIF in found:
-        paths = (Path(_gateway(found), _u32(found, RTA_OIF)),)
+        paths = (Path(_gateway(found), _u32(found, RTA_OIF), onlink=bool(flags & RTNH_F_ONLINK)),)
     else:
         paths = ()
     return Route(family, table, protocol, kind, prefix, _u32(found, RTA_PRIORITY), _u32(found, RTA_NH_ID), paths, tos)
@@ -235,12 +297,14 @@ def decode_route(data: bytes, msg: Message) -> Route | None:
 
 def decode_nexthop(data: bytes, msg: Message) -> Nexthop:
     """Decode RTM_NEWNEXTHOP."""
-    _, _, protocol, _, _ = NHMSG.unpack_from(data, msg.start)
+    _, _, protocol, _, flags = NHMSG.unpack_from(data, msg.start)
     found = attributes(data, msg.start + 8, msg.end)
     group = found.get(NHA_GROUP, b"")
     entries = _GROUP.iter_unpack(group[: len(group) // _GROUP.size * _GROUP.size])
     members = tuple((member, low + (high << 8) + 1) for member, low, high, _ in entries)
-    return Nexthop(_u32(found, NHA_ID), protocol, found.get(NHA_GATEWAY, b""), _u32(found, NHA_OIF), members)
+    gateway, onlink = found.get(NHA_GATEWAY, b""), bool(flags & RTNH_F_ONLINK)
+    resilience = _resilience(found[NHA_RES_GROUP]) if NHA_RES_GROUP in found else None
+    return Nexthop(_u32(found, NHA_ID), protocol, gateway, _u32(found, NHA_OIF), members, onlink, resilience)
 
 
 def decode_neighbour(data: bytes, msg: Message) -> Neighbour | None:
@@ -248,6 +312,16 @@ def decode_neighbour(data: bytes, msg: Message) -> Neighbour | None:
     af, index, state, _, _ = _NDMSG.unpack_from(data, msg.start)
     address = attributes(data, msg.start + 12, msg.end).get(_NDA_DST)
     return None if address is None or af not in _FAMILY else Neighbour(index, address, state)
+
+
+def _resilience(data: bytes) -> Resilience:
+    found = attributes(data, 0, len(data))
+    buckets = found.get(NHA_RES_GROUP_BUCKETS, b"")
+    return Resilience(
+        _read_u16(buckets)[0] if len(buckets) == 2 else 0,
+        _u32(found, NHA_RES_GROUP_IDLE_TIMER),
+        _u32(found, NHA_RES_GROUP_UNBALANCED_TIMER),
+    )
 
 
 def _u32(found: dict[int, bytes], kind: int) -> int:
@@ -266,9 +340,10 @@ def _paths(data: bytes) -> tuple[Path, ...]:
     paths = []
     offset = 0
     while offset + 8 <= len(data):
-        length, _, hops, index = _RTNEXTHOP.unpack_from(data, offset)
+        length, flags, hops, index = _RTNEXTHOP.unpack_from(data, offset)
         if length < 8 or offset + length > len(data):
             break
-        paths.append(Path(_gateway(attributes(data, offset + 8, offset + length)), index, hops + 1))
+        gateway = _gateway(attributes(data, offset + 8, offset + length))
+        paths.append(Path(gateway, index, hops + 1, bool(flags & RTNH_F_ONLINK)))
         offset += (length + 3) & ~3
     return tuple(paths)

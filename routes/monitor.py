@@ -42,7 +42,7 @@ class Monitor:
     """
 
     def __init__(
-        self, *, protocol: int = ROUTE_PROTOCOL, neighbours: bool = False, receive_buffer: int = 32 << 20
+        self, *, protocol: int = ROUTE_PROTOCOL, neighbours: bool = False, receive_buffer: int = 64 << 20
     ) -> None:
         self.interfaces = Interfaces()
         self.overruns = 0
@@ -85,10 +85,11 @@ class Monitor:
             self._filter()
 
     def _filter(self) -> None:
-        """Attach a classic BPF program: reject our writers' echoes, and our IPv6 routes that the kernel itself removes.
+        """Attach a classic BPF program: reject our writers' echoes, our IPv6 routes that the kernel itself removes, and
+        what it says of each bucket of a resilient group.
 
-        The latter come one by one when a next-hop object or a device goes, which is known from its own event. BPF loads
-        in network order, the header is in the host's: constants are swapped.
+        Such routes come one by one when a next-hop object or a device goes, which is known from its own event. BPF
+        loads in network order, the header is in the host's: constants are swapped.
         """
         assert self._sock is not None
         load_port, load_kind, load_protocol = (0x20, 0, 0, 12), (0x28, 0, 0, 4), (0x30, 0, 0, 21)
@@ -103,9 +104,9 @@ class Monitor:
             (0x06, 0, 0, 0xFFFFFFFF),
             (0x06, 0, 0, 0),
         ]
-        reject = len(ports) + len(tail)  # place of the last instruction
-        program = [load_port]
-        program += [(0x15, reject - place - 1, 0, socket.htonl(port)) for place, port in enumerate(ports, start=1)]
+        reject = 2 + len(ports) + len(tail)  # place of the last instruction
+        program = [load_kind, (0x15, reject - 2, 0, socket.htons(netlink.RTM_NEWNEXTHOPBUCKET)), load_port]
+        program += [(0x15, reject - place - 1, 0, socket.htonl(port)) for place, port in enumerate(ports, start=3)]
         program += tail
         code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in program))
         head = struct.pack("@HP", len(program), ctypes.addressof(code))
@@ -146,10 +147,23 @@ class Monitor:
         for subscriber in self._subscribers:
             subscriber.event(event)
 
+    def _discard(self) -> None:
+        """Forget the events that still wait: they are older than the state that is about to be read."""
+        assert self._sock is not None
+        while True:
+            try:
+                self._sock.recv(1, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+
     def _overrun(self) -> None:
         """The socket's buffer was full: read links and addresses anew, and have everybody else do the like."""
         self.overruns += 1
         log.warning("netlink events were lost, reading the kernel's state anew")
+        self._discard()
         for event in self._read_interfaces():
             for subscriber in self._subscribers:
                 subscriber.event(event)

@@ -1,4 +1,4 @@
-"""Next-hop objects and groups (Linux >= 5.3): what exists for which next hops, and what to tell the kernel. No I/O.
+"""Sets of next hops and the groups that they lead to, through all that happens to peers, links and objects. No I/O.
 
 Every learned route leads to a group, also where it has one next hop: moving all its routes is then one message,
 whatever their number. A group's members are objects keyed by (peer, gateway, device), so that a lost session is one
@@ -10,80 +10,45 @@ which the prefixes move one by one.
 
 from __future__ import annotations
 
-import errno
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from math import lcm
-from typing import NamedTuple
 
 from config.nexthop import NextHopResolver, NextHops
-from routes.encode import delete_nexthop, new_group, new_nexthop
+from routes.encode import delete_nexthop
+from routes.groups import Groups, Operation
+from routes.heirs import Moves, alike, give_back, let_go, take_over
 from routes.interfaces import Interfaces
-from routes.messages import Nexthop
-from routes.target import Kind, Loss, Member, MemberKey, Target
+from routes.messages import Nexthop, Resilience
+from routes.target import Kind, Member, MemberKey, Target
 
 _MAX_WEIGHT = 256
 _FEW = 2000
 """So many routes go with a next-hop object in about a millisecond."""
 
 
-class Operation(NamedTuple):
-    """One request to the kernel. ``subject`` is None for deletions, whose refusal means that it is gone already."""
-
-    request: bytes
-    subject: Member | Target | None
-    version: int = 0
-    group: tuple[tuple[int, int], ...] = ()
-
-
-class IdPool:
-    """Hands out ids of a range in turn, so that an id is not used again soon."""
-
-    def __init__(self, ids: range) -> None:
-        self._ids = ids
-        self._taken: set[int] = set()
-        self._next = 0
-
-    def take(self) -> int:
-        for _ in range(len(self._ids)):
-            candidate = self._ids[self._next]
-            self._next = (self._next + 1) % len(self._ids)
-            if candidate not in self._taken:
-                self._taken.add(candidate)
-                return candidate
-        raise RuntimeError("no next-hop object id left")
-
-    def reserve(self, identifier: int) -> None:
-        """Never hand out an id that somebody uses."""
-        self._taken.add(identifier)
-
-    def free(self, identifier: int) -> None:
-        self._taken.discard(identifier)
-
-
-class Registry:
-    """Owner of all learned targets. Requests gather in order and are fetched with ``take``."""
+class Registry(Groups):
+    """Owner of all learned targets: which there are for which next hops, and what becomes of them."""
 
     def __init__(
-        self, *, resolver: NextHopResolver, interfaces: Interfaces, ids: range, protocol: int, objects: bool
+        self,
+        *,
+        resolver: NextHopResolver,
+        interfaces: Interfaces,
+        ids: range,
+        protocol: int,
+        objects: bool,
+        resilience: Resilience | None = None,
     ) -> None:
-        self.objects = objects
+        super().__init__(interfaces=interfaces, ids=ids, protocol=protocol, objects=objects, resilience=resilience)
+        self.fresh: list[Target] = []
+        """Targets that ``realize`` is to give groups."""
         self.outdated = False
         """Some target is not current: prefixes have to move."""
-        self.changed = False
-        """What the state file must know has changed."""
-        self.repaired: Counter[str] = Counter()
-        """Routes that have next hops again, by what had taken these away; its reader takes them out."""
-        self.ids = IdPool(ids)
         self._resolver = resolver
-        self._interfaces = interfaces
-        self._protocol = protocol
         self._targets: dict[NextHops, Target] = {}
         self._orphans: set[Target] = set()
         self._leaving: set[Target] = set()
-        self._members: dict[MemberKey, Member] = {}
-        self._by_id: dict[int, Member | Target] = {}
-        self._operations: list[Operation] = []
 
     def __iter__(self) -> Iterator[Target]:
         yield from self._targets.values()
@@ -95,8 +60,26 @@ class Registry:
         found = self._targets.get(key)
         if found is None:
             found = self._targets[key] = Target(Kind.LEARNED, key=key)
-            self._realize(found, self._wanted(key))
+            if self.resilience is None:
+                self._realize(found, self._wanted(key))
+            else:
+                found.ready = False
+                self.fresh.append(found)
         return found
+
+    def realize(self, moves: Moves) -> None:
+        """Give new targets groups: those that their prefixes come from where they can be taken over, else new ones."""
+        fresh, self.fresh = self.fresh, []
+        for target in fresh:
+            if target.absent or target.members:
+                continue
+            wanted = self._wanted(target.key)
+            for former, count in moves.get(target, Counter[Target]()).most_common():
+                if self._passes(former, count, wanted):
+                    self._inherit(target, former)
+                    break
+            if not target.members or wanted != target.weights:
+                self._realize(target, wanted)
 
     def successor(self, target: Target) -> Target:
         """Return where the prefixes of a target that is not current go."""
@@ -110,31 +93,15 @@ class Registry:
         return target
 
     def take(self) -> list[Operation]:
-        """Return the requests that have gathered, in the order in which they must be sent."""
-        operations, self._operations = self._operations, []
-        return operations
+        """Return the requests that have gathered, those for new targets among them, in the order of their sending."""
+        self.realize({})
+        return super().take()
 
-    def completed(self, operations: list[Operation], refused: dict[int, tuple[int, str]]) -> None:
-        """Learn what became of requests: ``refused`` maps the place of an operation to errno and text."""
-        for place, operation in enumerate(operations):
-            subject = operation.subject
-            if subject is None:
-                continue
-            number, text = refused.get(place, (0, ""))
-            if isinstance(subject, Member):
-                if number and self._members.get(subject.key) is subject:
-                    self._member_refused(subject, number, text)
-            elif operation.version == subject.version and not subject.absent:
-                if not number:
-                    subject.ready = True
-                    self._count_repairs(subject)
-                else:
-                    self._group_refused(subject, operation, number, text)
-
-    def refresh(self) -> None:
-        """Ask the resolver anew for every target, and follow."""
-        for target in list(self._targets.values()):
-            wanted = self._wanted(target.key)
+    def refresh(self) -> bool:
+        """Ask the resolver anew for every target, and follow; tell whether traffic leaves a next hop that is lost."""
+        changed = [(target, self._wanted(target.key)) for target in self._targets.values()]
+        shed = self.objects and self._shed({target: wanted for target, wanted in changed if not target.absent})
+        for target, wanted in changed:
             if wanted == target.weights and not target.errno:
                 continue
             if target.absent:
@@ -148,6 +115,7 @@ class Registry:
                 self._request(delete_nexthop(target.id))
                 self._leave(target, list(target.members))
                 self._vanish(target)
+        return shed
 
     def peer_lost(self, peer: str) -> tuple[list[bytes], list[bytes]]:
         """Take a peer's next hops away and return the deletions, which are also among the gathered requests.
@@ -156,6 +124,7 @@ class Registry:
         then those with which many routes go. The peer's targets stay as they are left, and answer to their key no more:
         what the peer announces next is new.
         """
+        self.realize({})
         quick: list[bytes] = []
         slow: list[bytes] = []
         for target in [t for t in self if peer in t.peers]:
@@ -166,8 +135,9 @@ class Registry:
             else:
                 self._replace_without(target, peer)
         if self.objects:
-            for member in [m for m in self._members.values() if m.key[0] == peer]:
-                going = sum(target.refs for target in member.users if len(target.members) == 1)
+            for member in [m for m in self._members.values() if m.key.peer == peer]:
+                last = [target for target in member.users if len(target.members) == 1]
+                going = sum(one.refs for target in last for one in (target, *target.shades))
                 (quick if going < _FEW else slow).append(delete_nexthop(member.id))
                 self._drop(member)
         return quick, slow
@@ -205,41 +175,68 @@ class Registry:
         """Compare an object in the kernel with ours of that id, and claim it back; False if there was no need."""
         subject = self._by_id.get(nexthop.id)
         if isinstance(subject, Member):
-            if (nexthop.gateway, nexthop.ifindex) != (subject.key[1], subject.ifindex):
+            key = subject.key
+            if (nexthop.gateway, nexthop.ifindex, nexthop.onlink) != (key.gateway, subject.ifindex, key.onlink):
                 self._note_loss(subject.users, [subject.key], cause)
                 self._drop(subject)
                 return True
-        elif isinstance(subject, Target) and subject.ready and sorted(nexthop.members) != subject.group():
-            self._note_loss([subject], subject.members, cause)
-            self._write_group(subject)
+        elif isinstance(subject, Target) and subject.ready:
+            if not alike(nexthop.resilience, subject.resilience):
+                self._outdate(subject)
+            elif sorted(nexthop.members) == subject.group() and nexthop.resilience == subject.resilience:
+                return False
+            else:
+                self._note_loss([subject], subject.members, cause)
+                self._write_group(subject)
             return True
         return False
-
-    def known(self, identifier: int) -> bool:
-        return identifier in self._by_id
-
-    def expected(self) -> list[int]:
-        """Return the ids that the kernel should have now."""
-        return [i for i, subject in self._by_id.items() if isinstance(subject, Member) or subject.ready]
 
     def release(self, targets: Iterable[Target]) -> None:
         """Delete the groups and objects of targets that nothing names any more."""
         for target in targets:
-            if target.refs or target.kind is not Kind.LEARNED:
-                continue
-            if self._targets.get(target.key) is target:
-                del self._targets[target.key]
-            self._orphans.discard(target)
-            self._leaving.discard(target)
-            if self.objects and not target.absent:
-                self._request(delete_nexthop(target.id))
-            self._leave(target, list(target.members))
-            self._vanish(target)
+            if not target.refs and target.kind is Kind.LEARNED:
+                self._end(target)
+                self._leaving.discard(target)
 
-    def adopt(self, key: NextHops, identifier: int, members: dict[MemberKey, tuple[int, int, int]]) -> Target:
-        """Take over what an earlier run left: member key -> (object id, ifindex, weight)."""
+    def moved(self) -> None:
+        """All prefixes have followed to where they were to move: release the targets that none has come to."""
+        self.release([target for target in (*self._orphans, *self._leaving) if not target.refs])
+
+    def retire(self, target: Target) -> None:
+        """Delete a group all of whose routes are to be deleted: the kernel drops them with it.
+
+        One that is shared stays: its routes are deleted one by one.
+        """
+        if target.heir is None and not target.shades:
+            self._end(target)
+            self._leaving.add(target)
+
+    def _end(self, target: Target) -> None:
+        if self._targets.get(target.key) is target:
+            del self._targets[target.key]
+        self._orphans.discard(target)
+        if target.heir is not None:
+            let_go(target)
+        elif target.shades and not target.absent:
+            self._by_id[target.id] = give_back(target)
+        elif self.objects and not target.absent:
+            self._request(delete_nexthop(target.id))
+        self._leave(target, list(target.members))
+        self._vanish(target)
+
+    def adopt(
+        self,
+        key: NextHops,
+        identifier: int,
+        members: dict[MemberKey, tuple[int, int, int]],
+        resilience: Resilience | None = None,
+    ) -> Target:
+        """Take over what an earlier run left: member key -> (object id, ifindex, weight).
+
+        From a group of another kind than new ones have, prefixes move as they are confirmed.
+        """
         target = Target(Kind.LEARNED, key=key)
-        target.id = identifier
+        target.id, target.resilience = identifier, resilience
         for member_key, (object_id, ifindex, weight) in members.items():
             member = self._members.get(member_key)
             if member is None:
@@ -254,164 +251,83 @@ class Registry:
         if identifier:
             self.ids.reserve(identifier)
             self._by_id[identifier] = target
-        if key in self._targets:
+        if self.objects and not alike(resilience, self.resilience):
+            self._outdate(target)
+        elif key in self._targets:
             self._orphans.add(target)
         else:
             self._targets[key] = target
+            if resilience != self.resilience:  # other timers
+                target.resilience = self.resilience
+                self._write_group(target)
         return target
+
+    def _passes(self, former: Target, count: int, wanted: dict[MemberKey, int]) -> bool:
+        """Tell whether the group of a target, ``count`` of whose prefixes move, can become that of these members."""
+        usable = self._by_id.get(former.id) is former and former.ready
+        if not usable or not alike(former.resilience, self.resilience):
+            return False
+        if former.weights == wanted and self._targets.get(former.key) is not former:  # as a lost session left it
+            return True
+        return count == former.refs and not former.shades and not former.members.keys().isdisjoint(wanted)
+
+    def _inherit(self, heir: Target, former: Target) -> None:
+        if self._targets.get(former.key) is former:
+            del self._targets[former.key]
+            self._leaving.add(former)
+        take_over(heir, former)
+        self._by_id[heir.id] = heir
+        self.changed = True
 
     def _wanted(self, key: NextHops) -> dict[MemberKey, int]:
         """Return the members that a set of next hops resolves to, with weights.
 
+        Those that do not answer are left out, unless none does: the last way out stays.
         A gateway that several peers announced counts as one: its members share a weight.
         """
         wanted: dict[MemberKey, int] = {}
-        for hop in key:
-            resolution = self._resolver.lookup(hop.address, hop.device)
-            for gateway in resolution.gateways if resolution is not None else ():
+        found = [(hop, self._resolver.lookup(hop.address, hop.device)) for hop in key]
+        answered = any(resolution.answers for _, resolution in found if resolution is not None)
+        for hop, resolution in found:
+            for gateway in resolution.gateways if resolution is not None and resolution.answers >= answered else ():
                 if self._interfaces.named(gateway.device) is not None:
-                    wanted[hop.peer, gateway.address, gateway.device] = 1
-        announced = Counter(member[1:] for member in wanted)
+                    wanted[MemberKey(hop.peer, *gateway)] = 1
+        announced = Counter((member.gateway, member.device) for member in wanted)
         common = lcm(*announced.values())
         if 1 < common <= _MAX_WEIGHT:
-            wanted = {member: common // announced[member[1:]] for member in wanted}
+            wanted = {member: common // announced[member.gateway, member.device] for member in wanted}
         return wanted
 
-    def _realize(self, target: Target, wanted: dict[MemberKey, int]) -> None:
-        """Give a target these members and tell the kernel."""
-        target.errno, target.text = 0, ""
-        surplus = [target.members.pop(key) for key in list(target.members) if key not in wanted]
-        for key in wanted:
-            if key not in target.members:
-                member = self._member(key)
-                member.users.add(target)
-                target.members[key] = member
-        target.weights = dict(wanted)
-        if wanted:
-            self._write_group(target)
-        else:
-            self._vanish(target)
-        for member in surplus:  # after the group let go of them: it never points to nowhere
-            self._part(target, member)
+    def _shed(self, wanted: Mapping[Target, Mapping[MemberKey, int]]) -> bool:
+        """Delete objects that groups are to lose: 2 ms, where rewriting the groups takes a notification per route.
 
-    def _member(self, key: MemberKey) -> Member:
-        member = self._members.get(key)
-        if member is None:
-            link = self._interfaces.named(key[2])
-            member = self._members[key] = Member(key, link.ifindex if link is not None else 0, 0)
-            if self.objects:
-                member.id = self.ids.take()
-                self._create(member)
-        return member
-
-    def _create(self, member: Member) -> None:
-        self._by_id[member.id] = member
-        self._request(new_nexthop(member.id, self._protocol, member.key[1], member.ifindex), member)
-
-    def _write_group(self, target: Target) -> None:
-        target.version += 1
-        if not self.objects:
-            target.ready = False
-            target.hops = target.paths()
-            self._request(b"", target, target.version)
-            return
-        if not target.id:
-            target.id = self.ids.take()
-            target.ready = False
-            self._by_id[target.id] = target
-        group = target.group()
-        request = new_group(target.id, self._protocol, group, replace=target.ready)
-        self._request(request, target, target.version, tuple(group))
-
-    def _request(
-        self,
-        request: bytes,
-        subject: Member | Target | None = None,
-        version: int = 0,
-        group: tuple[tuple[int, int], ...] = (),
-    ) -> None:
-        self._operations.append(Operation(request, subject, version, group))
-        self.changed = True
-
-    def _member_refused(self, member: Member, number: int, text: str) -> None:
-        users = list(member.users)
-        del self._by_id[member.id]
-        if number == errno.EEXIST:  # somebody has taken that id; it stays reserved
-            member.id = self.ids.take()
-            self._create(member)
-        else:
-            self.ids.free(member.id)
-            del self._members[member.key]
-            for target in users:
-                del target.members[member.key], target.weights[member.key]
-                target.errno, target.text = number, text
-        for target in users:
-            self._write_or_fail(target)
-
-    def _group_refused(self, target: Target, operation: Operation, number: int, text: str) -> None:
-        if number == errno.EEXIST and not target.ready:
-            del self._by_id[target.id]
-            target.id = 0
-            self._write_group(target)
-        elif operation.group != tuple(target.group()):  # a member went while the request was on its way
-            self._write_or_fail(target)
-        else:
-            target.errno, target.text = target.errno or number, target.text or text
-            if not target.ready:
-                self._leave(target, list(target.members))
-                self._vanish(target)
-
-    def _write_or_fail(self, target: Target) -> None:
-        if target.members:
-            self._write_group(target)
-        else:
-            self._vanish(target)
-
-    def _drop(self, member: Member) -> None:
-        """Forget an object that the kernel has lost or is to lose; the request makes sure."""
-        self._request(delete_nexthop(member.id))
-        del self._members[member.key]
-        del self._by_id[member.id]
-        self.ids.free(member.id)
-        for target in member.users:
-            del target.members[member.key], target.weights[member.key]
-            if not target.members:
-                self._vanish(target)
-
-    @staticmethod
-    def _note_loss(targets: Iterable[Target], keys: Iterable[MemberKey], cause: str) -> None:
-        lost = list(keys)
-        for target in targets:
-            if target.refs:
-                target.lost |= dict.fromkeys(lost, Loss(cause, target.refs))
-
-    def _count_repairs(self, target: Target) -> None:
-        """Count the routes that have again what they had lost."""
-        if target.lost and target.ready:
-            for loss in {target.lost.pop(key) for key in target.members if key in target.lost}:
-                self.repaired[loss.cause] += loss.routes
-
-    def _leave(self, target: Target, keys: list[MemberKey]) -> None:
-        """Take members out of a target, and delete the objects that no other needs."""
-        for key in keys:
-            target.weights.pop(key, None)
-            self._part(target, target.members.pop(key))
-
-    def _part(self, target: Target, member: Member) -> None:
-        member.users.discard(target)
-        if not member.users:
-            if self.objects:
+        That is with net.ipv4.nexthop_compat_mode=1. Groups that are to keep one, as their last way, get one of their
+        own; where more routes lead to those, rewriting is the lesser work after all. False: there was no such object.
+        """
+        shed = False
+        for member in list(self._members.values()):
+            losing = [t for t in member.users if t in wanted and member.key not in wanted[t]]
+            if not losing or not all(t.members.keys() & wanted[t].keys() for t in losing):
+                continue
+            keeping = member.users.difference(losing)
+            if sum(t.refs for t in keeping) <= sum(t.refs for t in losing):
+                fresh = self._divide(member, keeping) if keeping else None
                 self._drop(member)
-            else:
-                del self._members[member.key]
+                if fresh is not None:
+                    self._members[fresh.key] = fresh
+                shed = True
+        return shed
 
-    def _vanish(self, target: Target) -> None:
-        target.absent = True
-        target.ready = True
-        if self._by_id.get(target.id) is target:
-            del self._by_id[target.id]
-            self.ids.free(target.id)
-        self.changed = True
+    def _divide(self, member: Member, users: set[Target]) -> Member:
+        """Give some users of an object another one to the same end."""
+        fresh = Member(member.key, member.ifindex, self.ids.take())
+        self._create(fresh)
+        for target in users:
+            member.users.discard(target)
+            fresh.users.add(target)
+            target.members[fresh.key] = fresh
+            self._write_group(target)
+        return fresh
 
     def _outdate(self, target: Target) -> None:
         target.current = False
@@ -425,6 +341,6 @@ class Registry:
         """Let a target's prefixes move, one by one, to what is left of it."""
         rest = Target(Kind.LEARNED, key=target.key)
         self._orphans.add(rest)
-        self._realize(rest, {key: weight for key, weight in self._wanted(target.key).items() if key[0] != peer})
+        self._realize(rest, {key: weight for key, weight in self._wanted(target.key).items() if key.peer != peer})
         target.successor = rest
         self._outdate(target)

@@ -56,6 +56,11 @@ class Others:
             self._sock.close()
             self._sock = None
 
+    async def settled(self) -> None:
+        """Wait until no reading is under way, and everybody knows what it has found."""
+        while self._reading is not None:
+            await asyncio.wait([self._reading])
+
     def subscribe(self, changed: Changed) -> None:
         """Call ``changed`` after each event that may be one of these routes or objects."""
         self._listeners.append(changed)

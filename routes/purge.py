@@ -7,7 +7,7 @@ import socket
 from config.prefix import FAMILIES
 from routes import netlink
 from routes.dumps import read_nexthops, read_routes
-from routes.encode import SEQUENCES, Placement, delete_nexthop, delete_shapes, numbered, route_batch
+from routes.encode import MOST, Placement, delete_nexthop, delete_shape, numbered, route_batch
 
 
 def purge(sock: socket.socket, table: int, protocol: int) -> None:
@@ -17,8 +17,8 @@ def purge(sock: socket.socket, table: int, protocol: int) -> None:
     """
     objects = [nexthop for nexthop in read_nexthops(sock) if nexthop.protocol == protocol]
     requests = [delete_nexthop(nexthop.id) for nexthop in sorted(objects, key=lambda nexthop: not nexthop.members)]
-    for start in range(0, len(requests), len(SEQUENCES)):
-        _send(sock, numbered(requests[start : start + len(SEQUENCES)]))
+    for start in range(0, len(requests), MOST):
+        _send(sock, numbered(requests[start : start + MOST]))
     for family in FAMILIES:
         for _ in range(3):  # a dump of a table in motion may miss some
             left: dict[int, list[bytes]] = {}
@@ -31,12 +31,11 @@ def purge(sock: socket.socket, table: int, protocol: int) -> None:
                 if not left:
                     break
             for metric, prefixes in left.items():
-                shapes = delete_shapes(Placement(family, table, metric, protocol))
-                for start in range(0, len(prefixes), len(SEQUENCES)):
-                    some = prefixes[start : start + len(SEQUENCES)]
-                    _send(sock, route_batch(some, [shapes[prefix[0]] for prefix in some]))
+                shape = delete_shape(Placement(family, table, metric, protocol))
+                for start in range(0, len(prefixes), MOST):
+                    _send(sock, route_batch(shape, prefixes[start : start + MOST]))
 
 
-def _send(sock: socket.socket, data: bytes) -> None:
+def _send(sock: socket.socket, data: bytes | bytearray) -> None:
     sock.send(data)
     netlink.receive_refusals(sock)

@@ -110,10 +110,9 @@ class Reconciler:
 
     def _refresh(self) -> None:
         self._refreshing = False
-        self._registry.refresh()
+        self._installer.refresh()
         for table in self._installer.tables.values():
             table.retry(lambda failure: failure.state is State.FAILED)
-        self._installer.schedule()
 
     def _link(self, event: LinkEvent) -> None:
         ifindex = event.link.ifindex
@@ -167,7 +166,8 @@ class Reconciler:
     async def _watch(self) -> None:
         while True:
             try:
-                await asyncio.wait_for(self._wanted.wait(), self._interval)
+                async with asyncio.timeout(self._interval):  # wait_for may swallow the cancellation by stop()
+                    await self._wanted.wait()
             except TimeoutError:
                 await self._installer.drained()
             cause, self._cause = self._cause, ""
@@ -176,7 +176,9 @@ class Reconciler:
                 await self._compare(cause or "periodic comparison")
             except OSError as error:
                 log.error("cannot read the kernel's routes: %s", error)
-            if not cause:
+            if cause:
+                await self._others.settled()
+            else:
                 self._others.reread()
                 for table in self._installer.tables.values():
                     table.retry(lambda failure: True)
@@ -191,8 +193,7 @@ class Reconciler:
             if jobs == self._installer.nexthop_jobs:
                 self._compare_objects(objects, cause)
                 break
-        self._registry.refresh()
-        self._installer.schedule()
+        self._installer.refresh()
         suspects: set[tuple[Family, int, bytes]] = set()
         for family in FAMILIES:
             tables = {metric: table for (f, metric), table in self._installer.tables.items() if f == family}

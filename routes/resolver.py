@@ -8,11 +8,12 @@ recursion, because the kernel refuses a route whose gateway is not on a link: wh
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from types import MappingProxyType
 
 from config.kernel import ROUTE_PROTOCOL
 from config.nexthop import Gateway, Resolution
-from config.prefix import BITS, Family, address_text, text
+from config.prefix import BITS, Family, address_text, contains, text
 from routes.messages import RTN_UNICAST, AddressEvent, Event, LinkEvent, Path, Route
 from routes.monitor import Monitor
 from routes.others import Others
@@ -24,7 +25,8 @@ class Resolver:
     """``on_changed`` hears, after each burst of kernel events, which looked-up next hops resolve differently now.
 
     ``via_default``: let a default route resolve next hops too. Off, as in FRR: the default often leads out of a
-    management interface. Start it after the monitor, in the same thread and namespace.
+    management interface. ``onlink``: interfaces by (family, wire bytes of a prefix), at which next hops inside are
+    taken as on-link where nothing else resolves them. Start it after the monitor, in the same thread and namespace.
     """
 
     def __init__(
@@ -34,11 +36,13 @@ class Resolver:
         on_changed: Callable[[set[Key]], None],
         protocol: int = ROUTE_PROTOCOL,
         via_default: bool = False,
+        onlink: Mapping[tuple[Family, bytes], str] = MappingProxyType({}),
     ) -> None:
         self._monitor = monitor
         self._interfaces = monitor.interfaces
         self._on_changed = on_changed
         self._via_default = via_default
+        self._onlink = _longest_first(onlink)
         self.others = Others(monitor, protocol=protocol)
         """What the main table holds of others, for those who look at the same."""
         self._reported: dict[Key, Resolution | None] = {}
@@ -53,6 +57,11 @@ class Resolver:
         self.others.subscribe(self._others_changed)
         await self.others.start()
         self._outdated()  # who asked before the start was told that nothing can be reached
+
+    def set_onlink(self, onlink: Mapping[tuple[Family, bytes], str]) -> None:
+        """Take next hops as on-link by another mapping from now on; what changes by it is reported."""
+        self._onlink = _longest_first(onlink)
+        self._outdated()
 
     async def stop(self) -> None:
         """Let go of the kernel; the answers stay."""
@@ -102,7 +111,8 @@ class Resolver:
         for route in self.others.routes[family].matches(address):
             name = f"{text(family, route.prefix)} (protocol {route.protocol}, metric {route.metric})"
             if not route.prefix[0] and not self._via_default:
-                return None, f"{why}, and the default route does not count"
+                why = f"{why}, and the default route does not count"
+                break
             if route.kind != RTN_UNICAST:  # unreachable, blackhole, prohibit: somebody says no
                 return None, f"route {name} rejects it"
             gateways = tuple(sorted({g for path in self._paths(route) if (g := self._gateway(path, address))}))
@@ -112,6 +122,18 @@ class Resolver:
                 words = f"on-link at {gateways[0].device}" if on_link else f"via {ways}"
                 return Resolution(gateways, 0 if on_link else route.metric), f"{words}, by route {name}"
             why = f"route {name} leads over an interface that is down"
+        return self._as_configured(family, address, why)
+
+    def _as_configured(self, family: Family, address: bytes, why: str) -> tuple[Resolution | None, str]:
+        """Resolve by configuration what nothing else resolves, for the reason ``why``."""
+        host = bytes((BITS[family],)) + address
+        for (its_family, prefix), device in self._onlink:
+            if its_family == family and contains(prefix, host):
+                link = self._interfaces.named(device)
+                entry = f"routes.onlink {text(family, prefix)}"
+                if link is not None and link.up:
+                    return Resolution((Gateway(address, device, True),), 0), f"on-link at {device}, by {entry}"
+                why = f"{why}; {entry}: interface {device} {'does not exist' if link is None else 'is down'}"
         return None, why
 
     def _paths(self, route: Route) -> Iterator[Path]:
@@ -124,11 +146,13 @@ class Resolver:
             return
         for member in [self.others.nexthops.get(i) for i, _ in found.members] if found.members else [found]:
             if member is not None:
-                yield Path(member.gateway, member.ifindex)
+                yield Path(member.gateway, member.ifindex, onlink=member.onlink)
 
     def _gateway(self, path: Path, address: bytes) -> Gateway | None:
         link = self._interfaces.link(path.ifindex)
-        return Gateway(path.gateway or address, link.name) if link is not None and link.up else None
+        if link is None or not link.up:
+            return None
+        return Gateway(path.gateway or address, link.name, path.onlink)
 
     def _event(self, event: Event) -> None:
         if isinstance(event, LinkEvent | AddressEvent):
@@ -156,6 +180,10 @@ class Resolver:
                 changed.add(key)
         if changed:
             self._on_changed(changed)
+
+
+def _longest_first(onlink: Mapping[tuple[Family, bytes], str]) -> list[tuple[tuple[Family, bytes], str]]:
+    return sorted(onlink.items(), key=lambda entry: -entry[0][1][0])
 
 
 def _routable(address: bytes) -> bool:

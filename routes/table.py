@@ -10,18 +10,23 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
-from operator import itemgetter
 from typing import NamedTuple
 
 from config.nexthop import NextHops
 from config.prefix import LEAD, Family, Run
-from routes.encode import ADD, REPLACE, Placement, Shape, delete_shapes
+from routes.batch import Batch, Flight, Part
+from routes.encode import ADD, REPLACE, Placement, delete_shape
 from routes.target import Kind, Target
 
 _ATTEMPTS = 3
-_length = itemgetter(0)
+_LOOK = 2
+"""So many times as many changes are looked at for a batch as it may have requests."""
+_FEW = 64
+_MOST_AHEAD = 1024
+"""So few prefixes that are told together go ahead of a long queue, and never more than so many: they would not be ahead
+of much."""
 _NOWHERE = "no next hop can be reached"
 
 
@@ -73,7 +78,7 @@ class RouteStatus(NamedTuple):
 class Shard:
     """What the kernel holds of a prefix is in ``dirty``, else in ``failed``, else it is as desired."""
 
-    __slots__ = ("attempts", "complained", "desired", "dirty", "failed", "going", "inflight", "stale", "table")
+    __slots__ = ("attempts", "complained", "desired", "dirty", "failed", "flights", "going", "only", "stale", "table")
 
     def __init__(self, table: Table) -> None:
         self.table = table
@@ -82,33 +87,35 @@ class Shard:
         """Changes not yet taken, each with what the kernel holds."""
         self.going = 0
         """How many of them desire nothing."""
-        self.inflight: dict[bytes, Target | None] = {}
-        """Changes on their way to the kernel, each with what it held before."""
+        self.only: Target | None = None
+        """All of ``dirty`` are new and lead here, as when a table is loaded; None: they may be anything."""
+        self.flights: list[Flight] = []
+        """Changes on their way to the kernel."""
         self.failed: dict[bytes, Failure] = {}
         self.stale: dict[bytes, Target] = {}
         self.complained: dict[bytes, tuple[State, int]] = {}
         """What was last reported of prefixes that are not installed."""
         self.attempts: dict[bytes, int] = {}
 
+    @property
+    def has_news(self) -> bool:
+        """Whether some changes are more than deletions, or the kernel has deleted the first already."""
+        held = next(iter(self.dirty.values()), None)
+        return len(self.dirty) > self.going or (held is not None and held.absent)
 
-class Batch:
-    """Route requests in order, with what each is for. ``shards`` stay busy until it is settled."""
+    def on_its_way(self, prefix: bytes) -> bool:
+        return any(prefix in flight.changes for flight in self.flights)
 
-    __slots__ = ("prefixes", "shapes", "shards", "sources", "wants")
-
-    def __init__(self) -> None:
-        self.prefixes: list[bytes] = []
-        self.wants: list[Target | None] = []
-        self.shapes: list[Shape] = []
-        self.sources: list[Shard] = []
-        self.shards: list[Shard] = []
-
-    def __len__(self) -> int:
-        return len(self.prefixes)
+    def unsettled(self, prefix: bytes) -> bool:
+        """Tell whether the kernel may hold something else than what is desired."""
+        return prefix in self.dirty or prefix in self.failed or prefix in self.stale or self.on_its_way(prefix)
 
 
 class Table:
-    """``on_result`` hears of prefixes whose state is worth telling; ``on_released`` of targets nothing names now."""
+    """``on_result`` hears of prefixes whose state is worth telling; ``on_released`` of targets nothing names now.
+
+    ``on_unwanted`` hears of targets to which no prefix is to lead any more, though the kernel may still hold some so.
+    """
 
     def __init__(
         self,
@@ -117,17 +124,21 @@ class Table:
         shards: int,
         on_result: Callable[[Result], None],
         on_released: Callable[[Target], None],
+        on_unwanted: Callable[[Target], None] = lambda target: None,
     ) -> None:
         self.place = place
         self._shift = sys.hash_info.hash_bits - shards.bit_length() + 1
         """The highest bits of a hash choose the shard, for a dict chooses its slots by the lowest."""
         self._lead = LEAD[place.family]
         self.shards = [Shard(self) for _ in range(shards)]
-        self._delete = delete_shapes(place)
+        self._delete = delete_shape(place)
         self._unsure = Target(Kind.OTHER)
         """Stands for what the kernel holds where it was seen to change while a request was on its way."""
         self._on_result = on_result
         self._on_released = on_released
+        self._on_unwanted = on_unwanted
+        self.ahead: dict[bytes, None] = {}
+        """Prefixes told a few at a time, which need not wait until it is their shard's turn."""
         self._next = 0
         self._news = False
 
@@ -142,12 +153,17 @@ class Table:
         """Take in many changes at once; ``resolve`` is called once for each run of equal next hops."""
         last: NextHops | None = None
         target: Target | None = None
+        few: list[bytes] = []
         for prefixes, hops in changes:
+            if len(few) <= _FEW:
+                few += prefixes
             if hops is not last:
                 last = hops
                 target = resolve(hops) if hops is not None else None
             if not (isinstance(prefixes, Run) and self._update_run(prefixes, target)):
                 self._update(prefixes, target)
+        if len(few) <= _FEW:
+            self._note(few)
 
     def _update(self, prefixes: Iterable[bytes], target: Target | None) -> None:
         shards, shift, lead = self.shards, self._shift, self._lead
@@ -159,11 +175,14 @@ class Table:
                 if desired.get(prefix) is not target or shard.stale:
                     self._set(shard, prefix, target)
             else:  # what _set would do, for by far the most
+                if shard.only is not target:
+                    shard.only = None if shard.dirty else target
                 desired[prefix] = target
                 shard.dirty[prefix] = None
                 gained += 1
         if target is not None:
             target.refs += gained
+            target.wanted += gained
 
     def _update_run(self, run: Run, target: Target | None) -> bool:
         """Do what ``_update`` does where the kernel holds what is desired of all of a run, and all of it changes."""
@@ -172,31 +191,45 @@ class Table:
         if shard.failed or shard.stale or not dirty.keys().isdisjoint(run):
             return False
         if target is not None and desired.keys().isdisjoint(run):
+            if shard.only is not target:
+                shard.only = None if dirty else target
             desired.update(dict.fromkeys(run, target))
             dirty.update(dict.fromkeys(run))
             target.refs += len(run)
+            target.wanted += len(run)
             return True
         olds = list(map(desired.get, run))
         if None in olds or target in olds:
             return False
+        shard.only = None
         dirty.update(zip(run, olds, strict=True))  # the references move along
         if target is not None:
             desired.update(dict.fromkeys(run, target))
             target.refs += len(run)
+            target.wanted += len(run)
         else:
             for prefix in run:
                 del desired[prefix]
             shard.going += len(run)
+        for old, count in Counter(olds).items():
+            assert old is not None
+            self._less_wanted(old, count)
         return True
 
     def set(self, prefix: bytes, target: Target | None) -> None:
         self._set(self.shard(prefix), prefix, target)
+        self._note((prefix,))
+
+    def _note(self, few: Iterable[bytes]) -> None:
+        if len(self.ahead) < _MOST_AHEAD:
+            self.ahead.update(dict.fromkeys(few))
 
     def _set(self, shard: Shard, prefix: bytes, target: Target | None) -> None:
-        desired, dirty = shard.desired, shard.dirty
+        desired, dirty, shard.only = shard.desired, shard.dirty, None
         old = desired.get(prefix)
         if target is not None:
             target.refs += 1
+            target.wanted += 1
             desired[prefix] = target
         elif old is not None:
             del desired[prefix]
@@ -217,11 +250,14 @@ class Table:
             shard.going += target is None
         elif old is not None:
             self._unref(old)
+        if old is not None:
+            self._less_wanted(old, 1)
 
     def observe(self, prefix: bytes, held: Target | None) -> None:
         """Learn what the kernel holds in truth; it will be set right."""
         shard = self.shard(prefix)
-        if prefix in shard.inflight:
+        shard.only = None
+        if shard.on_its_way(prefix):
             held = self._unsure  # before or after what is on its way? The next request will tell
         if held is not None:
             held.refs += 1
@@ -249,6 +285,7 @@ class Table:
         held_here = {held for shard in self.shards for held in shard.stale.values()}
         going = {held for held in held_here if unwanted(held)}
         for shard in self.shards if going else ():
+            shard.only = None
             for prefix in [p for p, held in shard.stale.items() if held in going]:
                 shard.dirty[prefix] = shard.stale.pop(prefix)
                 shard.going += 1
@@ -262,37 +299,106 @@ class Table:
             self._set(shard, prefix, successor(target))
         return len(moving)
 
-    def take(self, batch: Batch, limit: int) -> None:
+    def condemned(self, target: Target) -> int:
+        """Return how many routes the kernel holds this way that are to be deleted, or will be changed before that."""
+        count = 0
+        for shard in self.shards:
+            here = list(shard.dirty.values()).count(target)
+            if here and shard.going < len(shard.dirty):
+                here = sum(held is target and prefix not in shard.desired for prefix, held in shard.dirty.items())
+            count += here + sum(
+                list(f.changes.values()).count(target) for f in shard.flights if not f.new and not f.ahead
+            )
+        return count
+
+    @property
+    def size(self) -> int:
+        """How many prefixes are desired."""
+        return sum(len(shard.desired) for shard in self.shards)
+
+    def take(self, batch: Batch, limit: int, *, hold: bool = False) -> None:
         """Fill a batch up to about ``limit`` requests, from shards in turn that have nothing on its way.
 
-        Every other time those come first in which something is to be more than deleted: deletions may be very many.
+        It may be fewer where there is much that needs no request: looking at that is work too. Every other time those
+        come first in which something is to be more than deleted: deletions may be very many. With ``hold`` the others
+        wait.
         """
         self._news = not self._news
-        for any_change in (False, True) if self._news else (True,):
+        looked = 0
+        for deletions in (False,) if hold else (False, True) if self._news else (True,):
             for _ in range(len(self.shards)):
-                if len(batch) >= limit:
+                if batch.size >= limit or looked >= _LOOK * limit:
                     return
                 shard = self.shards[self._next]
                 self._next = (self._next + 1) % len(self.shards)
-                if not shard.inflight and len(shard.dirty) > (0 if any_change else shard.going):
+                if not shard.flights and shard.dirty and (deletions or shard.has_news):
+                    looked += len(shard.dirty)
                     self._take(shard, batch)
 
     def _take(self, shard: Shard, batch: Batch) -> None:
-        dirty, shard.dirty, shard.going = shard.dirty, {}, 0
-        desired, unsure = shard.desired, self._unsure
-        if self._take_new(shard, dirty, batch):
+        only = shard.only
+        if only is not None and not only.ready:
             return
+        all_going = len(shard.dirty) == shard.going
+        dirty, shard.dirty, shard.going, shard.only = shard.dirty, {}, 0, None
+        if only is not None and not only.absent:
+            flight = Flight(shard, dirty, new=True)
+            self._depart(batch, flight)
+            batch.add(Part(flight, only, only.shape(self.place, ADD), list(dirty)))
+            return
+        flight = Flight(shard, dirty)
+        there = {held is not None and not held.absent for held in set(dirty.values())} if all_going else {True, False}
+        if len(there) > 1:
+            self._send(batch, flight)
+        else:
+            self._depart(batch, flight)
+            batch.add(Part(flight, None, self._delete, list(dirty) if True in there else []))
+
+    def take_ahead(self, batch: Batch) -> None:
+        """Fill a batch with what was told a few at a time, also of shards that have something else on its way."""
+        ahead, self.ahead = self.ahead, {}
+        changes: dict[Shard, dict[bytes, Target | None]] = {}
+        for prefix in ahead:
+            shard = self.shard(prefix)
+            if shard.on_its_way(prefix):
+                self.ahead[prefix] = None
+            elif prefix in shard.dirty:
+                changes.setdefault(shard, {})[prefix] = shard.dirty.pop(prefix)
+                shard.going -= prefix not in shard.desired
+        for shard, some in changes.items():
+            shard.only = None
+            self._send(batch, Flight(shard, some, ahead=True))
+            self.ahead.update((prefix, None) for prefix in ahead if prefix in shard.dirty)
+
+    def _send(self, batch: Batch, flight: Flight) -> None:
+        """Add a flight to a batch, without what has to wait for its next hops."""
+        shard, changes = flight.shard, flight.changes
+        added, replaced, deleted, waiting = self._sorted(shard, changes)
+        for prefix in waiting:
+            shard.dirty[prefix] = changes.pop(prefix)
+        if not changes:
+            return
+        self._depart(batch, flight)
+        batch.add(Part(flight, None, self._delete, deleted))
+        for flags, wanted in ((REPLACE, replaced), (ADD, added)):
+            for want, prefixes in wanted.items():
+                batch.add(Part(flight, want, want.shape(self.place, flags), prefixes))
+
+    def _sorted(
+        self, shard: Shard, dirty: Mapping[bytes, Target | None]
+    ) -> tuple[dict[Target, list[bytes]], dict[Target, list[bytes]], list[bytes], list[bytes]]:
+        """Return what is to be added, replaced, deleted, and what has to wait for its next hops."""
+        desired, unsure = shard.desired, self._unsure
+        added: dict[Target, list[bytes]] = {}
+        replaced: dict[Target, list[bytes]] = {}
+        deleted: list[bytes] = []
         waiting: list[bytes] = []
-        prefixes, wants, chosen = batch.prefixes, batch.wants, batch.shapes
-        start = len(prefixes)
-        plain: Target | None = None
-        added = self._delete
+        last: Target | None = None
+        alike: list[bytes] = []
         for prefix, held in dirty.items():
             want = desired.get(prefix)
-            if held is None and want is plain and want is not None:  # one more new route to where the last one led
-                prefixes.append(prefix)
-                wants.append(want)
-                chosen.append(added[prefix[0]])
+            if held is None and want is last and want is not None:  # one more new route to where the last one led
+                alike.append(prefix)
                 continue
             if held is not None and held.absent:
                 held = None
@@ -306,39 +412,22 @@ class Table:
             if want is held:
                 continue
             if want is None:
-                shapes = self._delete
+                deleted.append(prefix)
             elif held is None or held is unsure:
-                shapes = added = want.shapes(self.place, ADD)
-                plain = want
+                last, alike = want, added.setdefault(want, [])
+                alike.append(prefix)
             else:
-                shapes = want.shapes(self.place, REPLACE)
-            prefixes.append(prefix)
-            wants.append(want)
-            chosen.append(shapes[prefix[0]])
-        for prefix in waiting:
-            shard.dirty[prefix] = dirty.pop(prefix)
-        if dirty:
-            shard.inflight = dirty
-            batch.shards.append(shard)
-            batch.sources.extend([shard] * (len(batch.prefixes) - start))
+                replaced.setdefault(want, []).append(prefix)
+        return added, replaced, deleted, waiting
 
-    def _take_new(self, shard: Shard, dirty: dict[bytes, Target | None], batch: Batch) -> bool:
-        """Take a shard of which the kernel has nothing yet and all leads to one target, as when a table is loaded."""
-        wants = list(map(shard.desired.get, dirty))
-        want = wants[0]
-        if want is None or not want.ready or want.absent or wants.count(want) < len(wants) or any(dirty.values()):
-            return False
-        batch.prefixes += dirty
-        batch.wants += wants
-        batch.shapes += map(want.shapes(self.place, ADD).__getitem__, map(_length, dirty))
-        batch.shards.append(shard)
-        batch.sources += [shard] * len(dirty)
-        shard.inflight = dirty
-        return True
+    def _depart(self, batch: Batch, flight: Flight) -> None:
+        flight.shard.flights.append(flight)
+        batch.flights.append(flight)
 
-    def settle(self, shard: Shard) -> None:
-        """Close a shard's part of a batch, after the refused ones were told with ``refused``."""
-        done, shard.inflight = shard.inflight, {}
+    def settle(self, flight: Flight) -> None:
+        """Close a flight, after the refused ones of it were told with ``refused``."""
+        shard, done = flight.shard, flight.changes
+        shard.flights.remove(flight)
         for prefix in [p for p in shard.attempts if p in done and p not in shard.dirty]:
             del shard.attempts[prefix]
         if shard.complained:
@@ -350,7 +439,7 @@ class Table:
                     elif not target.absent:
                         del shard.complained[prefix]
                         self._on_result(self._result(prefix, State.INSTALLED, 0, ""))
-        for held, count in Counter(done.values()).items():
+        for held, count in Counter(done.values()).items() if not flight.new else ():
             if held is not None:
                 held.refs -= count
                 if not held.refs:
@@ -362,6 +451,7 @@ class Table:
         ``failure.held`` is what the kernel holds now. With state PENDING it is tried again, a limited number of times.
         """
         held, state, number, text = failure
+        shard.only = None
         if state is State.PENDING:
             shard.attempts[prefix] = shard.attempts.get(prefix, 0) + 1
             if shard.attempts[prefix] >= _ATTEMPTS:
@@ -381,13 +471,18 @@ class Table:
             shard.failed[prefix] = Failure(held, state, number, text)
             self._report(shard, prefix, state, number, text)
         elif held is not None:  # a deletion that cannot be: the next comparison finds the route again
+            self._report(shard, prefix, state, number, text)
             self._unref(held)
+            for flight in shard.flights:  # this one does not settle it: what was told stays told
+                if flight.changes.pop(prefix, None) is not None:
+                    self._unref(held)
 
     def retry(self, wanted: Callable[[Failure], bool]) -> int:
         """Try failed routes again, and return how many."""
         count = 0
         for shard in self.shards:
             for prefix in [p for p, failure in shard.failed.items() if wanted(failure)]:
+                shard.only = None
                 shard.dirty[prefix] = shard.failed.pop(prefix).held
                 count += 1
         return count
@@ -402,9 +497,11 @@ class Table:
             return RouteStatus(prefix, metric, want, held, state, number, text)
         if prefix in shard.stale:
             return RouteStatus(prefix, metric, None, shard.stale[prefix], State.STALE, 0, "left by an earlier run")
-        if prefix in shard.dirty or prefix in shard.inflight:
-            held = shard.dirty.get(prefix) if prefix in shard.dirty else shard.inflight[prefix]
-            return RouteStatus(prefix, metric, want, held, State.PENDING, 0, "")
+        if prefix in shard.dirty:
+            return RouteStatus(prefix, metric, want, shard.dirty[prefix], State.PENDING, 0, "")
+        for flight in shard.flights:
+            if prefix in flight.changes:
+                return RouteStatus(prefix, metric, want, flight.changes[prefix], State.PENDING, 0, "")
         if want is None:
             return None
         if want.absent:
@@ -425,7 +522,7 @@ class Table:
             found: Counter[State] = Counter()
             for target, count in Counter(shard.desired.values()).items():
                 found[State.UNRESOLVED if target.absent else State.INSTALLED] += count
-            for prefix in {*shard.failed, *shard.stale, *shard.dirty, *shard.inflight}:
+            for prefix in {*shard.failed, *shard.stale, *shard.dirty}.union(*(f.changes for f in shard.flights)):
                 status, want = self.status(prefix), shard.desired.get(prefix)
                 if want is not None:
                     found[State.UNRESOLVED if want.absent else State.INSTALLED] -= 1
@@ -443,11 +540,11 @@ class Table:
 
     @property
     def idle(self) -> bool:
-        return not any(shard.dirty or shard.inflight for shard in self.shards)
+        return not any(shard.dirty or shard.flights for shard in self.shards)
 
     def backlog(self) -> int:
         """Return how many changes the kernel has not been told of, or not answered to."""
-        return sum(len(shard.dirty) + len(shard.inflight) for shard in self.shards)
+        return sum(len(shard.dirty) + sum(len(f.changes) for f in shard.flights) for shard in self.shards)
 
     def pressing(self) -> int:
         """Return how many they are without deletions that have not been taken.
@@ -455,7 +552,12 @@ class Table:
         These take no memory that the routes did not take before, and the more of them wait the less the kernel has to
         do: it deletes neighbours one after the other at several times the cost of routes from all over the table.
         """
-        return self.backlog() - sum(shard.going for shard in self.shards)
+        return self.backlog() - self.going
+
+    @property
+    def going(self) -> int:
+        """How many deletions have not been taken."""
+        return sum(shard.going for shard in self.shards)
 
     def _report(self, shard: Shard, prefix: bytes, state: State, number: int, text: str) -> None:
         if shard.complained.get(prefix) != (state, number):
@@ -464,6 +566,11 @@ class Table:
 
     def _result(self, prefix: bytes, state: State, number: int, text: str) -> Result:
         return Result(self.place.table, self.place.family, prefix, state, number, text)
+
+    def _less_wanted(self, target: Target, count: int) -> None:
+        target.wanted -= count
+        if not target.wanted:
+            self._on_unwanted(target)
 
     def _unref(self, target: Target) -> None:
         target.refs -= 1

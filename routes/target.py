@@ -9,18 +9,27 @@ from typing import Any, Final, NamedTuple, cast
 
 from config.nexthop import NextHops
 from config.prefix import Family
-from routes.encode import Placement, RouteShapes, via_device, via_nexthop, via_paths, write_shapes
+from routes.encode import Placement, Shape, via_device, via_nexthop, via_paths, write_shape
 from routes.messages import (
     RT_SCOPE_LINK,
     RT_SCOPE_UNIVERSE,
     RTN_UNICAST,
     RTN_UNREACHABLE,
     Path,
+    Resilience,
     Route,
 )
 
-MemberKey = tuple[str, bytes, str]
-"""(peer, gateway, device): what a lost session, gateway or link each take away with one delete."""
+
+class MemberKey(NamedTuple):
+    """What a lost session, gateway or link each take away with one delete."""
+
+    peer: str
+    gateway: bytes
+    device: str
+    onlink: bool = False
+
+
 _NONE: Final[Mapping[MemberKey, Any]] = MappingProxyType({})
 
 
@@ -55,9 +64,10 @@ class Member:
 class Target:
     """One destination of routes; compared by identity.
 
-    ``refs`` counts the table entries that name it: one for each prefix that is to lead here, one for each that the
-    kernel still holds so. ``absent`` never turns back: the kernel has no route this way any more (it drops routes with
-    their group), or could not be given one. ``current`` is False when prefixes have to move to a successor.
+    ``refs`` counts the table entries that name it: one for each prefix that is to lead here (``wanted`` are these), one
+    for each that the kernel still holds so. ``absent`` never turns back: the kernel has no route this way any more (it
+    drops routes with their group), or could not be given one. ``current`` is False when prefixes have to move to a
+    successor.
     """
 
     __slots__ = (
@@ -65,6 +75,7 @@ class Target:
         "absent",
         "current",
         "errno",
+        "heir",
         "hops",
         "id",
         "ifindex",
@@ -74,9 +85,12 @@ class Target:
         "members",
         "ready",
         "refs",
+        "resilience",
+        "shades",
         "successor",
         "text",
         "version",
+        "wanted",
         "weights",
     )
 
@@ -86,6 +100,12 @@ class Target:
         self.ifindex = ifindex
         self.id = 0
         """Group id; 0 without next-hop objects."""
+        self.resilience: Resilience | None = None
+        """Of the group, fixed with it but for its timers."""
+        self.heir: Target | None = None
+        """Who has taken over the group through which what is left here still goes (routes.heirs)."""
+        self.shades: tuple[Target, ...] = ()
+        """Whose heir this is."""
         # Only what is learned has next hops; a pod's target is one of thousands.
         self.members: dict[MemberKey, Member] = {} if kind is Kind.LEARNED else cast("dict[MemberKey, Member]", _NONE)
         self.weights: dict[MemberKey, int] = {} if kind is Kind.LEARNED else cast("dict[MemberKey, int]", _NONE)
@@ -94,6 +114,7 @@ class Target:
         self.hops: tuple[Path, ...] = ()
         """What routes show without objects; fixed, for other threads read it."""
         self.refs = 0
+        self.wanted = 0
         self.ready = True
         self.absent = False
         self.current = True
@@ -102,7 +123,7 @@ class Target:
         self.errno = 0
         self.text = ""
         # The one or two routes to a pod are written once: keeping how would be the most of what a pod takes.
-        self._shapes: dict[tuple[Placement, int], RouteShapes] | None = None if kind is Kind.POD else {}
+        self._shapes: dict[tuple[Placement, int], Shape] | None = None if kind is Kind.POD else {}
 
     @property
     def peers(self) -> set[str]:
@@ -114,21 +135,21 @@ class Target:
 
     def paths(self) -> tuple[Path, ...]:
         """Return the gateways, each once however many peers announced it."""
-        weights: dict[tuple[bytes, int], int] = {}
+        weights: dict[Path, int] = {}
         for key, member in self.members.items():
-            place = key[1], member.ifindex
-            weights[place] = weights.get(place, 0) + self.weights[key]
+            path = Path(key.gateway, member.ifindex, onlink=key.onlink)
+            weights[path] = weights.get(path, 0) + self.weights[key]
         least = min(weights.values(), default=1)
-        return tuple(sorted(Path(*place, max(1, weight // least)) for place, weight in weights.items()))
+        return tuple(sorted(path._replace(weight=max(1, weight // least)) for path, weight in weights.items()))
 
-    def shapes(self, place: Placement, flags: int) -> RouteShapes:
-        """Return the messages that write a route to here (encode.ADD or REPLACE)."""
+    def shape(self, place: Placement, flags: int) -> Shape:
+        """Return the shape of requests that write a route to here (encode.ADD or REPLACE)."""
         known = self._shapes
         found = known.get((place, flags)) if known is not None else None
         if found is None:
             kind = RTN_UNREACHABLE if self.kind is Kind.COVER else RTN_UNICAST
             scope = RT_SCOPE_LINK if self.kind is Kind.POD else RT_SCOPE_UNIVERSE
-            found = write_shapes(place, flags, kind, scope, self._attributes(place.family))
+            found = write_shape(place, flags, kind, scope, self._attributes(place.family))
             if known is not None:
                 known[place, flags] = found
         return found
@@ -143,7 +164,7 @@ class Target:
             return not route.nexthop and route.paths == (Path(b"", self.ifindex),)
         if self.id or route.nexthop:
             return route.nexthop == self.id
-        return {path[:2] for path in route.paths} == {path[:2] for path in self.hops}
+        return {path.way for path in route.paths} == {path.way for path in self.hops}
 
     def _attributes(self, family: Family) -> bytes:
         if self.kind is Kind.POD:

@@ -19,15 +19,14 @@ from contextlib import suppress
 
 from config.prefix import Family
 from routes import netlink
+from routes.batch import Batch
 from routes.dumps import read_routes
-from routes.encode import SEQUENCES, numbered, route_batch
+from routes.encode import MOST, numbered
 from routes.messages import Route, decode_route, match_request
-from routes.table import Batch
 
 log = logging.getLogger("podroute.routes")
 
-_CHUNK = len(SEQUENCES)
-_SINGLY = 32
+_SINGLY = 4096
 """Up to so many routes in the way are asked for one by one, more are looked for in a dump."""
 
 
@@ -43,11 +42,11 @@ class Job(ABC):
     def run(self, sock: socket.socket) -> None:
         """Send the requests and note what the kernel refuses. Runs in the writer's thread."""
 
-    def _send(self, sock: socket.socket, data: bytes, start: int) -> None:
+    def _send(self, sock: socket.socket, data: bytes | bytearray, start: int) -> None:
         sock.send(data)
         refusals, whole = netlink.receive_refusals(sock)
         for refusal in refusals:
-            self.refused[start + refusal.sequence] = refusal.errno, refusal.text
+            self.refused[start + refusal.sequence] = refusal.errno, refusal.text or os.strerror(refusal.errno)
         self.verified &= whole
 
 
@@ -67,9 +66,8 @@ class NexthopJob(Job):
                 self._save()
             except OSError as error:
                 log.error("cannot write the state file: %s", error)
-        for start in range(0, len(self._requests), _CHUNK):
-            chunk = self._requests[start : start + _CHUNK]
-            self._send(sock, numbered(chunk), start)
+        for start in range(0, len(self._requests), MOST):
+            self._send(sock, numbered(self._requests[start : start + MOST]), start)
 
 
 class RouteJob(Job):
@@ -82,17 +80,15 @@ class RouteJob(Job):
         self._family, self._table, self._metric = family, table, metric
 
     def run(self, sock: socket.socket) -> None:
-        prefixes, shapes = self.batch.prefixes, self.batch.shapes
-        for start in range(0, len(prefixes), _CHUNK):
-            stop = start + _CHUNK
-            self._send(sock, route_batch(prefixes[start:stop], shapes[start:stop]), start)
+        for start, data in self.batch.sends():
+            self._send(sock, data, start)
         taken = [place for place, (number, _) in self.refused.items() if number == errno.EEXIST]
         if taken:
             self._look(sock, taken)
 
     def _look(self, sock: socket.socket, taken: list[int]) -> None:
         """See what is in the way of these places."""
-        prefixes = self.batch.prefixes
+        prefixes = {place: self.batch.at(place)[1] for place in taken}
         missed = taken if len(taken) > _SINGLY else []
         for place in taken if not missed else []:
             answer = netlink.ask(sock, netlink.RTM_GETROUTE, match_request(self._family, prefixes[place]))

@@ -5,8 +5,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.netns import Netns
+
+# The same examples in every run, and no deadline: what an example takes says how busy the machine is. `make hammer` and
+# `make fuzz` go where nobody has been.
+settings.register_profile("suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,18 +77,22 @@ class Etcd:
 
     def wait_healthy(self) -> None:
         """Return when a write is possible."""
-        done = self.etcdctl("endpoint", "health", timeout=f"{PATIENCE:g}s")
+        done = self.etcdctl("endpoint", "health", check=False)
         assert "is healthy" in done, done
 
-    def etcdctl(self, *words: str, timeout: str = "5s", arguments: Sequence[str] = ()) -> str:
+    def etcdctl(self, *words: str, check: bool = True, arguments: Sequence[str] = ()) -> str:
+        """Return what it prints. Raises AssertionError with that where it fails, unless ``check`` is false."""
         endpoints = ",".join(f"{self._scheme}://{host}:{CLIENT_PORT}" for host in self.hosts)
-        timeouts = ("--command-timeout", timeout, "--dial-timeout", timeout)
+        patience = f"{PATIENCE:g}s"
+        timeouts = ("--command-timeout", patience, "--dial-timeout", patience)
         done = subprocess.run(
             [*self._wrap, "etcdctl", "--endpoints", endpoints, *timeouts, *arguments, *words],
             capture_output=True,
             text=True,
             env={**os.environ, "ETCDCTL_API": "3"},
         )
+        if check and done.returncode:
+            raise AssertionError(f"etcdctl {' '.join(words)}: {done.stdout}{done.stderr}")
         return done.stdout + done.stderr
 
     def signal(self, index: int, number: int) -> None:
@@ -103,9 +108,12 @@ class Etcd:
 
     def leader(self) -> int:
         """Return the index of the member that leads."""
-        rows = self.etcdctl("endpoint", "status").splitlines()
-        host = next(row.split(",")[0] for row in rows if row.split(", ")[4] == "true")
-        return self.hosts.index(host.partition("://")[2].rpartition(":")[0])
+        deadline = time.monotonic() + PATIENCE
+        while True:  # on a busy machine they may be about to elect another one
+            rows = [row.split(", ") for row in self.etcdctl("endpoint", "status", check=False).splitlines()]
+            for host in (row[0] for row in rows if row[4:5] == ["true"]):
+                return self.hosts.index(host.partition("://")[2].rpartition(":")[0])
+            assert time.monotonic() < deadline, rows
 
     def close(self) -> None:
         for index in range(len(self.hosts)):

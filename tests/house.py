@@ -17,8 +17,11 @@ from tests.netns import Netns
 
 PATIENCE = 20.0
 """Seconds that a daemon may take to start or to end."""
+BIRD_CONF = "/run/bird/bird.conf"
+GOBGP_CONF, GOBGP_LOG = "/run/gobgp/gobgp.toml", "/run/gobgp/log"
 
 _HOUSE = """set -e
+mount -t tmpfs -o mode=755 house /run
 for directory in $1; do
     mkdir -p $directory
     mount -t tmpfs -o mode=755,uid=$(id -u $0),gid=$(id -g $0) house $directory
@@ -31,7 +34,8 @@ while :; do sleep 3600; done
 class House:
     """Runs commands in a mount and a process namespace inside ``ns``.
 
-    ``directories`` are empty and private, owned by ``user``; ``files`` go into them by path.
+    ``directories`` are empty and private, owned by ``user``; ``files`` go into them by path. Those that the host lacks
+    are in /run, which is the house's own: one made elsewhere would stay on the host, and be taken for a lab's leftover.
     """
 
     def __init__(self, ns: Netns, directories: Sequence[str], files: Mapping[str, str], *, user: str = "root") -> None:
@@ -89,9 +93,9 @@ class Bird:
 
     def __init__(self, ns: Netns, config: str, *, recovering: bool = False) -> None:
         config = f'log "/run/bird/log" all;\nprotocol device {{ scan time 1; }}\n{config}\n'
-        self.house = House(ns, ("/etc/bird", "/run/bird"), {"/etc/bird/bird.conf": config})
-        self.house.run("bird", "-p", "-c", "/etc/bird/bird.conf")
-        argv = ["bird", "-c", "/etc/bird/bird.conf", "-s", "/run/bird/bird.ctl", "-P", "/run/bird/pid"]
+        self.house = House(ns, ("/run/bird",), {BIRD_CONF: config})
+        self.house.run("bird", "-p", "-c", BIRD_CONF)
+        argv = ["bird", "-c", BIRD_CONF, "-s", "/run/bird/bird.ctl", "-P", "/run/bird/pid"]
         self.house.run(*argv, *(["-R"] if recovering else []))
         self.house.until("birdc -s /run/bird/bird.ctl show status >/dev/null", "start of BIRD")
 
@@ -110,16 +114,16 @@ class Gobgp:
     """GoBGP, configured with ``config`` in TOML. It installs no routes. ``recovering``: from a restart."""
 
     def __init__(self, ns: Netns, config: str, *, recovering: bool = False) -> None:
-        self.house = House(ns, ("/etc/gobgp",), {"/etc/gobgp/gobgp.toml": config})
+        self.house = House(ns, ("/run/gobgp",), {GOBGP_CONF: config})
         self.house.begin(
             "gobgpd",
             "-f",
-            "/etc/gobgp/gobgp.toml",
+            GOBGP_CONF,
             "--pprof-disable",
             "--api-hosts",
             "127.0.0.1:50051",
             *(["--graceful-restart"] if recovering else []),
-            log="/etc/gobgp/log",
+            log=GOBGP_LOG,
         )
         self.house.until("gobgp global >/dev/null 2>&1", "start of GoBGP")
 

@@ -6,11 +6,18 @@ import ctypes
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import count
 from typing import TypeVar
 
+from labs.kernel import interface_running
+
 CLONE_NEWNET = 0x40000000
+PATIENCE = 20.0
+"""Seconds that a carrier may take; it takes milliseconds."""
 WITHOUT_CAPABILITIES = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
 """Put before a command: it keeps the user, who may own the files that it reads, and can do nothing privileged."""
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -23,6 +30,8 @@ class Netns:
     def __init__(self) -> None:
         self.fd = in_thread(self._create)
         self.path = f"/proc/{os.getpid()}/fd/{self.fd}"
+        self.indexes = count(1000 * self.fd)
+        """Interface indexes that no other namespace has here."""
         self.run("ip", "link", "set", "lo", "up")
 
     @staticmethod
@@ -63,10 +72,24 @@ class Netns:
 
 
 def link(a: Netns, a_name: str, b: Netns, b_name: str) -> None:
-    """Join two namespaces with a veth pair, both ends up."""
-    a.run("ip", "link", "add", a_name, "type", "veth", "peer", "name", b_name, "netns", b.path)
+    """Join two namespaces with a veth pair, both ends up and with their carrier.
+
+    The ends have unequal indexes: with equal ones the kernel delays the carrier by up to a second.
+    """
+    peer = ("peer", "name", b_name, "index", str(next(b.indexes)), "netns", b.path)
+    a.run("ip", "link", "add", a_name, "index", str(next(a.indexes)), "type", "veth", *peer)
     a.run("ip", "link", "set", a_name, "up")
     b.run("ip", "link", "set", b_name, "up")
+    for ns, name in ((a, a_name), (b, b_name)):
+        ns.call(partial(_await_carrier, name))
+
+
+def _await_carrier(name: str) -> None:
+    """What is sent before is lost, and so are the addresses that the kernel has yet to give to the interface."""
+    deadline = time.monotonic() + PATIENCE
+    while not interface_running(name):
+        assert time.monotonic() < deadline, f"{name} has no carrier"
+        time.sleep(0.001)
 
 
 def output(*argv: str, check: bool = True) -> str:

@@ -13,6 +13,9 @@ from labs.pods import Pod, start_pods
 from labs.topology import Topology
 from labs.waiting import together
 
+PATIENCE = 5.0
+"""Seconds that a lab of many nodes may take for each to converge."""
+
 
 class Daemon(Protocol):
     """The same scenario asks the same of every daemon. Methods raise LabError."""
@@ -52,7 +55,8 @@ class Podroute:
         return plan
 
     async def converge(self, net: Lab) -> None:
-        await converge(net)
+        # All agents of a lab start on this machine's CPUs, beside whatever else there is to do.
+        await converge(net, timeout=max(60.0, PATIENCE * len(podroute_nodes(net))))
 
     async def pods(self, nodes: list[Node]) -> list[Pod]:
         await together(node.run("podroute", "cni", "install") for node in nodes)

@@ -74,8 +74,8 @@ async def _leave(story: Story, witness: Node, nodes: Sequence[Node]) -> None:
     blocks = [block for node in running for block in await node.agent.blocks()]
     await together(node.run("podroute", "stop", "--mode", "purge") for node in running)
     for node in running:
-        await story.net.wait_for(f"end of {node.name}'s agent", partial(ended, node), timeout=60)
-    await story.net.wait_for("withdrawal of their blocks", partial(_none_of, witness, blocks), timeout=60)
+        await story.net.wait_for(f"end of {node.name}'s agent", partial(ended, node), timeout=PATIENCE)
+    await story.net.wait_for("withdrawal of their blocks", partial(_none_of, witness, blocks), timeout=PATIENCE)
     story.event(f"{len(running)} nodes leave")
 
 
@@ -85,7 +85,9 @@ async def _all_know_all(story: Story, nodes: Sequence[Node]) -> None:
     await together(node.agent.converged(timeout=PATIENCE) for node in nodes)
     blocks = {block for node in nodes for block in await node.agent.blocks()}
     for node in nodes:
-        await story.net.wait_for(f"routes of {node.name} to all blocks", partial(_all_of, node, blocks), timeout=60)
+        await story.net.wait_for(
+            f"routes of {node.name} to all blocks", partial(_all_of, node, blocks), timeout=PATIENCE
+        )
 
 
 async def _known(node: Node) -> set[str]:

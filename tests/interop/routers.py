@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tests.frr import Frr
-from tests.house import Bird, Gobgp
+from tests.house import GOBGP_LOG, Bird, Gobgp
 from tests.netns import Netns
 
 ROUTER_AS, NODE_AS = 65010, 4200000001
@@ -349,7 +349,7 @@ class GobgpRouter:
         self._gobgp.house.run("gobgp", "neighbor", self.setup.node, "shutdown", "--reason", text)
 
     def last_error(self) -> str:
-        return self._gobgp.house.run("sh", "-c", "cat /etc/gobgp/log")
+        return self._gobgp.house.run("cat", GOBGP_LOG)
 
     def close(self) -> None:
         self._gobgp.close()

@@ -15,9 +15,9 @@ from bgp.policy import ACCEPT
 from bgp.settings import ListenRange, PrefixLimit
 from config import prefix
 from config.remote_as import RemoteAs
-from tests.agents import Agent, agents
+from tests.agents import PATIENCE, Agent, agents
 from tests.frr import Frr
-from tests.house import Bird
+from tests.house import BIRD_CONF, Bird
 from tests.interop.bench import Bench
 from tests.interop.routers import ROUTER4, Setup
 from tests.interop.test_bgp_matrix import over4
@@ -150,7 +150,7 @@ class Keys:
 
     def tell_bird(self, password: str) -> None:
         text = f"protocol device {{ scan time 1; }}\n{self._bird(password)}"
-        self.bird.house.run("sh", "-c", 'cat > "$0"', "/etc/bird/bird.conf", stdin=text)
+        self.bird.house.run("sh", "-c", 'cat > "$0"', BIRD_CONF, stdin=text)
         self.bird.command("configure")
 
     async def counts(self) -> dict[str, int]:
@@ -196,4 +196,6 @@ async def test_another_password_for_one_peer_touches_no_other(keys: Keys) -> Non
     assert await keys.counts() == {"frr": 1, "frr6": 1, bird: 1}
     neighbors = await asyncio.to_thread(keys.frr.show, "bgp neighbors")
     assert neighbors[NODE_FRR6]["connectionsEstablished"] == 1
-    assert re.search(r"BGP state:\s+Established", keys.bird.birdc("show protocols all node"))
+    async with asyncio.timeout(PATIENCE):  # ours is the first to have it for established
+        while not re.search(r"BGP state:\s+Established", keys.bird.birdc("show protocols all node")):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)

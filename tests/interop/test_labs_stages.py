@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ pytestmark = [pytest.mark.root, pytest.mark.usefixtures("nothing_left")]
 
 NAME = f"stages-{os.getpid()}"
 INTERFACE = f"lab{os.getpid()}"
-"""In the host's own network."""
+NODE4, HOST4 = (str(IPv4Address("198.18.0.0") + os.getpid() % 2**15 * 4 + last) for last in (1, 2))
+"""In the host's own network, where other tests' may be at the same time: of a subnet of their own."""
 
 
 def write(directory: Path, nodes: str, links: str = "") -> Path:
@@ -115,14 +117,14 @@ async def test_links_of_all_kinds(tmp_path: Path) -> None:
       endpoints:
         - {{node: n, interface: eth2, mac: "02:00:00:00:00:01", ipv6: "2001:db8::1/64"}}
         - {{node: m, interface: eth2, ipv6: "2001:db8::2/64"}}
-    - {{endpoints: ["n:eth3", "host:{INTERFACE}"], mtu: 1300, ipv4: [192.0.2.1/30, 192.0.2.2/30]}}
+    - {{endpoints: ["n:eth3", "host:{INTERFACE}"], mtu: 1300, ipv4: [{NODE4}/30, {HOST4}/30]}}
 """
     quick = "{sysctls: {net.ipv6.conf.default.accept_dad: 0}}"
     path = write(tmp_path, f"    n: {quick}\n    m: {quick}\n    lan: {{kind: bridge}}\n", links)
     async with lab(path) as net:
         n = net.node("n")
         assert await n.ping("2001:db8::2")
-        assert await n.ping("192.0.2.2"), "the host's end has its address too"
+        assert await n.ping(HOST4), "the host's end has its address too"
         found = {link["ifname"]: link for link in json.loads((await n.run("ip", "-j", "link")).stdout)}
         assert [found[name]["mtu"] for name in ("eth1", "eth2", "eth3")] == [9500, 1400, 1300]
         assert found["eth2"]["address"] == "02:00:00:00:00:01"

@@ -68,9 +68,13 @@ async def test_podroute_reflects() -> None:
     async with lab("podroute-reflectors", name=NAME) as net:
         await converge(net)
         block = (await net.node("n2").agent.blocks())[0]
-        (route,) = await net.node("n1").agent.routes(prefix=block)
-        assert sorted(path["peer"] for path in route["paths"]) == ["rr1-v4", "rr2-v4"]
-        assert {path["nextHop"] for path in route["paths"]} == {"10.9.0.2"}
+
+        async def by_both() -> bool:
+            (route,) = await net.node("n1").agent.routes(prefix=block)
+            assert {path["nextHop"] for path in route["paths"]} <= {"10.9.0.2"}
+            return sorted(path["peer"] for path in route["paths"]) == ["rr1-v4", "rr2-v4"]
+
+        await net.wait_for("paths by both reflectors", by_both)
 
 
 def test_images_and_commands_of_routers_are_this_hosts() -> None:

@@ -128,7 +128,7 @@ class Hooks:
     async def advertised(self, assignments: Sequence[Assignment]) -> None:
         pass
 
-    def ready(self) -> tuple[int, str] | None:
+    def ready(self, pools: Sequence[str]) -> tuple[int, str] | None:
         return self.trouble
 
     def uplinks(self) -> Sequence[str]:

@@ -19,10 +19,10 @@ from routes.encode import (
     REPLACE,
     Placement,
     delete_nexthop,
-    delete_shapes,
+    delete_shape,
     route_batch,
     via_paths,
-    write_shapes,
+    write_shape,
 )
 from routes.fib import Fib
 from routes.messages import (
@@ -36,6 +36,7 @@ from routes.messages import (
     RouteEvent,
 )
 from routes.monitor import Monitor
+from routes.neighbours import NeighbourCheck
 from routes.resolver import Resolver
 from routes.table import Result, State
 from tests.netns import Netns, link
@@ -80,7 +81,7 @@ class Witness:
         self.past: list[Event] = []
         """All events, in order, those that were awaited included."""
         self._news = asyncio.Event()
-        self.monitor = Monitor(receive_buffer=128 << 20)
+        self.monitor = Monitor(neighbours=True, receive_buffer=512 << 20)
 
     async def start(self) -> None:
         await self.monitor.start()
@@ -93,11 +94,14 @@ class Witness:
 
     async def until(self, seen: Callable[[Event], bool]) -> Event:
         """Wait for an event, one of the past included; it and all before it are forgotten."""
+        place = 0
         async with asyncio.timeout(30):
             while True:
-                for place, event in enumerate(self.events):
+                while place < len(self.events):
+                    event = self.events[place]
+                    place += 1
                     if seen(event):
-                        del self.events[: place + 1]
+                        del self.events[:place]
                         return event
                 self._news.clear()
                 await self._news.wait()
@@ -123,6 +127,15 @@ class Witness:
     async def nexthop(self, seen: Callable[[NexthopEvent], bool]) -> None:
         await self.until(lambda e: isinstance(e, NexthopEvent) and seen(e))
 
+    async def when(self, true: Callable[[], bool]) -> None:
+        """Wait until something holds that events of any kind bring about."""
+        async with asyncio.timeout(30):
+            while True:
+                self._news.clear()
+                if true():
+                    return
+                await self._news.wait()
+
     def deletions(self) -> list[Event]:
         return [e for e in self.events if isinstance(e, RouteEvent | NexthopEvent) and e.gone]
 
@@ -139,12 +152,22 @@ class Node:
         self.results: list[Result] = []
         self.told = asyncio.Event()
         self.changed: list[set[tuple[bytes, str]]] = []
-        self.monitor = Monitor(receive_buffer=options.pop("monitor_buffer", 32 << 20))
-        self.resolver = Resolver(self.monitor, on_changed=self._changed)
+        check = options.pop("check_neighbours", False)
+        self.monitor = Monitor(neighbours=check, receive_buffer=options.pop("monitor_buffer", 64 << 20))
+        self.resolver = Resolver(self.monitor, on_changed=self._changed, onlink=options.pop("onlink", {}))
+        self.next_hops: set[tuple[bytes, str]] = set()
+        """All that were ever learned."""
+        self.neighbours: NeighbourCheck | None = None
+        if check:
+            self.neighbours = NeighbourCheck(
+                self.monitor, self.resolver, in_use=lambda: self.next_hops, on_changed=self._changed, interval=0.05
+            )
         options.setdefault("compare_interval", 3600)
+        if options.get("table", MAIN_TABLE) == MAIN_TABLE:
+            options["others"] = self.resolver.others
         self.fib = Fib(
             monitor=self.monitor,
-            resolver=resolver or self.resolver,
+            resolver=resolver or self.neighbours or self.resolver,
             state_file=state,
             on_results=self._results,
             **options,
@@ -156,21 +179,27 @@ class Node:
 
     def _changed(self, changed: set[tuple[bytes, str]]) -> None:
         self.changed.append(changed)
+        self.told.set()
         self.fib.next_hops_changed()
 
     async def start(self, peers: list[str] | None = None) -> None:
         with self.ns.entered():
             await self.monitor.start()
             await self.resolver.start()
+            if self.neighbours is not None:
+                await self.neighbours.start()
             await self.fib.start(peers=peers)
 
     async def stop(self, *, keep: bool = False) -> None:
         await self.fib.stop(keep=keep)
+        if self.neighbours is not None:
+            self.neighbours.stop()
         await self.resolver.stop()
         self.monitor.stop()
 
     def learn(self, prefix: str, hops: NextHops | None) -> None:
         family, encoded = parse(prefix)
+        self.next_hops.update((hop.address, hop.device) for hop in hops or ())
         self.fib.update(family, [([encoded], hops)])
 
     async def until(self, state: State, prefix: str) -> Result:
@@ -230,13 +259,13 @@ class Unheard:
         self._sock.close()
 
     def delete(self, prefix: str) -> None:
-        self._send(route_batch([wire(prefix)], [delete_shapes(self._place(METRIC))[wire(prefix)[0]]]))
+        self._send(route_batch(delete_shape(self._place(METRIC)), [wire(prefix)]))
 
     def write(self, prefix: str, gateway: str, device: str, *, metric: int = METRIC) -> None:
         """Add a route of podroute's protocol, or replace the one that is there."""
         way = via_paths(4, [Path(packed(gateway), self._names[device])])
-        shapes = write_shapes(self._place(metric), REPLACE, RTN_UNICAST, RT_SCOPE_UNIVERSE, way)
-        self._send(route_batch([wire(prefix)], [shapes[wire(prefix)[0]]]))
+        shape = write_shape(self._place(metric), REPLACE, RTN_UNICAST, RT_SCOPE_UNIVERSE, way)
+        self._send(route_batch(shape, [wire(prefix)]))
 
     def delete_nexthop(self, identifier: int) -> None:
         self._send(delete_nexthop(identifier))
@@ -245,7 +274,7 @@ class Unheard:
     def _place(metric: int) -> Placement:
         return Placement(4, MAIN_TABLE, metric, ROUTE_PROTOCOL)
 
-    def _send(self, request: bytes) -> None:
+    def _send(self, request: bytes | bytearray) -> None:
         self._sock.send(request)
         refused, _ = netlink.receive_refusals(self._sock)
         assert not refused
@@ -293,10 +322,9 @@ def flush(ns: Netns, family: Family, metric: int = METRIC) -> int:
         with netlink.open_socket() as query, netlink.open_socket(send_buffer=1 << 20) as writer:
             found = read_routes(query, family, 254, protocol=ROUTE_PROTOCOL)
             prefixes = [route.prefix for route in found if route.metric == metric]
-            shapes = delete_shapes(Placement(family, 254, metric, ROUTE_PROTOCOL))
+            shape = delete_shape(Placement(family, 254, metric, ROUTE_PROTOCOL))
             for start in range(0, len(prefixes), 500):
-                some = prefixes[start : start + 500]
-                writer.send(route_batch(some, [shapes[prefix[0]] for prefix in some]))
+                writer.send(route_batch(shape, prefixes[start : start + 500]))
                 refused, _ = netlink.receive_refusals(writer)
                 assert not refused
             return len(prefixes)

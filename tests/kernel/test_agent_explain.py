@@ -104,7 +104,7 @@ async def test_addresses_of_our_own_and_of_nobody(pair: tuple[Agent, Agent]) -> 
     assert found["summary"][0] == f"in block {block} of pool p, which this node owns"
     assert found["fib"][0]["kernel"] == ["unreachable"]
     nobody = await explained(b, "192.0.2.200")
-    assert nobody["summary"] == ["no peer announces it, and it is not ours"]
+    assert nobody["summary"] == ["no peer announces it, and neither do we"]
     assert nobody["paths"] == nobody["fib"] == []
     wrong = await asyncio.to_thread(a.command, "explain", "10.0.0.1/8")
     assert wrong.returncode == 1

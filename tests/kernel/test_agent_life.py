@@ -132,11 +132,22 @@ async def test_the_command_line_shows_what_the_api_says(pair: Pair) -> None:
     assert block in pair.a.command("routes", block).stdout
 
 
+NO_NETWORK = "does not appear to be an IPv4 or IPv6 network; must be such as 10.64.0.0/26"
+
+
 async def test_a_bad_question_is_answered_with_what_would_be_right(pair: Pair) -> None:
     await pair.a.start()
+    store = pair.a.config["store"]
     for argv, text in (
-        (("routes", "10.0.0.1/8"), "podroute: prefix: 10.0.0.1/8 has host bits set"),
-        (("routes", "nonsense"), "podroute: prefix: 'nonsense' does not appear to be an IPv4 or IPv6 network"),
+        (("routes", "10.0.0.1/8"), "podroute: prefix: 10.0.0.1/8 has host bits set; must be such as 10.64.0.0/26"),
+        (("routes", "nonsense"), f"podroute: prefix: 'nonsense' {NO_NETWORK}"),
+        (("ipam", "show", "nonsense"), f"podroute: block: 'nonsense' {NO_NETWORK}"),
+        (
+            ("ipam", "pools", "set", "a/../b", "manual=true"),
+            f"podroute: no pool a/../b in the store {store}; there are: pods4, pods6",
+        ),
+        (("wait-converged", "--timeout", "nan"), "podroute: timeout is 'nan', must be a number from 0 to 3600"),
+        (("wait-converged", "--timeout", "inf"), "podroute: timeout is 'inf', must be a number from 0 to 3600"),
     ):
         done = pair.a.command(*argv)
         assert (done.returncode, done.stderr) == (1, text + "\n")

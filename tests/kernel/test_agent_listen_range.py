@@ -15,6 +15,7 @@ from tests.agents import PATIENCE, Agent, agents
 from tests.kernel.test_agent_life import Pair
 from tests.kernel.test_agent_reload import refused, reload
 from tests.netns import Netns
+from tests.watch import Watch, watched
 
 pytestmark = pytest.mark.root
 
@@ -114,24 +115,18 @@ async def test_a_restart_of_the_agent_leaves_the_routes_of_its_neighbours(pair: 
     await both(pair)
     await pair.b.until(ANYCAST, "/v1/routes")
     await pair.b.converged()
-    await watch_no_change(pair.ns_b, pair)
-    assert f"{ANYCAST.partition('/')[0]} " in pair.ns_b.run("ip", "route")
-
-
-async def watch_no_change(ns: Netns, pair: Pair) -> None:
-    """Kill ``b`` and start it again; the kernel must tell of no deleted route meanwhile."""
-    command = ns.command("ip", "-json", "monitor", "route")
-    monitor = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-    try:
+    with watched(pair.ns_b) as (watch,):
         await pair.b.stop(signal.SIGKILL)
         await pair.b.start()
         await pair.b.until("Established", "", "rack/10.0.0.1")
         await pair.b.until("Established", "", "rack6/fd00::1")
         await pair.b.converged()
-    finally:
-        monitor.terminate()
-    told, _ = await monitor.communicate()
-    assert b"deleted" not in told.lower(), told
+        assert deleted(watch) == []
+    assert f"{ANYCAST.partition('/')[0]} " in pair.ns_b.run("ip", "route")
+
+
+def deleted(watch: Watch) -> list[str]:
+    return [event for event in watch.events() if event.startswith("Deleted ")]
 
 
 async def test_without_its_neighbour_the_routes_go_when_its_time_is_over(pair: Pair) -> None:
@@ -143,15 +138,8 @@ async def test_without_its_neighbour_the_routes_go_when_its_time_is_over(pair: P
     await pair.b.stop(signal.SIGKILL)
     await pair.a.stop(signal.SIGKILL)
     assert json.loads(pair.ns_b.run("ip", "-json", "route", "show", ANYCAST))
-    monitor = await asyncio.create_subprocess_exec(
-        *pair.ns_b.command("ip", "-oneline", "monitor", "route"), stdout=asyncio.subprocess.PIPE
-    )
-    assert monitor.stdout is not None
-    try:
+    with watched(pair.ns_b) as (watch,):
         await pair.b.start()
         async with asyncio.timeout(PATIENCE):
-            while not (await monitor.stdout.readline()).startswith(f"Deleted {ANYCAST.partition('/')[0]} ".encode()):
-                pass
-    finally:
-        monitor.terminate()
-        await monitor.wait()
+            while not any(ANYCAST.partition("/")[0] in event for event in deleted(watch)):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)

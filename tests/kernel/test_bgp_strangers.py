@@ -86,7 +86,9 @@ async def test_a_flood_of_strangers_ends_no_session(netns: Callable[[], Netns], 
         assert made > 300
         dynamic = f"rack/{C}"
         await a.until(lambda: {status.name for status in a.speaker.peers()} == {"b", dynamic}, "the last to be gone")
-        assert inside or a.speaker.refused >= made
+        async with asyncio.timeout(PATIENCE):
+            while not inside and a.speaker.refused < made:  # noqa: ASYNC110 (some are in the kernel's queue yet)
+                await asyncio.sleep(0.01)
         assert [node.status("a").established_count for node in (b, c)] == [1, 1]
         assert [a.status(name).established_count for name in ("b", dynamic)] == [1, 1]
         route = prefix.parse("192.0.2.0/24")

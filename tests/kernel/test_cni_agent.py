@@ -121,6 +121,30 @@ class TestStatus:
         assert said["code"] == 50
         assert "no block" in said["details"]
 
+    @pytest.mark.parametrize("counts", [False, True])
+    async def test_a_full_node(self, pair: Pair, netns: MakeNetns, counts: bool) -> None:
+        pair.a.config["pools"] = {"pods4": {"cidr": "10.64.0.0/31", "blockSize": 31}}
+        pair.a.config["peers"] = {}
+        pair.a.config["cni"]["notReadyWhenFull"] = counts
+        await pair.a.start()
+        for container in ("c1", "c2"):
+            assert await call(pair.a, "STATUS") is None
+            assert "ips" in await call(pair.a, "ADD", container, netns())
+        assert (await call(pair.a, "ADD", "c3", netns()))["code"] == 11
+        if not counts:
+            assert await call(pair.a, "STATUS") is None, "its containers would lose their services"
+            return
+        assert "is exhausted" in (await status_becomes(pair.a, 50))["details"]
+        await call(pair.a, "DEL", "c1")
+        await status_becomes(pair.a, None)
+
+    async def test_a_pool_that_is_not_there(self, pair: Pair) -> None:
+        pair.a.config["peers"] = {}
+        pair.a.config["cni"]["notReadyWhenFull"] = True
+        await pair.a.start()
+        said = await call(pair.a, "STATUS", ipam={"pools": ["gone"]})
+        assert (said["code"], "no ipv4 pool among gone" in said["details"]) == (50, True)
+
 
 WARNING = "container added before its block is advertised"
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from cni import verbs
-from cni.hooks import AddressError, Handle
-from cni.podnet import PodLinks, host_ifname
+from cni.hooks import AddressError, Assignment, Handle
+from cni.podnet import HostLink, PodLinks, host_ifname
+from cni.verbs import Verbs
 from tests.kernel.cni_node import Ledger, Node, Outcome, pings
 from tests.netns import Netns
 
@@ -64,7 +66,7 @@ class TestAdd:
         """Addresses in the ledger, and a host end without the mark of a finished one."""
         pod = netns()
         await node.add("c1", pod)
-        node.host.run("ip", "link", "set", host_ifname(C1), "alias", "")
+        node.host.run("sh", "-c", f"echo 0 >/proc/sys/net/ipv4/conf/{host_ifname(C1)}/tag")
         other = netns()
         added = await node.add("c1", other)
         assert pings(node.host, *added.addresses)
@@ -375,6 +377,49 @@ class TestCollect:
         node.hooks.pods.clear()
         assert (await self.collect(node, [])).status == 0
         assert await node.remains() == []
+
+    @pytest.mark.parametrize("by", ["GC", "check"])
+    async def test_an_add_at_work_keeps_its_link(
+        self, node: Node, netns: MakeNetns, monkeypatch: pytest.MonkeyPatch, by: str
+    ) -> None:
+        """Its link is there before the ledger knows of it, and was made while GC looked at the links."""
+        looking, made, gate = threading.Event(), threading.Event(), asyncio.Event()
+        look, make, allocate = PodLinks.list, PodLinks.make, node.ledger.allocate
+
+        def slow_look(links: PodLinks) -> list[HostLink]:
+            looking.set()
+            made.wait(10)
+            return look(links)
+
+        def told_make(*arguments: Any) -> Any:
+            pair = make(*arguments)
+            made.set()
+            return pair
+
+        async def slow_allocate(*arguments: Any, **named: Any) -> Sequence[Assignment]:
+            await gate.wait()
+            return await allocate(*arguments, **named)
+
+        monkeypatch.setattr(PodLinks, "list", slow_look)
+        monkeypatch.setattr(PodLinks, "make", told_make)
+        monkeypatch.setattr(node.ledger, "allocate", slow_allocate)
+        assert node.server
+        collecting: asyncio.Task[Any] = asyncio.create_task(
+            self.collect(node, [{"containerID": "c1", "ifname": "eth0"}])
+            if by == "GC"
+            else self._check(node.server.verbs)
+        )
+        await asyncio.to_thread(looking.wait, 10)
+        pod = netns()
+        adding = asyncio.create_task(node.add("c1", pod))
+        await collecting
+        gate.set()
+        assert pings(node.host, *(await adding).addresses)
+
+    async def _check(self, verbs: Verbs) -> None:
+        """As `podroute ipam check --fix` does."""
+        for link in await verbs.links():
+            assert not await verbs.remove_stray(link)
 
     async def test_foreign_interfaces_stay(self, node: Node, netns: MakeNetns) -> None:
         node.host.run("ip", "link", "add", "pr0123456789abc", "type", "veth", "peer", "name", "prx")

@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from cni import netlink
 from cni.hooks import Handle
-from cni.podnet import PodNetwork, host_ifname
+from cni.podnet import PodLinks, PodNetwork, host_ifname
 from config.prefix import Family
 from tests.kernel.cni_node import Ledger, Node, open_descriptors, pings
 from tests.netns import Netns, link
@@ -167,6 +167,14 @@ async def test_mtu_without_a_way_to_any_peer(node: Node, netns: MakeNetns, ways:
     assert (await node.add("c1", netns())).json["interfaces"][1]["mtu"] == 1500
 
 
+async def test_an_mtu_that_ipv6_cannot_have(node: Node, netns: MakeNetns) -> None:
+    refused = await node.add("c1", netns(), mtu=1279)
+    assert refused.json["code"] == 7
+    assert "mtu 1279 is too small for IPv6" in refused.json["msg"]
+    assert await node.remains() == []
+    assert (await node.add("c1", netns(), mtu=1280)).status == 0
+
+
 async def test_mtu_of_the_network_configuration_comes_first(node: Node, netns: MakeNetns) -> None:
     node.hooks.ways = ["192.0.2.9"]
     pod = netns()
@@ -202,12 +210,50 @@ async def test_two_interfaces_in_one_pod(node: Node, netns: MakeNetns) -> None:
     assert (await node.delete("c1", pod, ifname="eth1")).status == 0
     await node.settled()
     assert pings(node.host, *first.addresses)
-    assert [pod.run("ip", family, "rule").count("lookup 167") for family in ("-4", "-6")] == [0, 0], "a rule is left"
+    assert rules(pod) == 0
     again = await node.add("c1", pod, ifname="eth1")
     assert pings(node.host, *again.addresses)
     assert (await node.delete("c1", ifname="eth1")).status == 0
     assert (await node.delete("c1", pod)).status == 0
     assert await node.remains() == []
+
+
+async def test_a_further_interface_that_fails_leaves_no_rule(
+    node: Node, netns: MakeNetns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod = netns()
+    assert (await node.add("c1", pod)).status == 0
+
+    def fail(*_: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(PodLinks, "_lead_to_pod", fail)
+        assert (await node.add("c1", pod, ifname="eth1")).json["code"] == 5
+    assert rules(pod) == 0
+    assert (await node.add("c1", pod, ifname="eth1")).status == 0
+    pod.run("ip", "rule", "add", "from", "203.0.113.1", "lookup", "100")
+    assert rules(pod) == 2
+    # Killed where nothing was undone, or deleted by hand: the next DEL finds what is nobody's.
+    pod.run("ip", "link", "del", "eth1")
+    assert (await node.delete("c1", pod)).status == 0
+    assert rules(pod) == 0
+    assert "203.0.113.1" in pod.run("ip", "rule")
+
+
+def rules(pod: Netns) -> int:
+    """Return how many rules further interfaces have."""
+    return sum(pod.run("ip", family, "rule").count("lookup 167") for family in ("-4", "-6"))
+
+
+async def test_check_finds_the_missing_rule_of_a_further_interface(node: Node, netns: MakeNetns) -> None:
+    pod = netns()
+    await node.add("c1", pod)
+    second = await node.add("c1", pod, ifname="eth1")
+    pod.run("ip", "-6", "rule", "del", "from", second.addresses[1])
+    checked = await node.call("CHECK", "c1", pod.path, ifname="eth1", prevResult=second.json)
+    assert checked.json["code"] == 102
+    assert f"no rule for what comes from {second.addresses[1]}" in checked.json["msg"]
 
 
 async def test_fifty_at_once(node: Node, netns: MakeNetns) -> None:
@@ -296,6 +342,43 @@ async def test_a_mac_that_changed_while_the_agent_was_away_is_followed(node: Nod
     await node.start()
     assert pings(node.host, *added.addresses)
     assert pings(pod, "192.0.2.1", "2001:db8::1")
+
+
+async def test_a_pod_of_an_earlier_release_is_finished(node: Node, netns: MakeNetns) -> None:
+    """Its host end got an alias as the last step, and no tag."""
+    pod = netns()
+    added = await node.add("c1", pod)
+    await node.stop()
+    name = host_ifname(Handle("podroute", "c1", "eth0"))
+    node.host.run("ip", "link", "set", name, "alias", "podroute podroute/c1/eth0")
+    node.host.run("sh", "-c", f"echo 0 >/proc/sys/net/ipv4/conf/{name}/tag")
+    await node.start()
+    assert pings(node.host, *added.addresses)
+    assert await node.call("CHECK", "c1", pod.path, prevResult=added.json) == (0, b"", "")
+    pod.run("ip", "link", "set", "eth0", "address", "02:00:00:00:00:01")
+    async with asyncio.timeout(10):
+        while node.host.run("ip", "neigh", "show", "dev", name).count("02:00:00:00:00:01 PERMANENT") < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("away", [False, True])
+async def test_a_host_end_that_went_down_and_up_has_its_neighbours(node: Node, netns: MakeNetns, away: bool) -> None:
+    """The kernel drops them. IPv6 does not work without, for the host end has no address that could ask for the pod."""
+    added = await node.add("c1", netns())
+    name = host_ifname(Handle("podroute", "c1", "eth0"))
+    if away:
+        await node.stop()
+    node.host.run("ip", "link", "set", name, "down")
+    assert "PERMANENT" not in node.host.run("ip", "neigh", "show", "dev", name)
+    node.host.run("ip", "link", "set", name, "up")
+    if away:
+        await node.start()
+    async with asyncio.timeout(10):
+        while node.host.run("ip", "neigh", "show", "dev", name).count("PERMANENT") < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    for family, address in zip(("-4", "-6"), added.addresses, strict=True):  # which is the Fib's part
+        node.host.run("ip", family, "route", "replace", address, "dev", name)
+    assert pings(node.host, *added.addresses)
 
 
 async def test_a_pod_that_ends_while_the_agent_starts_is_no_reason_to_crash(

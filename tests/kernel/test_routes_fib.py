@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import subprocess
@@ -17,7 +16,7 @@ from config.prefix import make
 from routes.messages import RouteEvent
 from routes.table import State
 from tests.kernel.routes_lab import gateways, nexthops, packed, routes, running, uplinks, via, wire, witness
-from tests.netns import WITHOUT_CAPABILITIES, Netns
+from tests.netns import WITHOUT_CAPABILITIES, Netns, link
 
 pytestmark = pytest.mark.root
 
@@ -208,21 +207,6 @@ async def test_foreign_route_in_the_way(netns: Maker, state: Path, objects: bool
         assert node.state("192.0.2.0/24") is State.INSTALLED
 
 
-async def test_many_foreign_routes_in_the_way(netns: Maker, state: Path) -> None:
-    ns, _ = uplinks(netns)
-    batch = "".join(f"route add 192.0.{n}.0/24 via 10.0.1.2 metric 20 proto static\n" for n in range(100))
-    script = state.with_name("batch")
-    script.write_text(batch)
-    ns.run("ip", "-batch", str(script))
-    async with running(ns, state) as node:
-        for n in range(150):
-            node.learn(f"192.0.{n}.0/24", via("a=10.0.0.2"))
-        await node.drained()
-        assert len(routes(ns, 4)) == 50
-        assert len(routes(ns, 4, protocol=4)) == 100
-        assert len([r for r in node.results if r.state is State.CONFLICT]) == 100
-
-
 async def test_covers(netns: Maker, state: Path) -> None:
     ns, _ = uplinks(netns)
     async with running(ns, state) as node:
@@ -331,9 +315,7 @@ async def test_ipv6_prefix_over_ipv4_next_hop_is_a_result(netns: Maker, state: P
 
 async def test_pods(netns: Maker, state: Path) -> None:
     ns, pod = netns(), netns()
-    ns.run("ip", "link", "add", "pod0", "type", "veth", "peer", "name", "eth0", "netns", pod.path)
-    ns.run("ip", "link", "set", "pod0", "up")
-    pod.run("ip", "link", "set", "eth0", "up")
+    link(ns, "pod0", pod, "eth0")
     ns.run("ip", "route", "add", "10.64.0.5/32", "dev", "pod0", "scope", "link", "proto", "201")
     ns.run("ip", "-6", "route", "add", "fd64::5/128", "dev", "pod0", "proto", "201", "metric", "1")
     async with running(ns, state) as node, witness(ns) as seen:
@@ -390,42 +372,6 @@ async def test_flapping_ends_as_desired(netns: Maker, state: Path) -> None:
         assert len({route.nexthop for route in held.values()}) == 1
         assert len(nexthops(ns)) == 3
         assert node.results == []
-
-
-async def test_ten_thousand_routes_flap_every_second(netns: Maker, state: Path) -> None:
-    """Memory flat, changes coalesced, in the end the kernel as desired. FLAP_SECONDS=20 makes it longer."""
-    seconds = int(os.environ.get("FLAP_SECONDS", "3"))
-    ns, _ = uplinks(netns)
-    loop = asyncio.get_running_loop()
-    ways = (via("a=10.0.0.2"), None, via("a=10.0.0.2", "b=10.0.1.2"), via("b=10.0.1.2"))
-    prefixes = [make(4, (20 << 24) + (number << 8), 24) for number in range(10_000)]
-    backlog, memory = [], []
-    async with running(ns, state) as node:
-        begin = loop.time()
-        for turn in range(seconds * 10):
-            hops = ways[turn // 10 % 4]
-            node.fib.update(4, [(prefixes[turn % 10 :: 10], hops)])
-            await asyncio.sleep(max(0.0, begin + turn / 10 - loop.time()))
-            backlog.append(node.fib.backlog)
-            if turn % 10 == 9:
-                memory.append(resident())
-        last = via("a=10.0.0.2", "b=10.0.1.2")
-        node.fib.update(4, [(prefixes[:5000], last)])
-        node.fib.update(4, [(prefixes[5000:], None)])
-        await node.drained()
-        held = routes(ns, 4)
-        assert {route.prefix for route in held.values()} == set(prefixes[:5000])
-        assert len({route.nexthop for route in held.values()}) == 1
-        assert len(nexthops(ns)) == 3
-        assert max(backlog) <= len(prefixes)  # changes coalesce: no prefix waits twice
-        assert memory[-1] - memory[0] < 16 << 20
-        assert node.results == []
-
-
-def resident() -> int:
-    """Return this process's resident memory in octets."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 async def test_other_table_and_metric(netns: Maker, state: Path) -> None:

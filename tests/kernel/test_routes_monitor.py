@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from config.kernel import ROUTE_PROTOCOL
 from routes.messages import AddressEvent, Event, LinkEvent, NeighbourEvent, NexthopEvent, RouteEvent
 from routes.monitor import Monitor
 from tests.kernel.routes_lab import packed, running, uplinks, via, wire
@@ -61,7 +62,10 @@ async def test_own_echoes_are_dropped_in_the_kernel(netns: Maker, tmp_path: Path
         foreign = asyncio.Event()
 
         def hear(event: Event) -> None:
-            heard.append(event)
+            if isinstance(event, NexthopEvent) or (
+                isinstance(event, RouteEvent) and event.route.protocol == ROUTE_PROTOCOL
+            ):
+                heard.append(event)
             if isinstance(event, RouteEvent) and event.route.prefix == wire("198.51.100.0/24"):
                 foreign.set()
 
@@ -76,4 +80,29 @@ async def test_own_echoes_are_dropped_in_the_kernel(netns: Maker, tmp_path: Path
         ns.run("ip", "route", "add", "198.51.100.0/24", "via", "10.0.0.2")
         async with asyncio.timeout(30):
             await foreign.wait()
-        assert len(heard) == 1
+        assert heard == []
+
+
+async def test_events_older_than_a_loss_count_no_more(netns: Maker) -> None:
+    """The kernel tells of the loss first, and of what came before it afterwards: by then the state has been read."""
+    ns, _ = uplinks(netns)
+    monitor = Monitor(receive_buffer=16_384)
+    with ns.entered():
+        await monitor.start()
+    overrun, last = asyncio.Event(), asyncio.Event()
+    monitor.subscribe(
+        lambda e: last.set() if isinstance(e, RouteEvent) and e.route.prefix == wire("198.51.100.0/24") else None,
+        overrun.set,
+    )
+    # Without a turn of the loop: that the link is down waits in the buffer, that it is up has no place there.
+    many = "for i in $(seq 0 255); do echo route add 20.0.$i.0/24 via 10.0.1.2; done | ip -b -"
+    ns.run("sh", "-c", f"ip link set up0 down; {many}; ip link set up0 up")
+    async with asyncio.timeout(30):
+        await overrun.wait()
+        ns.run("ip", "route", "add", "198.51.100.0/24", "via", "10.0.1.2")
+        await last.wait()
+    up0 = monitor.interfaces.named("up0")
+    assert up0 is not None
+    assert up0.up
+    assert monitor.overruns == 1
+    monitor.stop()

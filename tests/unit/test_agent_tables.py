@@ -73,3 +73,32 @@ def test_a_route_that_the_kernel_does_not_hold_says_why(
 def test_nothing_is_said_in_words(table: Any, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     table([])
     assert capsys.readouterr().out == text + "\n"
+
+
+def long_route() -> dict[str, Any]:
+    reason = "not best: the AS path is longer than that of the path which tor1 announces"
+    lost = path(peer="tor2", used=False, asPath=" ".join(["4200000001"] * 9), reason=reason)
+    return {"prefix": "fd00:64:ffff:ffff:ffff::18:8f00/122", "kernel": "installed", "problem": "", "paths": [lost]}
+
+
+def test_what_is_no_terminal_gets_a_row_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """For grep."""
+    tables.routes([long_route()])
+    _, row = capsys.readouterr().out.splitlines()
+    assert "fd00:64:ffff:ffff:ffff::18:8f00/122" in row
+    assert row.rstrip().endswith("which tor1 announces")
+
+
+@pytest.mark.parametrize("columns", ["80", "40"])
+def test_a_narrow_terminal_folds_sentences_and_cuts_no_prefix(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    tables.routes([long_route()])
+    shown = capsys.readouterr().out
+    assert "fd00:64:ffff:ffff:ffff::18:8f00/122" in shown
+    assert "installed" in shown
+    assert "announces" in shown
+    assert len(shown.splitlines()) > 3

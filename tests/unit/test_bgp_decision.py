@@ -32,6 +32,7 @@ class Spec:
     address: int = 1
     fault: str = ""
     path_id: int | None = None
+    answers: bool = True
 
     def build(self) -> Path:
         raw = pack_attribute(0x40, 2, as_path.pack([(2, self.path)]) if self.path else b"")
@@ -47,7 +48,7 @@ class Spec:
         peer = Peer(self.name, 65001 if self.ibgp else 65002, ibgp=self.ibgp)
         peer.identifier, peer.address = self.identifier.to_bytes(4, "big"), self.address.to_bytes(4, "big")
         next_hop = bytes((192, 0, 2, self.address % 256))
-        resolution = None if self.cost is None else Resolution((Gateway(next_hop, "eth0"),), self.cost)
+        resolution = None if self.cost is None else Resolution((Gateway(next_hop, "eth0"),), self.cost, self.answers)
         hops = (NextHop(self.name, next_hop),)
         return Path(peer, attributes, Hop(next_hop, "", resolution), hops, self.fault, self.path_id)
 
@@ -151,6 +152,33 @@ def test_our_own_route_shares_with_nobody() -> None:
     assert decision.multipath == (paths[0],)
 
 
+def test_silent_paths_share_the_traffic_while_one_of_them_answers() -> None:
+    """The FIB leaves the silent gateway out; no prefix has to move."""
+    paths, decision = run(Spec("a", answers=False), Spec("b", identifier=2), Spec("c", local_pref=50, identifier=3))
+    assert decision.multipath == tuple(paths[:2])
+
+
+def test_where_all_that_would_carry_the_traffic_are_silent_one_that_answers_does() -> None:
+    silent = Spec("a", local_pref=200, answers=False), Spec("b", local_pref=200, identifier=2, answers=False)
+    paths, decision = run(*silent, Spec("c"), Spec("d", local_pref=50))
+    assert decision.multipath == (paths[2],)
+    assert decision.decided is Step.LOCAL_PREF
+    assert decision.lost == {
+        paths[0]: Step.NEXT_HOP_ANSWERS,
+        paths[1]: Step.NEXT_HOP_ANSWERS,
+        paths[3]: Step.LOCAL_PREF,
+    }
+    paths, decision = run(*silent, Spec("c"))
+    assert (decision.best, decision.decided) == (paths[2], Step.NEXT_HOP_ANSWERS)
+
+
+def test_where_nobody_answers_all_is_as_if_everybody_did() -> None:
+    specs = [Spec("a", answers=False), Spec("b", identifier=2, answers=False), Spec("c", local_pref=50, answers=False)]
+    paths, decision = run(*specs)
+    assert decision.multipath == tuple(paths[:2])
+    assert run(specs[0])[1].multipath != ()
+
+
 specs = st.builds(
     Spec,
     name=st.just("x"),
@@ -164,6 +192,7 @@ specs = st.builds(
     originator=st.sampled_from([None, 2]),
     clusters=st.integers(0, 2),
     fault=st.sampled_from(["", "", "loop"]),
+    answers=st.booleans(),
 )
 
 

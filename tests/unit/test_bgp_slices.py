@@ -75,6 +75,19 @@ def loaded() -> Fixture:
     return fixture
 
 
+def test_who_announces_little_does_not_wait_for_a_table() -> None:
+    fixture = Fixture()
+    session(fixture.node, fixture.sink)
+    fixture.node.rib.receive("sink", update(COUNT, COUNT + 3).replace(b"\xfd\xea", b"\xfd\xeb"))
+    for _ in range(3):
+        fixture.node.rib.run(BUDGET)
+        assert fixture.batches[0] == 3
+        assert prefix(COUNT) in fixture.fib
+    assert max(fixture.batches) <= BUDGET
+    assert fixture.work() <= BUDGET
+    assert fixture.routes() == COUNT + 3
+
+
 def test_a_lost_session_is_worked_off_in_slices(loaded: Fixture) -> None:
     loaded.node.rib.peer_down("source")
     assert len(loaded.node.rib.loc[4].table) == COUNT  # nothing has been done yet
@@ -376,6 +389,57 @@ def test_members_that_lag_get_their_backlogs_in_slices(loaded: Fixture, monkeypa
             for message in rib.outgoing(other.name, 1 << 20):
                 gone += len(decode(split(message[HEADER_SIZE:])[0], 32))
         assert gone == COUNT
+
+
+class Watched(list[Any]):
+    """A log that counts how many of its entries are read."""
+
+    read = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        Watched.read += len(found) if isinstance(index, slice) else 1
+        return found
+
+
+@pytest.mark.parametrize("asked", ["policy", "refresh"])
+def test_a_member_that_lags_and_gets_another_policy_or_a_refresh_is_served_in_slices(
+    loaded: Fixture, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    node, rib = loaded.node, loaded.node.rib
+    session(node, loaded.sink)
+    loaded.work()
+    known: set[bytes] = set()
+
+    def tell() -> None:
+        for message in rib.outgoing("sink", 1 << 20):
+            if message[18] == 2:
+                gone, _, told = split(message[HEADER_SIZE:])
+                known.difference_update(decode(gone, 32))
+                known.update(decode(told, 32))
+
+    while rib.has_outgoing("sink"):
+        tell()
+    assert len(known) == COUNT
+    for first in range(0, COUNT - 1000, 1000):
+        section = b"".join(prefix(number) for number in range(first, first + 1000))
+        rib.receive("source", pack("!H", len(section)) + section + bytes(2))
+    loaded.work()
+    group = rib.peers["sink"].groups[4]
+    group._log = Watched(group._log)
+    assert len(group._log) == COUNT - 1000
+    settings = rib.peers["sink"].settings
+    Watched.read = 0
+    if asked == "policy":
+        rib.set_policies("sink", settings.import_policy, Policy(rules=(*EVERYTHING.rules, Rule("none", False))))
+    else:
+        rib.refresh("sink", 4)
+    assert Watched.read == 0
+    while rib.run(BUDGET) or rib.has_outgoing("sink"):
+        Watched.read = 0
+        tell()
+        assert Watched.read <= 2 * SLICE
+    assert len(known) == 1000
 
 
 def test_the_collector_of_young_objects_never_walks_over_a_table() -> None:

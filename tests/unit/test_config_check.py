@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import yaml
 from click.testing import CliRunner
+from pydantic import BaseModel
 
 from config.check import overlaps_with_subnets
 from config.commands import config_commands
@@ -65,6 +69,44 @@ def peer(**values: str) -> str:
         (
             "advertise: [192.0.2.1/32, 192.0.2.1/32]",
             ["f:advertise[1]: 192.0.2.1/32 is given twice, must be given once: remove one"],
+        ),
+        ("routes: {resilient: {}}", []),
+        ("routes: {resilient: {buckets: 64, idleTimer: 0, unbalancedTimer: 86400}}", []),
+        ("routes: {resilient: {buckets: 8}}\nbgp: {maxPaths: 8}", []),
+        (
+            "routes: {resilient: {buckets: 8}}\nbgp: {maxPaths: 9}",
+            ["f:routes.resilient.buckets: is 8, must be 9 (bgp.maxPaths) or more: every next hop needs a bucket"],
+        ),
+        ("routes: {onlink: {192.0.2.0/24: eth0, 'fd00::/8': eth0.100, 0.0.0.0/0: eth1}}", []),
+        (
+            "routes: {onlink: {192.0.2.1/24: eth0, 192.0.2.0: eth0}}",
+            [
+                'f:routes.onlink."192.0.2.1/24": is "192.0.2.1/24", must be a prefix without host bits: "192.0.2.0/24"',
+                'f:routes.onlink."192.0.2.0": is "192.0.2.0", '
+                'must be a prefix such as "10.64.0.0/16" or "fd00:64::/48"',
+            ],
+        ),
+        (
+            "routes: {onlink: {192.0.2.0/24: lo, 198.51.100.0/24: 7, 203.0.113.0/24: an interface}}",
+            [
+                f'f:routes.onlink."{prefix}": is {value}, '
+                'must be the name of an interface that has neighbours such as "eth0"'
+                for prefix, value in (
+                    ("192.0.2.0/24", '"lo"'),
+                    ("198.51.100.0/24", "7"),
+                    ("203.0.113.0/24", '"an interface"'),
+                )
+            ],
+        ),
+        (
+            "routes: {onlink: {127.1.0.0/16: eth0, 232.0.0.0/8: eth0, 'fe80::/64': eth0}}",
+            [
+                'f:routes.onlink."127.1.0.0/16": lies in 127.0.0.0/8 (loopback), must be where next hops may be',
+                'f:routes.onlink."232.0.0.0/8": lies in 224.0.0.0/3 (multicast and reserved), '
+                "must be where next hops may be",
+                'f:routes.onlink."fe80::/64": lies in fe80::/10 '
+                "(link-local: such a next hop brings its interface along), must be where next hops may be",
+            ],
         ),
         (peer(address="'fd00::1'", families="[ipv4, ipv6]"), []),
         (
@@ -561,3 +603,46 @@ SAFE = "bgp: {gracefulRestart: {enabled: false}}\n" + peer(holdTime="9")
 )
 def test_reclaim_that_would_not_be_safe_is_refused(body: str, expected: list[str]) -> None:
     assert sorted(problems(body)) == sorted(expected)
+
+
+def test_a_weight_is_for_import_and_a_ttl_is_set_in_one_way() -> None:
+    rules = "{rules: [{name: a, action: accept, set: {weight: 5}}]}"
+    assert problems(peer(export=rules)) == [
+        "f:peers.t.export.rules[0].set.weight: is given in an export policy, must be in the import policy: it does not "
+        "leave this node"
+    ]
+    assert problems(peer(**{"import": rules})) == []
+    assert problems(peer(multihop="3", ttlSecurity="2")) == [
+        "f:peers.t.multihop: is 3 beside ttlSecurity, which sends with TTL 255, must be left out, or ttlSecurity"
+    ]
+
+
+def test_the_timers_of_bgp_hold_for_peers_and_meshes_without_their_own() -> None:
+    mesh = "mesh: {a: {select: {}}, b: {select: {}, holdTime: 30}}\n"
+    head = HEAD.replace("routerId: 10.0.0.1", "routerId: 10.0.0.1, addresses: [10.0.0.1]")
+    made = check_text(head + "bgp: {holdTime: 9, connectRetry: 7}\n" + peer() + mesh, "f").config
+    assert made is not None
+    assert (made.peers["t"].hold_time, made.peers["t"].connect_retry) == (9, 7)
+    assert [(one.hold_time, one.connect_retry) for one in made.mesh.values()] == [(9, 0.5), (30, 0.5)]
+
+
+def test_every_key_is_documented() -> None:
+    """In a table or a sentence; the names of nested ones, such as `log.level`, may have those of their section."""
+    pages = "".join(page.read_text() for page in (Path(__file__).parents[2] / "docs").glob("*.md"))
+    sections: list[type[BaseModel]] = [Config]
+    for section in sections:
+        for name, field in section.model_fields.items():
+            key = field.alias or name
+            forms = (rf"`([a-zA-Z.]*\.)?{key}[`.:]", rf"^ *{key}:", rf"[{{ ]{key}: ")
+            named = any(re.search(form, pages, re.MULTILINE) for form in forms)
+            assert named, f"{section.__name__}: {key}"
+            found = [one for one in _models(field.annotation) if one not in sections]
+            sections += found
+    assert len(sections) > 15
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)

@@ -183,7 +183,38 @@ def test_what_is_no_configuration_at_all(text: str, line: str) -> None:
         (["peers", "tor", "import"], "permit", 'is "permit", must be accept, reject or a mapping of default and'),
         (["peers", "tor", "import"], ["accept"], "is a list, must be accept, reject or a mapping of default and rules"),
         (["routes", "table"], 0, "is 0, must be a routing table, 1 to 4294967295; main is 254"),
+        (
+            ["routes", "checkNeighbours"],
+            1,
+            "is 1, must be true (gateways that do not answer carry nothing while others do)",
+        ),
         (["routes", "metric"], 0, "is 0, must be 2 to 4294967295 (1 is that of covers)"),
+        (
+            ["routes", "resilient"],
+            True,
+            "is true, must be a mapping of buckets, idleTimer and unbalancedTimer, {} for the defaults",
+        ),
+        (["routes", "resilient", "buckets"], 65536, "is 65536, must be 1 to 65535 buckets in a group"),
+        (
+            ["routes", "resilient", "idleTimer"],
+            "2 min",
+            'is "2 min", must be 0 to 86400 seconds that a bucket must be idle to move',
+        ),
+        (
+            ["routes", "resilient", "unbalancedTimer"],
+            -1,
+            "is -1, must be 0 (never) to 86400 seconds until buckets in use move too",
+        ),
+        (
+            ["routes", "onlink"],
+            ["192.0.2.0/24"],
+            'is a list, must be a mapping of prefixes and interfaces such as {"192.0.2.0/24": "eth0"}',
+        ),
+        (
+            ["routes", "onlink"],
+            {"fd00::/64": "eth0", "FD00:0::/64": "eth1"},
+            "has fd00::/64 and FD00:0::/64, which are one prefix, must have it once: remove one",
+        ),
         (["peers", "tor", "addPath", "send"], 65, "is 65, must be all, 1 to 64 paths to a prefix, or 0 (the best one"),
         (["peers", "tor", "addPath", "send"], "some", 'is "some", must be all, 1 to 64 paths to a prefix, or 0'),
         (["peers", "tor", "addPath", "receive"], 1, "is 1, must be true or false"),
@@ -206,6 +237,7 @@ def test_one_bad_value(path: list[str | int], value: Any, line: str | None) -> N
 @pytest.mark.parametrize(
     ("path", "line"),
     [
+        (["routes", "checkNeighbors"], "f:routes.checkNeighbors: is not a known key, did you mean checkNeighbours?"),
         (["nodes"], "f:nodes: is not a known key, did you mean node?"),
         (["api_version"], "f:api_version: is not a known key, did you mean apiVersion?"),
         (["node", "router-id"], "f:node.router-id: is not a known key, did you mean routerId?"),

@@ -46,3 +46,13 @@ def test_rows_are_those_of_daemons_that_got_through() -> None:
     results.curve["BIRD"] = {1000: Load(1, 1, 1)}
     cases = {row.case.partition(": ")[2] for row in _rows(results)}
     assert cases == {"to the kernel", "CPU", "peak memory"}
+
+
+def test_repairs_have_goals() -> None:
+    results = Results(repairs={"one route deleted": [0.001] * 99 + [0.3], "all flushed": [1.5]})
+    shown = [(row.case, row.goal, row.holds) for row in _rows(results)]
+    assert shown == [
+        ("one route deleted, repaired: p50", None, None),
+        ("one route deleted, repaired: p99", 100.0, True),
+        ("all flushed, repaired", 2.0, True),
+    ]

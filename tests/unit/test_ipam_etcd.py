@@ -10,6 +10,8 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from config.store import Store as Settings
 from ipam.errors import StoreDeniedError, StoreError, StoreUnavailableError
@@ -152,6 +154,62 @@ def test_files_that_are_no_certificates(tmp_path: Path) -> None:
         EtcdStore.of(Settings(url="etcd://e1", ca=str(tmp_path / "ca.pem")))
 
 
+def secure(cluster: Etcd) -> None:
+    """Have the cluster know root, and user pod, who may use what is below /t/."""
+    for words in (
+        ("user", "add", "root:secret"),
+        ("user", "add", "pod:hunter2"),
+        ("role", "add", "podroute"),
+        ("role", "grant-permission", "podroute", "readwrite", "--prefix=true", "/t/"),
+        ("user", "grant-role", "pod", "podroute"),
+        ("auth", "enable"),
+    ):
+        cluster.etcdctl(*words)
+
+
+def jwt(directory: Path) -> str:
+    """Return what has etcd give JWTs."""
+    private, public = directory / "key.pem", directory / "public.pem"
+    for words in (("genrsa", "-out", private), ("rsa", "-in", private, "-pubout", "-out", public)):
+        subprocess.run(["openssl", *words], check=True, capture_output=True)
+    return f"jwt,pub-key={public},priv-key={private},sign-method=RS256,ttl=10m"
+
+
+async def test_a_token_that_users_or_roles_have_made_old_is_replaced(tmp_path: Path) -> None:
+    """As etcd has it with tokens that are JWTs: each says as of when it is."""
+    cluster = Etcd(arguments=["--auth-token", jwt(tmp_path)])
+    try:
+        cluster.start()
+        secure(cluster)
+        (tmp_path / "pw").write_text("hunter2")
+        (tmp_path / "pw").chmod(0o600)
+        settings = {"url": cluster.url, "user": "pod", "passwordFile": str(tmp_path / "pw")}
+        async with opened(Settings.model_validate(settings)) as store:
+            await write(store, "/t/a")
+            cluster.etcdctl("role", "add", "another", arguments=["--user", "root:secret"])
+            await write(store, "/t/b")
+            assert await store.get("/t/a") is not None
+    finally:
+        cluster.close()
+
+
+async def test_a_token_that_is_refused_at_once_is_a_failure_of_that_member() -> None:
+    async def refuse(request: web.Request) -> web.Response:
+        if request.path.endswith("/authenticate"):
+            return web.json_response({"token": "t"})
+        return web.json_response({"error": "etcdserver: invalid auth token", "code": 16}, status=401)
+
+    app = web.Application()
+    app.router.add_post("/v3/{path:.*}", refuse)
+    async with TestServer(app) as server:
+        assert server.port is not None
+        gateway = Gateway("etcd://e1", [("127.0.0.1", server.port)], user="pod", password="secret")
+        gateway.open()
+        with pytest.raises(StoreUnavailableError, match="refuses the token that it has just given"):
+            await gateway.call("/kv/range", {}, repeatable=True)
+        await gateway.close()
+
+
 async def test_users_and_passwords(tmp_path: Path) -> None:
     def password(text: str) -> str:
         path = tmp_path / text
@@ -160,15 +218,7 @@ async def test_users_and_passwords(tmp_path: Path) -> None:
         return str(path)
 
     with etcd() as cluster:
-        for words in (
-            ("user", "add", "root:secret"),
-            ("user", "add", "pod:hunter2"),
-            ("role", "add", "podroute"),
-            ("role", "grant-permission", "podroute", "readwrite", "--prefix=true", "/t/"),
-            ("user", "grant-role", "pod", "podroute"),
-            ("auth", "enable"),
-        ):
-            cluster.etcdctl(*words)
+        secure(cluster)
 
         def settings(user: str, secret: str) -> Settings:
             return Settings.model_validate({"url": cluster.url, "user": user, "passwordFile": password(secret)})

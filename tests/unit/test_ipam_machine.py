@@ -401,7 +401,7 @@ class EtcdMachine(Machine):
     """The same against the member that ``etcd`` is."""
 
 
-Machine.TestCase.settings = settings(max_examples=EXAMPLES or 12, stateful_step_count=20, deadline=None)
+Machine.TestCase.settings = settings(max_examples=EXAMPLES or 12, stateful_step_count=20, derandomize=not EXAMPLES)
 TestOnSqlite = Machine.TestCase
 
 
@@ -411,7 +411,8 @@ def test_on_etcd() -> None:
         EtcdMachine.etcd = member
         try:
             run_state_machine_as_test(
-                EtcdMachine, settings=settings(max_examples=EXAMPLES or 3, stateful_step_count=15, deadline=None)
+                EtcdMachine,
+                settings=settings(max_examples=EXAMPLES or 3, stateful_step_count=15, derandomize=not EXAMPLES),
             )
         finally:
             EtcdMachine.etcd = None

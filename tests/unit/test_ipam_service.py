@@ -219,6 +219,39 @@ async def test_further_blocks_are_claimed_when_the_owned_ones_are_full(start: St
     assert len(seen.granted) == len(ipam.blocks()) == 3
 
 
+async def settled(ipam: Ipam) -> None:
+    while ipam.keeper.busy:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+
+
+async def test_what_is_lacking(start: Start) -> None:
+    one = await start(pools=TINY)
+    assert one.lacking(full=True) == ""
+    assert one.lacking(["gone"], full=True) == "no ipv4 pool among gone serves node n1: add one to `pools`, or " + (
+        "check its `nodes`"
+    )
+    for name in "abcd":
+        await one.allocate(handle(name))
+    one.lacking(full=True)  # another block is looked for
+    await settled(one)
+    assert "pool pods4 (10.64.0.0/30, 2 blocks of /31) is exhausted" in one.lacking(full=True)
+    assert one.lacking(full=False) == ""
+    two = await start(name="n2", pools=TINY)
+    assert "is exhausted: every block is claimed" in two.lacking(full=False), "it never had one"
+    await settled(two)
+
+    await one.release(handle("a"))
+    assert one.lacking(full=True) == ""
+    for name in "bcd":
+        await one.release(handle(name))
+    await one.keeper.give_back_idle(4, 0.0, 0.0)
+    await one.keeper.give_back_idle(4, 1.0, 0.0)
+    assert len(one.blocks()) == 1
+    two.lacking(full=False)  # no container is sent to a node that says so: asking is what finds the block
+    await settled(two)
+    assert two.lacking(full=True) == ""
+
+
 async def test_a_full_pool(start: Start) -> None:
     ipam = await start(pools=TINY)
     for name in "abcd":
@@ -526,3 +559,16 @@ def test_every_error_has_a_code_of_its_own() -> None:
         codes.append(one.code)
         classes += one.__subclasses__()
     assert len(codes) == len(set(codes))
+
+
+async def test_blocks_of_a_pool_that_serves_the_node_no_more_are_not_announced_where_the_pool_is_not(
+    start: Start,
+) -> None:
+    pools = {"p": {"cidr": "10.64.0.0/16", "blockSize": 26, "nodes": {"rack": "r1"}, "notAdvertised": True}}
+    ipam = await start(pools=pools, labels={"rack": "r1"})
+    await ipam.allocate(handle("c"))
+    await ipam.stop()
+    moved = await start(pools=pools, labels={"rack": "r2"})
+    (block,) = moved.blocks()
+    assert moved.pools() == []
+    assert not moved.advertised(block)

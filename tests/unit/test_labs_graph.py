@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from xml.etree import ElementTree
 
 from labs import graph
-from labs.observe import NodeState, Session, parse_bird
+from labs.observe import NodeState, Session, count_learned, parse_bird
 
 BIRD = """\
 BIRD 2.0.12 ready.
@@ -44,6 +45,18 @@ def test_the_picture_shows_sessions_by_colour() -> None:
     assert "n&lt;1&gt;" in picture
     assert "1/1 up, routes 2 v4 1 v6" in picture
     assert "no agent answers" in picture
+
+
+def test_pods_and_covers_are_not_learned() -> None:
+    routes = [
+        {"dst": "10.1.1.0/30", "dev": "eth1", "protocol": "kernel"},
+        {"dst": "10.64.62.192/26", "nhid": 7, "gateway": "10.1.1.1", "dev": "eth1", "protocol": "201", "metric": 20},
+        {"dst": "10.64.149.128", "dev": "prbff8b7b279287", "protocol": "201", "scope": "link"},
+        {"type": "unreachable", "dst": "10.64.149.128/26", "protocol": "201", "metric": 1},
+        {"dst": "10.0.0.0/8", "gateway": "10.1.1.1", "dev": "eth1", "protocol": "bgp"},
+    ]
+    assert count_learned(json.dumps(routes)) == 2
+    assert count_learned("") == 0
 
 
 def test_bird_is_understood() -> None:

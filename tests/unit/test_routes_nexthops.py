@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import errno
+import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 from config.nexthop import Gateway, NextHop, NextHops, Resolution
 from config.prefix import Family
+from routes.groups import Operation
+from routes.heirs import alike
+from routes.ids import IdPool
 from routes.interfaces import Interfaces
 from routes.leftovers import SavedMember, load, save, snapshot
-from routes.messages import Link, LinkEvent, Nexthop, decode_nexthop
+from routes.messages import Link, LinkEvent, Nexthop, Resilience, decode_nexthop
 from routes.netlink import RTM_NEWNEXTHOP, messages
-from routes.nexthops import IdPool, Operation, Registry
+from routes.nexthops import Registry
 from routes.target import Kind, Target
 
 A, B, C = (NextHop(peer, bytes([10, 0, number, 2])) for number, peer in enumerate("abc"))
@@ -24,12 +28,15 @@ class Fixed:
 
     def __init__(self) -> None:
         self.lost: set[bytes] = set()
+        self.silent: set[bytes] = set()
         self.moved: dict[bytes, tuple[Gateway, ...]] = {}
 
     def lookup(self, address: bytes, device: str = "") -> Resolution | None:
         if address in self.lost:
             return None
-        return Resolution(self.moved.get(address, (Gateway(address, f"up{address[2]}"),)), 0)
+        return Resolution(
+            self.moved.get(address, (Gateway(address, f"up{address[2]}"),)), 0, address not in self.silent
+        )
 
     def local(self, session_address: bytes, family: Family) -> bytes | None:
         return None
@@ -42,6 +49,7 @@ class Objects:
         self.there: dict[int, Nexthop] = {}
         self.taken: set[int] = set()
         self.bad: set[bytes] = set()
+        self.plain_only = False
 
     def run(self, operations: list[Operation]) -> dict[int, tuple[int, str]]:
         refused = {}
@@ -62,6 +70,10 @@ class Objects:
             if nexthop.gateway in self.bad:
                 return errno.ENETUNREACH
             if any(member not in self.there for member, _ in nexthop.members):
+                return errno.EINVAL
+            if nexthop.resilience is not None and self.plain_only:
+                return errno.EINVAL
+            if nexthop.id in self.there and not alike(nexthop.resilience, self.there[nexthop.id].resilience):
                 return errno.EINVAL
             self.there[nexthop.id] = nexthop
             return 0
@@ -84,12 +96,19 @@ class Objects:
         return set() if found is None else {self.there[member].gateway for member, _ in found.members}
 
 
-def prepared(objects: bool = True, ids: range = range(1000, 2000)) -> tuple[Registry, Fixed, Objects]:
+def prepared(objects: bool = True, resilience: Resilience | None = None) -> tuple[Registry, Fixed, Objects]:
     interfaces = Interfaces()
     for number in range(4):
         interfaces.apply(LinkEvent(Link(number + 1, f"up{number}", 0x41), False))
     resolver = Fixed()
-    registry = Registry(resolver=resolver, interfaces=interfaces, ids=ids, protocol=201, objects=objects)
+    registry = Registry(
+        resolver=resolver,
+        interfaces=interfaces,
+        ids=range(1000, 2000),
+        protocol=201,
+        objects=objects,
+        resilience=resilience,
+    )
     return registry, resolver, Objects()
 
 
@@ -181,6 +200,90 @@ def test_a_resolution_that_changes_moves_the_group_only() -> None:
     registry.refresh()
     assert (target.absent, target.current) == (True, False)
     assert moved(registry, kernel, target) == {bytes([10, 0, 3, 9]), B.address}
+
+
+def test_what_several_groups_lose_is_one_deletion() -> None:
+    registry, resolver, kernel = prepared()
+    targets = [used(registry, key) for key in ((A, B), (A, C), (A, B, C))]
+    settle(registry, kernel)
+    resolver.lost.add(A.address)
+    assert registry.refresh()
+    assert settle(registry, kernel) == 1
+    assert [kernel.group(t) for t in targets] == [{B.address}, {C.address}, {B.address, C.address}]
+    resolver.lost.clear()
+    registry.refresh()
+    assert settle(registry, kernel) == 4  # the object, and each group with it again
+    assert [kernel.group(t) for t in targets] == [
+        {A.address, B.address},
+        {A.address, C.address},
+        {A.address, B.address, C.address},
+    ]
+
+
+def test_a_silent_gateway_leaves_all_groups_but_those_that_have_no_other() -> None:
+    registry, resolver, kernel = prepared()
+    alone, both, three = (used(registry, key) for key in ((A,), (A, B), (A, B, C)))
+    settle(registry, kernel)
+    (before,) = kernel.there[alone.id].members
+    resolver.silent.add(A.address)
+    assert registry.refresh()
+    assert settle(registry, kernel) == 3  # an object and a group for the one that keeps it, and the deletion
+    assert [kernel.group(t) for t in (alone, both, three)] == [{A.address}, {B.address}, {B.address, C.address}]
+    assert before[0] not in kernel.there
+    assert not any(target.absent for target in (alone, both, three))
+    resolver.silent.add(B.address)
+    registry.refresh()
+    settle(registry, kernel)
+    assert [kernel.group(t) for t in (alone, both, three)] == [{A.address}, {A.address, B.address}, {C.address}]
+    resolver.silent.clear()
+    registry.refresh()
+    settle(registry, kernel)
+    assert kernel.group(three) == {A.address, B.address, C.address}
+    assert len(kernel.there) == 3 + 3
+    assert sorted(registry.expected()) == sorted(kernel.there)
+
+
+def test_where_more_routes_keep_a_silent_gateway_the_others_are_rewritten() -> None:
+    registry, resolver, kernel = prepared()
+    alone, both = used(registry, (A,)), used(registry, (A, B))
+    alone.refs = 1000
+    settle(registry, kernel)
+    there = kernel.there[alone.id]
+    resolver.silent.add(A.address)
+    assert not registry.refresh()
+    assert settle(registry, kernel) == 1
+    assert kernel.there[alone.id] == there
+    assert kernel.group(both) == {B.address}
+
+
+def test_a_silent_gateway_without_objects() -> None:
+    registry, resolver, kernel = prepared(objects=False)
+    alone, both = used(registry, (A,)), used(registry, (A, B))
+    settle(registry, kernel)
+    resolver.silent.add(A.address)
+    registry.refresh()
+    assert (alone.current, both.current) == (True, False)
+    assert [path.gateway for path in registry.successor(both).paths()] == [B.address]
+
+
+def test_a_gateway_that_comes_into_a_subnet_gets_another_object() -> None:
+    registry, resolver, kernel = prepared()
+    resolver.moved[A.address] = (Gateway(A.address, "up0", True),)
+    target = used(registry, (A, B))
+    settle(registry, kernel)
+    assert sorted((o.gateway, o.onlink) for o in kernel.there.values() if not o.members) == [
+        (A.address, True),
+        (B.address, False),
+    ]
+    assert [path.onlink for path in target.paths()] == [True, False]
+    del resolver.moved[A.address]
+    registry.refresh()
+    settle(registry, kernel)
+    assert not any(nexthop.onlink for nexthop in kernel.there.values())
+    assert kernel.group(target) == {A.address, B.address}
+    (member,) = [nexthop for nexthop in kernel.there.values() if nexthop.gateway == A.address]
+    assert not registry.altered(member, "a test")
+    assert registry.altered(member._replace(onlink=True), "a test")
 
 
 def test_a_link_lost_and_back_before_anybody_looked() -> None:
@@ -316,6 +419,11 @@ def test_the_state_file_names_all_that_exists(tmp_path: Path) -> None:
         SavedMember("b", "0a000102", "up1", 1, 1001),
     ]
     assert target.id == 1002
+    saved = json.loads(path.read_text())
+    for member in saved["targets"][0][2]:
+        assert member.pop() is False
+    path.write_text(json.dumps(saved))  # as versions wrote it that knew no flag
+    assert load(path) == [target]
     assert [p.name for p in path.parent.iterdir()] == ["fib.json"]
 
 

@@ -11,8 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from config.nexthop import NextHop
 from config.prefix import Run
+from routes.batch import Batch, Part
 from routes.encode import ADD, REPLACE, Placement
-from routes.table import Batch, Failure, Result, Shard, State, Table
+from routes.table import Failure, Result, State, Table
 from routes.target import Kind, Target
 
 PREFIXES = [bytes((24, 10, 0, n)) for n in range(4)] + [bytes((24, 10, 1, 0))]
@@ -21,6 +22,19 @@ prefixes = st.sampled_from(PREFIXES)
 several = st.lists(prefixes, min_size=1, unique=True) | st.lists(
     st.sampled_from(PREFIXES[:4]), min_size=1, unique=True
 ).map(Run)
+
+
+def flags(part: Part) -> int:
+    return int.from_bytes(part.shape[6:8], "little") & ~1
+
+
+def wants(batch: Batch) -> dict[bytes, Target | None]:
+    return {prefix: part.want for part in batch.parts for prefix in part.prefixes}
+
+
+def settle(table: Table, batch: Batch) -> None:
+    for flight in batch.flights:
+        table.settle(flight)
 
 
 class Kernel:
@@ -53,12 +67,20 @@ class Machine(RuleBasedStateMachine):
         self.results: list[Result] = []
         self.released: list[Target] = []
         place = Placement(4, 254, 20, 201)
-        self.table = Table(place, shards=4, on_result=self.results.append, on_released=self.released.append)
+        self.unwanted: set[Target] = set()
+        self.table = Table(
+            place,
+            shards=4,
+            on_result=self.results.append,
+            on_released=self.released.append,
+            on_unwanted=self.unwanted.add,
+        )
         self.targets = [self._target(n) for n in range(4)]
         self.desired: dict[bytes, Target] = {}
         self.withdrawn: dict[bytes, int] = {}
         """How many results there were when a prefix was last withdrawn: it need not recover from these."""
         self.batches: list[Batch] = []
+        self.ahead: list[Batch] = []
 
     def _target(self, number: int) -> Target:
         target = Target(Kind.LEARNED, key=(NextHop(f"peer{number}", bytes(4)),))
@@ -89,6 +111,19 @@ class Machine(RuleBasedStateMachine):
             self.table.follow(shard, lambda target: fresh if target is gone else target)
         self.desired = {p: fresh if t is gone else t for p, t in self.desired.items()}
 
+    @rule()
+    def retire(self) -> None:
+        """Groups go all of whose routes are to be deleted, once what is on its way has arrived."""
+        for target in [t for t in self.unwanted if not t.wanted and t.refs and self.table.condemned(t) == t.refs]:
+            while self.batches:
+                self._settle(self.batches.pop(0))
+            if not target.absent and self.table.condemned(target) == target.refs:
+                for prefix in [p for p, there in self.kernel.routes.items() if there is target]:
+                    assert prefix not in self.desired
+                    del self.kernel.routes[prefix]
+                target.absent = True
+                self.targets = [self._target(n) if t is target else t for n, t in enumerate(self.targets)]
+
     @rule(number=st.integers(0, 3), ready=st.booleans())
     def hold(self, number: int, ready: bool) -> None:
         self.targets[number].ready = ready
@@ -108,7 +143,7 @@ class Machine(RuleBasedStateMachine):
     @rule(prefix=prefixes)
     def foreign_comes(self, prefix: bytes) -> None:
         """Not while a replacement is on its way: the kernel has no way to replace a route of one protocol only."""
-        if prefix not in self.table.shard(prefix).inflight:
+        if not self.table.shard(prefix).on_its_way(prefix):
             self.kernel.routes.setdefault(prefix, FOREIGN)
 
     @rule(prefix=prefixes)
@@ -121,32 +156,46 @@ class Machine(RuleBasedStateMachine):
     def refuse(self, prefix: bytes, good: bool) -> None:
         (self.kernel.bad.discard if good else self.kernel.bad.add)(prefix)
 
-    @rule(limit=st.integers(1, 8))
-    def take(self, limit: int) -> None:
+    @rule(limit=st.integers(1, 8), hold=st.booleans())
+    def take(self, limit: int, hold: bool) -> None:
         batch = Batch()
-        self.table.take(batch, limit)
-        if batch.shards:
+        self.table.take(batch, limit, hold=hold)
+        if batch.flights:
             self.batches.append(batch)
 
     @rule()
-    def settle(self) -> None:
-        if self.batches:
-            self._settle(self.batches.pop(0))
+    def take_ahead(self) -> None:
+        batch = Batch()
+        self.table.take_ahead(batch)
+        if batch.flights:
+            self.ahead.append(batch)
+
+    @rule(ahead=st.booleans())
+    def settle(self, ahead: bool) -> None:
+        batches = self.ahead if ahead else self.batches
+        if batches:
+            self._settle(batches.pop(0))
+
+    @invariant()
+    def a_prefix_is_on_one_way(self) -> None:
+        for shard in self.table.shards:
+            prefixes = [prefix for flight in shard.flights for prefix in flight.changes]
+            assert len(prefixes) == len(set(prefixes))
 
     def _settle(self, batch: Batch) -> None:
-        for place, prefix in enumerate(batch.prefixes):
-            want, shard = batch.wants[place], batch.sources[place]
-            flags = int.from_bytes(batch.shapes[place][0][6:8], "little") & ~1
-            assert flags in (ADD, REPLACE, 0)
-            if flags == REPLACE:  # the one thing that must never be
-                assert self.kernel.routes.get(prefix) is not FOREIGN
-            number = self.kernel.write(prefix, want, flags)
-            if number:
-                self._refused(shard, prefix, want, number)
-        for shard in batch.shards:
-            self.table.settle(shard)
+        for part in batch.parts:
+            for prefix in part.prefixes:
+                assert flags(part) in (ADD, REPLACE, 0)
+                if flags(part) == REPLACE:  # the one thing that must never be
+                    assert self.kernel.routes.get(prefix) is not FOREIGN
+                number = self.kernel.write(prefix, part.want, flags(part))
+                if number:
+                    self._refused(part, prefix, number)
+        for flight in batch.flights:
+            self.table.settle(flight)
 
-    def _refused(self, shard: Shard, prefix: bytes, want: Target | None, number: int) -> None:
+    def _refused(self, part: Part, prefix: bytes, number: int) -> None:
+        shard, want = part.flight.shard, part.want
         there = self.kernel.routes.get(prefix)
         if want is None:
             return
@@ -157,7 +206,7 @@ class Machine(RuleBasedStateMachine):
         elif number == errno.EEXIST:
             self.table.refused(shard, prefix, want, Failure(self.other, State.PENDING, number, ""))
         else:
-            before = shard.inflight[prefix]
+            before = part.flight.changes[prefix]
             held = before if before is not None and not before.absent else None
             if not want.absent:
                 self.table.refused(shard, prefix, want, Failure(held, State.FAILED, number, ""))
@@ -170,17 +219,27 @@ class Machine(RuleBasedStateMachine):
             assert shard.going == len(shard.dirty.keys() - shard.desired.keys())
 
     @invariant()
+    def what_is_only_new_is(self) -> None:
+        for shard in self.table.shards:
+            if shard.only is not None:
+                assert {shard.desired[prefix] for prefix in shard.dirty} == {shard.only}
+                assert set(shard.dirty.values()) == {None}
+
+    @invariant()
     def references_are_exact(self) -> None:
         counted: dict[Target, int] = {}
         for shard in self.table.shards:
-            named = [*shard.desired.values(), *shard.dirty.values(), *shard.inflight.values(), *shard.stale.values()]
+            named = [*shard.desired.values(), *shard.dirty.values(), *shard.stale.values()]
+            named += [held for flight in shard.flights for held in flight.changes.values()]
             named += [failure.held for failure in shard.failed.values()]
             for target in named:
                 if target is not None:
                     counted[target] = counted.get(target, 0) + 1
-        for target in [*self.targets, *self.released]:
+        wanted = Counter(target for shard in self.table.shards for target in shard.desired.values())
+        for target in [*self.targets, *self.released, *self.unwanted]:
             if target is not self.other:
-                assert target.refs == counted.get(target, 0)
+                assert (target.refs, target.wanted) == (counted.get(target, 0), wanted[target])
+                assert target.wanted or not target.refs or target in self.unwanted
 
     @invariant()
     def desired_is_desired(self) -> None:
@@ -215,9 +274,9 @@ class Machine(RuleBasedStateMachine):
 
     def _work_off(self) -> None:
         for _ in range(50):
-            while self.batches:
-                self._settle(self.batches.pop(0))
-            self.take(100)
+            while self.batches or self.ahead:
+                self._settle((self.batches or self.ahead).pop(0))
+            self.take(100, hold=False)
 
 
 Machine.TestCase.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
@@ -234,13 +293,12 @@ def test_stale_routes() -> None:
     assert table.sweep(lambda held: held is a) == 2
     batch = Batch()
     table.take(batch, 100)
-    assert dict(zip(batch.prefixes, batch.wants, strict=True)) == {
+    assert wants(batch) == {
         PREFIXES[1]: b,
         PREFIXES[2]: None,
         PREFIXES[3]: None,
     }
-    for shard in batch.shards:
-        table.settle(shard)
+    settle(table, batch)
     assert (a.refs, b.refs) == (1, 1)
 
 
@@ -252,8 +310,9 @@ def test_what_cannot_be_is_tried_a_limited_number_of_times() -> None:
     while not table.idle:
         batch = Batch()
         table.take(batch, 10)
-        table.refused(batch.sources[0], PREFIXES[0], batch.wants[0], Failure(None, State.PENDING, errno.ENOMEM, ""))
-        table.settle(batch.shards[0])
+        (part,) = batch.parts
+        table.refused(part.flight.shard, PREFIXES[0], part.want, Failure(None, State.PENDING, errno.ENOMEM, ""))
+        settle(table, batch)
         turns += 1
     assert turns == 3
     assert [(r.state, r.errno) for r in results] == [(State.FAILED, errno.ENOMEM)]
@@ -264,9 +323,6 @@ def test_seen_to_change_while_a_request_is_on_its_way() -> None:
     table = Table(Placement(4, 254, 20, 201), shards=1, on_result=lambda r: None, on_released=lambda t: None)
     a, b = Target(Kind.LEARNED), Target(Kind.LEARNED)
 
-    def flags(batch: Batch) -> list[int]:
-        return [int.from_bytes(shape[0][6:8], "little") & ~1 for shape in batch.shapes]
-
     for first in (a, b):
         table.set(PREFIXES[0], first)
         batch = Batch()
@@ -274,22 +330,22 @@ def test_seen_to_change_while_a_request_is_on_its_way() -> None:
         if first is b:
             table.observe(PREFIXES[0], None)
             table.set(PREFIXES[0], None)
-        table.settle(batch.shards[0])
-    assert flags(batch) == [REPLACE]
+        settle(table, batch)
+    assert [flags(part) for part in batch.parts] == [REPLACE]
     batch = Batch()
     table.take(batch, 10)
-    assert batch.wants == [None]
-    table.settle(batch.shards[0])
+    assert wants(batch) == {PREFIXES[0]: None}
+    settle(table, batch)
     assert table.idle
     # And where it is still desired, nothing foreign can be overwritten.
     table.set(PREFIXES[0], a)
     batch = Batch()
     table.take(batch, 10)
     table.observe(PREFIXES[0], None)
-    table.settle(batch.shards[0])
+    settle(table, batch)
     batch = Batch()
     table.take(batch, 10)
-    assert flags(batch) == [ADD]
+    assert [flags(part) for part in batch.parts] == [ADD]
 
 
 def test_deletions_press_nobody_and_let_others_pass() -> None:
@@ -301,9 +357,8 @@ def test_deletions_press_nobody_and_let_others_pass() -> None:
     def taken() -> list[bytes]:
         batch = Batch()
         table.take(batch, 1)
-        for shard in batch.shards:
-            table.settle(shard)
-        return batch.prefixes
+        settle(table, batch)
+        return list(wants(batch))
 
     table.update([(run, target.key) for run in runs], lambda hops: target)
     assert table.pressing() == table.backlog() == 40 * 64
@@ -317,3 +372,58 @@ def test_deletions_press_nobody_and_let_others_pass() -> None:
     while taken():
         pass
     assert (table.pressing(), table.backlog()) == (0, 0)
+
+
+def test_deletions_wait_for_each_other_unless_the_kernel_has_made_them() -> None:
+    table = Table(Placement(4, 254, 20, 201), shards=16, on_result=lambda _: None, on_released=lambda _: None)
+    a, b = Target(Kind.LEARNED), Target(Kind.LEARNED)
+    runs = [Run(bytes((24, 10, second, third)) for third in range(16)) for second in range(40)]
+    news = bytes((24, 10, 1, 200))
+
+    def taken(*, hold: bool) -> dict[bytes, Target | None]:
+        batch = Batch()
+        table.take(batch, 10_000, hold=hold)
+        settle(table, batch)
+        return wants(batch)
+
+    table.update([(run, ()) for run in runs], lambda hops: a)
+    assert set(taken(hold=True).values()) == {a}
+    table.update([(run, None) for run in runs], lambda hops: a)
+    assert taken(hold=True) == {}
+    table.set(news, b)
+    held = taken(hold=True)
+    assert held.pop(news) is b
+    assert set(held.values()) == {None}  # those of the same shard go along
+    assert 0 < len(held) < table.going
+    a.absent = True
+    assert taken(hold=True) == {}
+    assert table.idle
+    assert a.refs == 0
+
+
+def test_few_at_a_time_go_ahead_of_many() -> None:
+    table = Table(Placement(4, 254, 20, 201), shards=4, on_result=lambda _: None, on_released=lambda _: None)
+    many, few = Target(Kind.LEARNED, key=(NextHop("a", bytes(4)),)), Target(Kind.LEARNED)
+    few.ready = False
+    runs = [Run(bytes((24, 10, second, third)) for third in range(64)) for second in range(40)]
+    beside, alone, known = bytes((24, 10, 0, 200)), bytes((8, 11)), runs[0][0]
+
+    def ahead() -> dict[bytes, Target | None]:
+        batch = Batch()
+        table.take_ahead(batch)
+        settle(table, batch)
+        return wants(batch)
+
+    table.update([(run, many.key) for run in runs], lambda hops: many)
+    assert ahead() == {}
+    first = Batch()
+    table.take(first, 10_000)
+    table.update([((beside,), many.key), ((known,), None)], lambda hops: many)
+    table.set(alone, few)
+    assert ahead() == {beside: many}  # that of one waits for its next hop, of the other something is on its way
+    few.ready = True
+    assert ahead() == {alone: few}
+    settle(table, first)
+    assert ahead() == {known: None}
+    assert ahead() == {}
+    assert table.idle

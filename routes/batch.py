@@ -1,0 +1,82 @@
+"""What is on its way to the kernel: requests in order, with what each is for."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from routes.encode import MOST, Shape, route_batch
+from routes.target import Target
+
+if TYPE_CHECKING:
+    from routes.table import Shard
+
+
+class Flight:
+    """Changes of one shard that are on their way, each with what the kernel held before."""
+
+    __slots__ = ("ahead", "changes", "new", "shard")
+
+    def __init__(
+        self, shard: Shard, changes: dict[bytes, Target | None], *, new: bool = False, ahead: bool = False
+    ) -> None:
+        self.shard = shard
+        self.changes = changes
+        self.new = new
+        """Before, the kernel held nothing of any."""
+        self.ahead = ahead
+        """It passes those that departed before it."""
+
+
+class Part(NamedTuple):
+    """Requests of one flight that differ in their prefix only. ``want`` is None for deletions."""
+
+    flight: Flight
+    want: Target | None
+    shape: Shape
+    prefixes: Sequence[bytes]
+
+
+class Batch:
+    """Requests in order. Shards with a flight among ``flights`` have something on its way until that is settled."""
+
+    __slots__ = ("_starts", "flights", "parts", "size")
+
+    def __init__(self) -> None:
+        self.flights: list[Flight] = []
+        self.parts: list[Part] = []
+        self.size = 0
+        self._starts: list[int] = []
+
+    def add(self, part: Part) -> None:
+        if part.prefixes:
+            self._starts.append(self.size)
+            self.parts.append(part)
+            self.size += len(part.prefixes)
+
+    def at(self, place: int) -> tuple[Part, bytes]:
+        """Return the prefix that the request at a place is about, and the part that it belongs to."""
+        index = bisect_right(self._starts, place) - 1
+        return self.parts[index], self.parts[index].prefixes[place - self._starts[index]]
+
+    def sends(self) -> Iterator[tuple[int, bytes | bytearray]]:
+        """Yield buffers of at most MOST requests, numbered by place in it, each with the place of its first."""
+        pieces: list[bytearray] = []
+        start = count = 0
+        for part in self.parts:
+            done = 0
+            while done < len(part.prefixes):
+                some = part.prefixes[done : done + MOST - count]
+                pieces.append(route_batch(part.shape, some, count))
+                done += len(some)
+                count += len(some)
+                if count == MOST:
+                    yield start, _joined(pieces)
+                    start, count, pieces = start + count, 0, []
+        if pieces:
+            yield start, _joined(pieces)
+
+
+def _joined(pieces: list[bytearray]) -> bytes | bytearray:
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
