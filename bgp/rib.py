@@ -6,7 +6,6 @@ the caller chooses, so that nothing holds an event loop for long.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from weakref import WeakValueDictionary
@@ -24,8 +23,8 @@ from bgp.own_prefixes import OwnPrefixes
 from bgp.paths import Hop, Path, Peer
 from bgp.peer_rib import PeerRib
 from bgp.policy import NO_CHANGES, ImportPolicy, Policy, Source
-from bgp.table import SHARDS, Queue
 from bgp.telling import Told
+from bgp.walks import LIGHT, Walks
 from config.nexthop import NextHopResolver, NextHops
 from config.prefix import FAMILIES, Family
 
@@ -37,14 +36,8 @@ OnRefused = Callable[[str, Family, bytes, bytes], None]
 
 _INTERNED_LIMIT = 65536
 
-_LIGHT = 8
-"""So many prefixes may be looked at, or let go of, in a walk where one could be decided over."""
-
 _FEW = 64
 """A peer of which no more prefixes wait to be decided does not wait until those of others are."""
-
-_STRETCH = 500
-"""Prefixes decided over in one step of a walk."""
 
 
 class Rib:
@@ -92,15 +85,10 @@ class Rib:
         self._interned: dict[NextHops, NextHops] = {}
         self._groups: dict[GroupKey, ExportGroup] = {}
         self._own_path = Path(None, own_attributes(), None, None)
-        self._walks: dict[Family, deque[Iterator[int]]] = {4: deque(), 6: deque()}
-        """Walks over whole tables, each worked off by ``run``: a step does a part, and says how much it was."""
-        self._guard_walk: dict[Family, Iterator[int]] = {}
-        """The walk for what the guard of our own prefixes keeps out, of which one at a time is enough."""
-        self._settling: dict[Family, list[list[tuple[Queue, int]]]] = {4: [], 6: []}
-        """Per finished walk over moved next hops: how far the queues must get until their reports are complete."""
         self._discarded: list[Sized] = []
         """What nobody needs any more, let go of a part at a time: even that takes long at once."""
         self._changes: dict[Family, Changes] = {f: Changes() for f in FAMILIES}
+        self._walks = Walks(self.loc, self.own, self.peers, self._leaving, self._changes)
         self.inspection = Inspection(self.loc, self.own, self.peers)
 
     # Peers and their sessions
@@ -228,7 +216,7 @@ class Rib:
         if import_policy != old.import_policy:
             rib.policy = ImportPolicy(import_policy)
             for family in FAMILIES:
-                self._walks[family].append(_reconsider(rib, family))
+                self._walks.policy_changed(rib, family)
         negotiated = rib.adj_in.negotiated
         if export_policy != old.export_policy and negotiated is not None:
             for family, group in list(rib.groups.items()):
@@ -295,7 +283,7 @@ class Rib:
         self.loc[family].replace(prefix, None, self._own_path, changes)
         changes.best[prefix] = best(self.loc[family].table[prefix])
         if own.guard_changes != guard_changes:
-            self._reconsider_guarded(family)
+            self._walks.guard_changed(family)
 
     def retract(self, family: Family, prefix: bytes, owner: str) -> None:
         """Take back what ``originate`` said for this owner."""
@@ -307,7 +295,7 @@ class Rib:
         else:
             self.loc[family].replace(prefix, None, None, self._changes[family])
         if own.guard_changes != guard_changes:
-            self._reconsider_guarded(family)
+            self._walks.guard_changed(family)
 
     def lend(self, family: Family, prefixes: Iterable[bytes]) -> None:
         """Let peers announce these more specifics of our own prefixes, and no others."""
@@ -315,7 +303,7 @@ class Rib:
         guard_changes = own.guard_changes
         own.lend(prefixes)
         if own.guard_changes != guard_changes:
-            self._reconsider_guarded(family)
+            self._walks.guard_changed(family)
 
     # Work
 
@@ -336,8 +324,7 @@ class Rib:
         if affected:
             for family in FAMILIES:
                 self._discarded += self.loc[family].forget_decisions()
-                self.loc[family].unsettled += 1
-                self._walks[family].append(self._redecide(family, affected))
+                self._walks.next_hops_changed(family, affected)
 
     def run(self, budget: int) -> bool:
         """Decide over up to about ``budget`` prefixes; tell whether more are left.
@@ -349,7 +336,7 @@ class Rib:
         ribs = [*self.peers.values(), *self._leaving]
         first = self._turn % len(ribs) if ribs else 0
         for family in FAMILIES if self._turn % 2 else FAMILIES[::-1]:
-            left -= self._run_walks(family, left)
+            left -= self._walks.run(family, left)
             left -= self._shorten_logs(family, left)
             ordered = ribs[first:] + ribs[:first] if family not in self._deferred else []
             left -= self._run_few(ordered, family, left)
@@ -357,7 +344,7 @@ class Rib:
                 if left <= 0:
                     break
                 left -= self._run_peer(rib, family, left)
-            self._settle(family)
+            self._walks.settle(family)
             changes = self._changes[family]
             self._changes[family] = Changes()
             for group in self._groups.values():
@@ -368,8 +355,8 @@ class Rib:
             if changes.fib:
                 self._on_fib(family, changes.fib)
         while self._discarded and left > 0:
-            left -= len(self._discarded.pop()) // _LIGHT
-        self._leaving = [rib for rib in self._leaving if rib.busy]
+            left -= len(self._discarded.pop()) // LIGHT
+        self._leaving[:] = [rib for rib in self._leaving if rib.busy]
         for family in [f for f in self._catching_up if not any(rib.waiting((f,)) for rib in ribs)]:
             self._catching_up.discard(family)
             for group in self._groups.values():
@@ -387,7 +374,7 @@ class Rib:
     def busy(self) -> bool:
         """``run`` has something to do."""
         return (
-            any(self._walks.values())
+            self._walks.busy
             or bool(self._discarded)
             or any(c.best or c.others or c.fib for c in self._changes.values())
             or bool(self._catching_up)
@@ -474,7 +461,7 @@ class Rib:
 
     def _run_peer(self, rib: PeerRib, family: Family, budget: int) -> int:
         """Work off stale paths and dirty prefixes of one peer; return how many it were."""
-        done = rib.adj_in.withdraw_stale(family, budget) // _LIGHT
+        done = rib.adj_in.withdraw_stale(family, budget) // LIGHT
         while done < budget and (prefixes := rib.adj_in.dirty[family].take(budget - done)):
             rib.accepted[family] += self._decide(rib, family, prefixes)
             done += len(prefixes)
@@ -540,61 +527,12 @@ class Rib:
             rib.imported[path, changes] = known
         return known
 
-    def _run_walks(self, family: Family, budget: int) -> int:
-        done, walks = 0, self._walks[family]
-        while walks and done < budget:
-            for cost in walks[0]:
-                done += cost
-                if done >= budget:
-                    break
-            else:
-                walks.popleft()
-        return done
-
-    def _redecide(self, family: Family, affected: set[Hop]) -> Iterator[int]:
-        """Decide again over every prefix with a path by one of these next hops."""
-        loc = self.loc[family]
-        for rib in list(self.peers.values()):
-            for size, prefixes in rib.adj_in.by_hops(family, affected):
-                yield 1 + size // _LIGHT
-                for start in range(0, len(prefixes), _STRETCH):
-                    changes = self._changes[family]
-                    for prefix in prefixes[start : start + _STRETCH]:
-                        loc.redecide(prefix, changes)
-                    yield len(prefixes[start : start + _STRETCH])
-        # What was withdrawn meanwhile is in no table, but in the queues.
-        queues = [rib.adj_in.dirty[family] for rib in (*self.peers.values(), *self._leaving)]
-        self._settling[family].append([(queue, queue.added) for queue in queues])
-
     def _shorten_logs(self, family: Family, budget: int) -> int:
         done = 0
         for group in self._groups.values():
             if group.key.family == family and done < budget:
-                done += -(-group.catch_up((budget - done) * _LIGHT) // _LIGHT)
+                done += -(-group.catch_up((budget - done) * LIGHT) // LIGHT)
         return done
-
-    def _settle(self, family: Family) -> None:
-        for marks in list(self._settling[family]):
-            if all(queue.taken >= added for queue, added in marks):
-                self._settling[family].remove(marks)
-                self.loc[family].unsettled -= 1
-
-    def _reconsider_guarded(self, family: Family) -> None:
-        """Look again at what the guard refuses, or would refuse now."""
-        walks = self._walks[family]
-        if family in self._guard_walk and self._guard_walk[family] in walks:
-            walks.remove(self._guard_walk[family])
-        self._guard_walk[family] = self._reguard(family)
-        walks.append(self._guard_walk[family])
-
-    def _reguard(self, family: Family) -> Iterator[int]:
-        own = self.own[family]
-        for rib in list(self.peers.values()):
-            rib.adj_in.reconsider(family, list(rib.refused[family]))
-            for shard in list(rib.adj_in.shards(family)):
-                if own.guards:
-                    rib.adj_in.reconsider(family, [prefix for prefix in shard if own.violated(prefix) is not None])
-                yield 1 + len(shard) // _LIGHT
 
     def _best_paths(self, family: Family, prefixes: Iterable[bytes]) -> Iterator[tuple[bytes, Path | None]]:
         table = self.loc[family].table
@@ -612,12 +550,6 @@ class Rib:
         if len(self._interned) >= _INTERNED_LIMIT:
             self._interned.clear()
         return self._interned.setdefault(next_hops, next_hops)
-
-
-def _reconsider(rib: PeerRib, family: Family) -> Iterator[int]:
-    """Have the decision process look again at everything that a peer announces."""
-    for part in range(SHARDS):
-        yield 1 + rib.adj_in.reconsider_part(family, part) // _LIGHT
 
 
 def _own_addresses(local_address: bytes, next_hops: Mapping[Family, bytes]) -> frozenset[bytes]:
