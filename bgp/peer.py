@@ -35,6 +35,8 @@ log = logging.getLogger("podroute.bgp")
 CONFIGURATION_CHANGE = Notification(6, 6)
 """Cease/Other Configuration Change (RFC 4486 section 4)."""
 
+LITTLE = 1024
+"""Octets of UPDATEs that are no table: a peer that says so little need not wait for others that say more."""
 _QUIET = 10.0
 """Seconds between two log lines about faults in a peer's UPDATEs."""
 _SETTLED = 3.0
@@ -248,19 +250,20 @@ class Peer:
     # What a session tells (bgp.session.Owner).
 
     def updates(self, session: Session, bodies: Sequence[bytes]) -> None:
-        limit = self._limit
-        if limit is None or limit.out_of_reach(sum(map(len, bodies))):
-            self._take_in(bodies)
+        limit, octets = self._limit, sum(map(len, bodies))
+        little = octets <= LITTLE
+        if limit is None or limit.out_of_reach(octets):
+            self._take_in(bodies, little=little)
         else:
             for body in bodies:
-                self._take_in((body,))
+                self._take_in((body,), little=little)
                 if excess := limit.exceeded():
                     self.hold(*excess, seconds=limit.restart_after)
                     return
         self._local.wake()
 
-    def _take_in(self, bodies: Iterable[bytes]) -> None:
-        for received in self._local.rib.receive_all(self.name, bodies):
+    def _take_in(self, bodies: Iterable[bytes], *, little: bool) -> None:
+        for received in self._local.rib.receive_all(self.name, bodies, little=little):
             if received.faults:
                 self._note_fault("; ".join(received.faults[:3]))
             if received.end_of_rib is not None:

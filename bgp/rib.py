@@ -44,7 +44,7 @@ class Rib:
     """The Adj-RIBs-In, the Loc-RIB and the Adj-RIBs-Out of one speaker.
 
     ``router_id`` is four octets. ``resolver`` says which next hops can be reached; ``next_hops_changed`` must be called
-    when that changes. ``on_fib`` is called out of ``run``, twice per family and call at most; ``on_refused``
+    when that changes. ``on_fib`` is called out of ``run``, three times per family and call at most; ``on_refused``
     too, once for each prefix that a peer begins to announce though it is ours.
     """
 
@@ -231,10 +231,14 @@ class Rib:
         """
         return next(self.receive_all(name, (body,)), NOTHING)
 
-    def receive_all(self, name: str, bodies: Iterable[bytes]) -> Iterator[Received]:
-        """Do ``receive`` for many bodies as the iterator is asked; it returns only what there is to tell."""
+    def receive_all(self, name: str, bodies: Iterable[bytes], *, little: bool = False) -> Iterator[Received]:
+        """Do ``receive`` for many bodies as the iterator is asked; it returns only what there is to tell.
+
+        ``little``: it is for ``run``, which has it pass what others say.
+        """
         rib = self.peers[name]
-        first = {family: paths for family in FAMILIES if (paths := self._first_paths(rib, family)) is not None}
+        families = () if little else FAMILIES
+        first = {family: paths for family in families if (paths := self._first_paths(rib, family)) is not None}
         try:
             yield from rib.adj_in.receive_all(bodies, first)
         finally:
@@ -446,14 +450,16 @@ class Rib:
 
         It takes at most half of the budget, so that many such peers leave the others their share.
         """
-        done, most = 0, budget // 2
+        done, most, changes = 0, budget // 2, self._changes[family]
         waiting = [rib.adj_in.dirty[family].waiting for rib in ribs]
-        if max(waiting, default=0) <= _FEW:
+        if max(waiting, default=0) <= _FEW and sum(len(prefixes) for prefixes, _ in changes.fib) <= _FEW:
             return 0
+        if changes.fib and any(0 < count <= _FEW for count in waiting):
+            self._on_fib(family, changes.fib)
+            changes.fib = []
         for rib, count in zip(ribs, waiting, strict=True):
             if 0 < count <= _FEW and done < most:
                 done += self._run_peer(rib, family, most - done)
-        changes = self._changes[family]
         if done and changes.fib:
             self._on_fib(family, changes.fib)
             changes.fib = []

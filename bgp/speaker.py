@@ -23,7 +23,7 @@ from bgp.listener import Listener
 from bgp.local import Local
 from bgp.messages import Notification
 from bgp.notifications import SHUTDOWN, shutdown_text
-from bgp.peer import Peer
+from bgp.peer import LITTLE, Peer
 from bgp.policy import REJECT, Policy, Source, shutting_down
 from bgp.quiet import Quiet
 from bgp.rib import Rib
@@ -46,9 +46,8 @@ _BACKLOG = 50_000
 """Prefixes that wait to be decided at which no more octets are processed: peers are to slow down, not we to grow."""
 _READ = 8 * 1024
 """Octets of one peer processed at a time; some 2,000 prefixes, or 150 with new attributes each."""
-_LITTLE, _SPARED = 1024, 64 * 1024
-"""Octets that a peer may have sent to be heard while the decisions or the FIB lag behind, and of all such peers until
-they do no more: who says little need not wait for others."""
+_SPARED = 64 * 1024
+"""Octets heard from peers that say little while the decisions or the FIB lag behind, until they do no more."""
 _WRITE = 32 * 1024
 """Octets taken from a peer's Adj-RIB-Out at a time."""
 _ACKNOWLEDGED = 0.01
@@ -519,11 +518,11 @@ class Speaker:
         for _ in range(len(readers)):
             session = readers.popleft()
             octets = session.unread
-            if octets > _LITTLE or self._spared > _SPARED:
+            if octets > LITTLE or self._spared > _SPARED:
                 readers.append(session)
             else:
                 self._spared += octets
-                if session.read(_LITTLE):
+                if session.read(LITTLE):
                     readers.append(session)
 
     def _flush(self, until: float) -> bool:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from bgp.policy import ACCEPT, REJECT, Policy
 from config.prefix import Family
 from tests.bgp_ribs import down, session, up
-from tests.unit.test_bgp_runs import Fixture, prefix
+from tests.unit.test_bgp_runs import Fixture, announcement, prefix
 
 FOUR: frozenset[Family] = frozenset((4,))
 OURS = "10.1.0.0/20"
@@ -151,3 +151,13 @@ def test_first_paths_count_as_received_and_accepted(node: Either) -> None:
     counts = node.node.rib.counts("a")[4]
     assert (counts.received, counts.accepted) == (10, 10)
     assert node.node.rib.told("a", 4) == 10
+
+
+def test_who_announces_little_does_not_wait_for_first_paths(node: Either) -> None:
+    rib, batches = node.node.rib, list[int]()
+    rib._on_fib = lambda family, changes: batches.append(sum(len(prefixes) for prefixes, _ in changes))
+    node.receive(0, 1, [prefix(n) for n in range(300)])
+    few = announcement(node.peers[1].asn, 1, [prefix(n) for n in (298, 299, 300)], node.peers[1].address(4))
+    assert not list(rib.receive_all("b", [few], little=True))
+    rib.run(100)
+    assert batches == [300, 3]
