@@ -259,7 +259,7 @@ async def main():
     fib = Fib(monitor=monitor, resolver=resolver, state_file=Path(sys.argv[1]), on_results=lambda results: None)
     await fib.start()
     a, b = NextHop("a", bytes([10, 0, 0, 2])), NextHop("b", bytes([10, 0, 1, 2]))
-    for start in range(0, int(sys.argv[2]), 500):
+    for start in range(0, int(sys.argv[2]) * 3 // 4, 500):  # the load cannot be over before the signal
         prefixes = [make(4, (20 << 24) + (n << 8), 24) for n in range(start, start + 500)]
         fib.update(4, [([prefix], ((a,), (a, b))[n & 1]) for n, prefix in enumerate(prefixes)])
         await asyncio.sleep(0)
