@@ -25,10 +25,11 @@ from bgp.attributes import (
     Attributes,
     attribute_name,
 )
+from bgp.containers import Neighbours
 from bgp.first_paths import FirstPaths
 from bgp.interning import Interned
 from bgp.messages import BgpError, Negotiated
-from bgp.nlri import Neighbours, decode
+from bgp.nlri import decode
 from bgp.paths import Hop, Path, Peer
 from bgp.policy import Policy
 from bgp.table import PLACE, TOP, Queue, Table

@@ -11,7 +11,8 @@ from collections.abc import Callable, Hashable
 from sys import getrefcount
 from typing import Generic, TypeVar
 
-from bgp.table import PLACE, SHARDS, TOP, Shard
+from bgp.containers import Shard
+from bgp.table import PLACE, SHARDS, TOP
 
 _FIRST_SWEEP = 64
 """Values in a shard at which it is looked through for the first time."""

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from struct import iter_unpack
 
+from bgp.containers import Neighbours
 from config.prefix import LEAD, Run
 
 PATH_ID = 4
@@ -17,14 +18,6 @@ PATH_ID = 4
 _LEAD = {32: LEAD[4], 128: LEAD[6]}
 _RUN = 16
 """Fewer prefixes are as fast one by one."""
-
-
-class Neighbours(list[bytes]):
-    """Distinct prefixes, and the same ones as a few runs."""
-
-    def __init__(self, prefixes: list[bytes], runs: list[Run]) -> None:
-        super().__init__(prefixes)
-        self.runs = runs
 
 
 def longest(numbered: bool) -> int:

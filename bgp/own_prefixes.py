@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from bgp.nlri import Neighbours
+from bgp.containers import Neighbours
 from bgp.policy import Source
 from config.prefix import Family, Run, contains
 

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 from itertools import islice
 from typing import Generic, TypeVar, overload
 
+from bgp.containers import Shard
 from config.prefix import Run
 
 SHARDS = 64
@@ -27,8 +28,8 @@ def _places() -> bytes:
     Shards of one size would grow at the same time, and the pause would be as long as that of one large dict. So their
     growth is spread evenly over the time in which the table doubles.
     """
-    shares = [2 ** (n / SHARDS) for n in range(SHARDS)]
-    ends = [sum(shares[: n + 1]) / sum(shares) * _PLACES for n in range(SHARDS)]
+    shares: list[float] = [2.0 ** (n / SHARDS) for n in range(SHARDS)]
+    ends = [sum(shares[: n + 1], 0.0) / sum(shares, 0.0) * _PLACES for n in range(SHARDS)]
     return bytes(next(n for n, end in enumerate(ends) if place < end or n == SHARDS - 1) for place in range(_PLACES))
 
 
@@ -37,19 +38,8 @@ PLACE = _places()
 Loops over many prefixes say it themselves, without ``[:lead]`` where the whole prefix counts."""
 WHOLE = 17
 
-K = TypeVar("K")
 V = TypeVar("V")
 D = TypeVar("D")
-
-
-class Shard(dict[K, V]):
-    """A dict that the garbage collector knows from the beginning.
-
-    It comes to know a plain dict with the first value, as a young object, so that the next collections of young objects
-    walk over all of what may be a large part of a table by then. And it forgets an empty one.
-    """
-
-    __slots__ = ()
 
 
 class Table(Generic[V]):

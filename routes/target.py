@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import Enum
-from types import MappingProxyType
-from typing import Any, Final, NamedTuple, cast
+from typing import NamedTuple
 
 from config.nexthop import NextHops
 from config.prefix import Family
@@ -28,9 +26,6 @@ class MemberKey(NamedTuple):
     gateway: bytes
     device: str
     onlink: bool = False
-
-
-_NONE: Final[Mapping[MemberKey, Any]] = MappingProxyType({})
 
 
 class Kind(Enum):
@@ -107,9 +102,9 @@ class Target:
         self.shades: tuple[Target, ...] = ()
         """Whose heir this is."""
         # Only what is learned has next hops; a pod's target is one of thousands.
-        self.members: dict[MemberKey, Member] = {} if kind is Kind.LEARNED else cast("dict[MemberKey, Member]", _NONE)
-        self.weights: dict[MemberKey, int] = {} if kind is Kind.LEARNED else cast("dict[MemberKey, int]", _NONE)
-        self.lost: dict[MemberKey, Loss] = {} if kind is Kind.LEARNED else cast("dict[MemberKey, Loss]", _NONE)
+        self.members: dict[MemberKey, Member] = {}
+        self.weights: dict[MemberKey, int] = {}
+        self.lost: dict[MemberKey, Loss] = {}
         """What it had and is to have again."""
         self.hops: tuple[Path, ...] = ()
         """What routes show without objects; fixed, for other threads read it."""

@@ -7,7 +7,8 @@ from struct import pack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bgp.nlri import Neighbours, decode
+from bgp.containers import Neighbours
+from bgp.nlri import decode
 from bgp.policy import ACCEPT
 from config.prefix import LEAD
 from tests.bgp_ribs import Node, add_peer, session
