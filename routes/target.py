@@ -101,7 +101,6 @@ class Target:
         """Who has taken over the group through which what is left here still goes (routes.heirs)."""
         self.shades: tuple[Target, ...] = ()
         """Whose heir this is."""
-        # Only what is learned has next hops; a pod's target is one of thousands.
         self.members: dict[MemberKey, Member] = {}
         self.weights: dict[MemberKey, int] = {}
         self.lost: dict[MemberKey, Loss] = {}
