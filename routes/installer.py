@@ -315,6 +315,9 @@ class Installer:
             places = {id(operation): place for place, operation in enumerate(operations)}
             refused = {places[id(sent[place])]: answer for place, answer in job.refused.items()}
             self.registry.completed(operations, refused)
+            if self.registry.doubtful:
+                self.registry.doubtful = False
+                self._on_unverified("the kernel refuses a next-hop group of ours")
             self._nexthops_done(job)
 
         targets = snapshot(self.registry) if self.registry.changed else None

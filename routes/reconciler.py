@@ -194,6 +194,7 @@ class Reconciler:
             if jobs == self._installer.nexthop_jobs:
                 self._compare_objects(objects, cause)
                 break
+        self._registry.compared()
         self._installer.refresh()
         suspects: set[tuple[Family, int, bytes]] = set()
         for family in FAMILIES:
