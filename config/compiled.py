@@ -25,7 +25,6 @@ MODULES: Final = (
     "bgp.framing",
     "bgp.loc_rib",
     "bgp.nlri",
-    "bgp.receiving",
     "bgp.table",
     "bgp.usual_attributes",
     "bgp.walks",
