@@ -20,13 +20,18 @@ from typing import Final, NamedTuple
 
 MODULES: Final = (
     "bgp.adj_rib_in",
+    "bgp.attribute_parser",
+    "bgp.attributes",
     "bgp.decision",
     "bgp.first_paths",
     "bgp.framing",
+    "bgp.interning",
     "bgp.loc_rib",
     "bgp.nlri",
+    "bgp.paths",
     "bgp.receiving",
     "bgp.table",
+    "bgp.update",
     "bgp.usual_attributes",
     "bgp.walks",
     "routes.batch",
