@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(VENV):$(PATH)
 WORKERS ?= 3
 PYTEST := python -m pytest -n $(WORKERS) --durations=25
 
-.PHONY: help demo image lab-down test unit lab big-lab lint format conformance interop fuzz flood hammer hammer-fib bench-bgp bench-cni
+.PHONY: help demo compiled image lab-down test unit lab big-lab lint format conformance interop fuzz flood hammer hammer-fib bench-bgp bench-cni
 .PHONY: bench-fib bench-ipam setup setup-tests venv lock clean
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -21,49 +21,52 @@ demo: setup  ## the main job: two racks, four nodes, eight pods, real ToR router
 lab-down: setup  ## remove the lab that `make demo KEEP=1` left up
 	@python -m labs.demo --down
 
-test: setup-tests lint  ## the whole suite: lint, unit, wire, kernel, labs with real routers and runtimes (WORKERS=3)
+compiled: venv  ## compile the hot modules with mypyc; without it, all runs as plain Python (needs gcc and python3-dev)
+	@python -m config.compiling
+
+test: setup-tests lint compiled  ## the whole suite: lint, unit, wire, kernel, labs with real routers and runtimes (WORKERS=3)
 	@$(PYTEST) tests
 
 unit: venv  ## the tests that need no root; seconds
 	@$(PYTEST) tests/unit tests/wire
 
-lab: setup-tests  ## the tests that build networks: kernel, real routers, real runtimes
+lab: setup-tests compiled  ## the tests that build networks: kernel, real routers, real runtimes
 	@$(PYTEST) tests/kernel tests/interop tests/runtime
 
-scenarios: setup-tests  ## every promise in a lab with traffic through it, onto one page: scenarios.html (SCENARIOS=names)
+scenarios: setup-tests compiled  ## every promise in a lab with traffic through it, onto one page: scenarios.html (SCENARIOS=names)
 	@python -m labs.scenarios $(SCENARIOS)
 
 image: setup-tests  ## build the agent's container image and run it as docs/cni.md says; minutes
 	@PODROUTE_IMAGE=1 python -m pytest -q tests/runtime/test_runtime_image.py
 
-big-lab: setup-tests  ## the lab of forty nodes: up, converged, every pod reaches every other, down
+big-lab: setup-tests compiled  ## the lab of forty nodes: up, converged, every pod reaches every other, down
 	@PODROUTE_BIG=1 python -m pytest tests/interop/test_labs_topologies.py -k forty
 
-conformance: setup-tests  ## the BGP conformance suite at podroute, FRR, BIRD and GoBGP, into docs/conformance-bgp.md; minutes
+conformance: setup-tests compiled  ## the BGP conformance suite at podroute, FRR, BIRD and GoBGP, into docs/conformance-bgp.md; minutes
 	@mkdir -p build
 	@python -m tests.conformance.bgp.compare --page docs/conformance-bgp.md --json build/conformance-bgp.json
 
-interop: setup-tests  ## the speaker with FRR, BIRD and GoBGP, into docs/interop.md
+interop: setup-tests compiled  ## the speaker with FRR, BIRD and GoBGP, into docs/interop.md
 	@INTEROP_PAGE=docs/interop.md python -m pytest -q tests/interop/test_bgp_matrix.py tests/interop/test_bgp_features.py \
 		tests/interop/test_bgp_protection.py tests/interop/test_bgp_helping.py
 
 fuzz: venv  ## fuzz everything that reads a peer's octets (SECONDS=60)
 	@python -m tests.wire.fuzz_bgp $(or $(SECONDS),60)
 
-hammer: setup-tests  ## twenty nodes on one store, and whole agents, killed at random for a minute each (SECONDS=60)
+hammer: setup-tests compiled  ## twenty nodes on one store, and whole agents, killed at random for a minute each (SECONDS=60)
 	@python -m tests.ipam_hammer sqlite $(or $(SECONDS),60)
 	@python -m tests.ipam_hammer etcd $(or $(SECONDS),60)
 	@python -m tests.agents_hammer $(or $(SECONDS),60)
 	@IPAM_EXAMPLES=$(or $(EXAMPLES),100) python -m pytest -q --timeout 1800 tests/unit/test_ipam_machine.py
 
-hammer-fib: setup-tests  ## 10,000 routes that flap for 20 s, SIGKILL in a load of 500,000 (SECONDS=20 ROUTES=500000)
+hammer-fib: setup-tests compiled  ## 10,000 routes that flap for 20 s, SIGKILL in a load of 500,000 (SECONDS=20 ROUTES=500000)
 	@FLAP_SECONDS=$(or $(SECONDS),20) KILL_ROUTES=$(or $(ROUTES),500000) python -m pytest -q --timeout 1800 -s \
 		tests/kernel/test_routes_bad_cases.py tests/kernel/test_routes_leftovers.py tests/kernel/test_agent_bad_cases.py
 
-flood: setup-tests  ## 5,000 connections a second from strangers for half a minute (SECONDS=30): no session is lost
+flood: setup-tests compiled  ## 5,000 connections a second from strangers for half a minute (SECONDS=30): no session is lost
 	@FLOOD_SECONDS=$(or $(SECONDS),30) python -m pytest -q tests/kernel/test_bgp_strangers.py
 
-bench-ipam: setup-tests  ## addresses, claims and a full node, beside host-local (BENCH=options)
+bench-ipam: setup-tests compiled  ## addresses, claims and a full node, beside host-local (BENCH=options)
 	@python -m benchmarks.ipam $(BENCH); $(BENCHMARKS_PAGE)
 
 lint: venv  ## ruff, mypy --strict, import contracts
@@ -72,13 +75,13 @@ lint: venv  ## ruff, mypy --strict, import contracts
 format: venv  ## apply the house's format
 	@ruff check --quiet --fix .; ruff format --quiet .
 
-bench-bgp: setup-tests  ## the speaker beside BIRD, FRR and GoBGP on the same input (BENCH=options)
+bench-bgp: setup-tests compiled  ## the speaker beside BIRD, FRR and GoBGP on the same input (BENCH=options)
 	@python -m benchmarks.bgp $(BENCH); $(BENCHMARKS_PAGE)
 
-bench-cni: setup-tests  ## ADD and DEL beside Debian's ptp and bridge plugins (BENCH=options)
+bench-cni: setup-tests compiled  ## ADD and DEL beside Debian's ptp and bridge plugins (BENCH=options)
 	@python -m benchmarks.cni $(BENCH); $(BENCHMARKS_PAGE)
 
-bench-fib: setup-tests  ## routes into the kernel: podroute, BIRD and FRR side by side (QUICK=1: small tables; BENCH=options)
+bench-fib: setup-tests compiled  ## routes into the kernel: podroute, BIRD and FRR side by side (QUICK=1: small tables; BENCH=options)
 	@python -m benchmarks.fib $(if $(QUICK),--quick) $(BENCH); $(BENCHMARKS_PAGE)
 
 setup:  ## install what the demo needs (Debian packages, virtual environment)
@@ -94,5 +97,5 @@ lock: venv  ## write requirements.lock anew from setup.cfg
 	@sh labs/setup.sh --lock
 
 clean:  ## remove the virtual environment and caches
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info build
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info build .compiled
 	@find . -name __pycache__ -prune -exec rm -rf {} +

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import sys
+from importlib.metadata import version
 from typing import NoReturn
 
 import click
@@ -17,6 +18,7 @@ from agent.node import Node
 from agent.privileges import missing_privileges
 from bgp.status import SpeakerError
 from cni.server import ServerError
+from config.compiled import form
 from config.load import load
 from config.model import DEFAULT_PATH, Config
 from config.problems import ConfigError
@@ -47,6 +49,9 @@ def agent(path: str) -> None:
     if missing:
         _refuse(f"the agent needs {', '.join(missing)} to write routes and wire containers: run it as root")
     set_up(config.log.level, config.log.format)
+    log.info(
+        "starting", extra={"fields": {"version": version("podroute"), "form": form().name, "detail": form().detail}}
+    )
     sys.setswitchinterval(_SWITCH)
     try:
         asyncio.run(_run(config, path))

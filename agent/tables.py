@@ -39,7 +39,10 @@ def status(answer: Answer) -> None:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column()
-    grid.add_row("agent", f"podroute {answer['version']}, {answer['state']}, up {duration(answer['uptime'])}")
+    grid.add_row(
+        "agent",
+        f"podroute {answer['version']} ({answer['form']['name']}), {answer['state']}, up {duration(answer['uptime'])}",
+    )
     if answer["converged"]:
         grid.add_row("converged", Text("yes", "green"))
     else:

@@ -19,6 +19,7 @@ from bgp.status import NotificationRecord, PeerStatus, RangeStatus
 from cni import hooks
 from config import prefix
 from config.check import overlaps_with_subnets
+from config.compiled import form
 from config.prefix import FAMILIES, NAMES, Family, of_address
 from ipam.loans import NETWORK as LOANS
 from routes.differences import FibRoute, rows
@@ -42,6 +43,7 @@ async def status(node: Node) -> Json:
             "labels": dict(config.labels),
         },
         "version": version("podroute"),
+        "form": {"name": form().name, "detail": form().detail},
         "state": node.state,
         "since": _time(node.started_at),
         "uptime": time.time() - node.started_at,

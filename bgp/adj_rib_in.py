@@ -27,10 +27,11 @@ from bgp.attributes import (
 )
 from bgp.containers import Neighbours
 from bgp.first_paths import FirstPaths
+from bgp.hops import Hop
 from bgp.interning import Interned
 from bgp.messages import BgpError, Negotiated
 from bgp.nlri import decode
-from bgp.paths import Hop, Path, Peer
+from bgp.paths import Path, Peer
 from bgp.policy import Policy
 from bgp.table import PLACE, TOP, Queue, Table
 from bgp.update import (

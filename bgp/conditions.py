@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from weakref import WeakKeyDictionary
 
 from bgp import as_path
 from bgp.attributes import AS_PATH, COMMUNITIES, EXTENDED_COMMUNITIES, LARGE_COMMUNITIES
@@ -55,12 +54,16 @@ def has_as_path(expression: str) -> Condition:
     return holds
 
 
+_REMEMBERED = 16384
+"""Paths at most, as they are held by that: some megabytes."""
+
+
 class All:
-    """All of some conditions; what they said of a path is remembered, because many prefixes share one."""
+    """All of some conditions; what they said of a path is remembered for a while, because many prefixes share one."""
 
     def __init__(self, conditions: Iterable[Condition]) -> None:
         self._conditions = tuple(conditions)
-        self._known: WeakKeyDictionary[Path, bool] = WeakKeyDictionary()
+        self._known: dict[Path, bool] = {}
 
     def __bool__(self) -> bool:
         return bool(self._conditions)
@@ -73,5 +76,7 @@ class All:
             return False
         known = self._known.get(path)
         if known is None:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
             known = self._known[path] = all(condition(path) for condition in self._conditions)
         return known

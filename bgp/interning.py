@@ -70,10 +70,15 @@ class Interned(Generic[K, V]):
 
     def _sweep(self, at: int) -> None:
         shard = self._shards[at]
-        for key in [key for key, value in shard.items() if getrefcount(value) == _ALONE]:
+        for key in _with_references(shard, _ALONE):
             del shard[key]
         self._limits[at] = max(_FIRST_SWEEP, _GROWTH * len(shard))
 
 
-_ALONE = next(getrefcount(value) for _, value in {0: object()}.items())
-"""References to a value while it is looked at that nobody holds but the mapping."""
+def _with_references(shard: dict[K, V], count: int) -> list[K]:
+    """Return the keys whose values have so many references while they are looked at."""
+    return [key for key, value in shard.items() if getrefcount(value) == count]
+
+
+_ALONE = next(count for count in range(10) if _with_references({0: object()}, count))
+"""References to a value that nobody holds but the mapping; compiled code makes another number of them."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bgp.attributes import DEFAULT_LOCAL_PREF, SCOPED, Attributes
+from bgp.hops import Hop
 from bgp.usual_attributes import read
-from config.nexthop import NextHops, Resolution
+from config.nexthop import NextHops
 
 
 class Peer:
@@ -26,22 +27,10 @@ class Peer:
         """Interface that the session leaves by; link-local next hops are on it."""
 
 
-class Hop:
-    """A next hop, shared by all its paths: resolution changes in one place."""
-
-    __slots__ = ("__weakref__", "address", "device", "resolution")
-
-    def __init__(self, address: bytes, device: str, resolution: Resolution | None) -> None:
-        self.address = address
-        self.device = device
-        """Set for a link-local address only."""
-        self.resolution = resolution
-
-
 class Path:
     """Attributes as one peer announced them, with their next hop: the value that a peer's prefixes share."""
 
-    __slots__ = ("__weakref__", "_attributes", "fault", "hop", "next_hops", "path_id", "peer")
+    __slots__ = ("_attributes", "fault", "hop", "next_hops", "path_id", "peer")
 
     def __init__(
         self,

@@ -16,11 +16,12 @@ from bgp.adj_rib_out import ExportGroup, GroupKey
 from bgp.attribute_encoding import ExportKind, imported, own_attributes
 from bgp.decision import Options
 from bgp.first_paths import FirstPaths
+from bgp.hops import Hop
 from bgp.inspection import Counts, Explanation, Inspection
 from bgp.loc_rib import Changes, LocRib, best
 from bgp.messages import Negotiated
 from bgp.own_prefixes import OwnPrefixes
-from bgp.paths import Hop, Path, Peer
+from bgp.paths import Path, Peer
 from bgp.peer_rib import PeerRib
 from bgp.policy import NO_CHANGES, ImportPolicy, Policy, Source
 from bgp.telling import Told

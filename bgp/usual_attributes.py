@@ -35,32 +35,36 @@ def _counted(size: int, head: bytes = b"", *, number: bool = False) -> bytes:
     for count in range(1, (255 - len(head) - number) // size + 1):
         lead = head + bytes((count,)) if number else head
         length = bytes((len(lead) + count * size,))
-        forms.append(re.escape(length + lead) + b".{%d}" % (count * size))
+        forms.append(re.escape(length + lead) + b".{%d}+" % (count * size))
     return b"|".join(forms)
 
 
 def _section(*, internal: bool) -> Callable[[bytes], re.Match[bytes] | None]:
-    """Return what matches a section; ``internal``: with attributes, too, that only internal peers may send."""
+    """Return what matches a section; ``internal``: with attributes, too, that only internal peers may send.
+
+    Where an attribute can be read at a place there is no other way to read it, so nothing is ever tried twice: every
+    repetition is possessive (``?+``).
+    """
     return re.compile(
         rb"(?s)"
         rb"\x40\x01\x01([\0-\2])"  # ORIGIN
         rb"(?:\x40\x02|\x50\x02\0)(\0|" + _counted(4, bytes((SEQUENCE,)), number=True) + rb")"  # AS_PATH
-        rb"(?:\x40\x03\x04(.{4}))?"  # NEXT_HOP
+        rb"(?:\x40\x03\x04(....))?+"  # NEXT_HOP
         rb"(?:(?=.)"  # many end here
-        rb"(?:\x80\x04\x04(.{4}))?"  # MULTI_EXIT_DISC
-        + (rb"(?:\x40\x05\x04(.{4}))?" if internal else b"")  # LOCAL_PREF
-        + rb"(?P<after>(?:\x40\x06\0)?"  # ATOMIC_AGGREGATE
-        rb"(?:[\xc0\xe0]\x07\x08(?!\0\0\0\0).{8})?"  # AGGREGATOR, not of AS 0
+        rb"(?:\x80\x04\x04(....))?+"  # MULTI_EXIT_DISC
+        + (rb"(?:\x40\x05\x04(....))?+" if internal else b"")  # LOCAL_PREF
+        + rb"(?P<after>(?:\x40\x06\0)?+"  # ATOMIC_AGGREGATE
+        rb"(?:[\xc0\xe0]\x07\x08(?!\0\0\0\0).{8}+)?+"  # AGGREGATOR, not of AS 0
         rb"(?:[\xc0\xe0]\x08(?:"
         + _counted(4)
-        + rb"))?)"  # COMMUNITIES
-        + (rb"(?:\x80\x09\x04(.{4}))?" if internal else b"")  # ORIGINATOR_ID
-        + (rb"(?:\x80\x0a(?:" + _counted(4) + rb"))?" if internal else b"")  # CLUSTER_LIST
+        + rb"))?+)"  # COMMUNITIES
+        + (rb"(?:\x80\x09\x04(....))?+" if internal else b"")  # ORIGINATOR_ID
+        + (rb"(?:\x80\x0a(?:" + _counted(4) + rb"))?+" if internal else b"")  # CLUSTER_LIST
         + rb"(?P<extended>[\xc0\xe0]\x10(?:"
         + _counted(8)
-        + rb"))?"  # EXTENDED COMMUNITIES
-        rb"(?P<large>[\xc0\xe0]\x20(?:" + _counted(12) + rb"))?"  # LARGE_COMMUNITIES
-        rb")?"
+        + rb"))?+"  # EXTENDED COMMUNITIES
+        rb"(?P<large>[\xc0\xe0]\x20(?:" + _counted(12) + rb"))?+"  # LARGE_COMMUNITIES
+        rb")?+"
     ).fullmatch
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 
+from bgp.hops import Hop
 from bgp.loc_rib import Changes, LocRib
 from bgp.own_prefixes import OwnPrefixes
-from bgp.paths import Hop
 from bgp.peer_rib import PeerRib
 from bgp.table import SHARDS, Queue
 from config.prefix import Family

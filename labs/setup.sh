@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 PACKAGES="frr iproute2 iputils-ping nftables ethtool tcpdump procps python3 python3-venv"
 # What only the tests and benchmarks compare with and run on.
 TEST_PACKAGES="bird2 gobgpd etcd-server etcd-client openssl iperf3 containernetworking-plugins containerd runc podman \
-busybox-static gcc libc6-dev debootstrap"
+busybox-static gcc libc6-dev python3-dev debootstrap"
 # Daemons that start when their package is installed; podroute starts its own, inside network namespaces. PACKAGE:UNIT
 UNITS="frr:frr.service bird2:bird.service gobgpd:gobgpd.service etcd-server:etcd.service iperf3:iperf3.service \
 containerd:containerd.service podman:podman.socket podman:podman.service \

@@ -170,8 +170,9 @@ def new_group(
     replace: bool = False,
     resilience: Resilience | None = None,
 ) -> bytes:
-    """Frame a group of ``(object id, weight 1..256)``; replacing moves all its routes at once.
+    """Frame a group of ``(object id, weight 1..256)``; EEXIST if the id is taken.
 
+    Replacing moves all its routes at once. ENOENT: there is no such group any more, and so none of its routes.
     Of a resilient group replacing moves no bucket whose member stays, unless another member has too few and the timers
     allow it. A group of another type, or with another number of buckets, cannot be replaced.
     """
@@ -183,7 +184,7 @@ def new_group(
         inner += attribute(NHA_RES_GROUP_IDLE_TIMER, struct.pack("=I", resilience.idle_timer))
         inner += attribute(NHA_RES_GROUP_UNBALANCED_TIMER, struct.pack("=I", resilience.unbalanced_timer))
         body += attribute(NLA_F_NESTED | NHA_RES_GROUP, inner)
-    return message(RTM_NEWNEXTHOP, REPLACE if replace else ADD, body)
+    return message(RTM_NEWNEXTHOP, NLM_F_REPLACE if replace else ADD, body)
 
 
 def delete_nexthop(identifier: int) -> bytes:

@@ -174,6 +174,8 @@ class Groups:
                 del self._by_id[target.id]
                 target.id = 0
             self._write_group(target)
+        elif number == errno.ENOENT and target.ready:
+            self._lost(target, "next-hop group missing when it was to change")
         elif operation.group != tuple(target.group()):  # a member went while the request was on its way
             self._write_or_fail(target)
         elif target.resilience is not None and not target.ready:  # is that why? A plain one tells
@@ -182,8 +184,14 @@ class Groups:
         else:
             target.errno, target.text = target.errno or number, target.text or text
             if not target.ready:
-                self._leave(target, list(target.members))
                 self._vanish(target)
+                self._leave(target, list(target.members))
+
+    def _lost(self, target: Target, cause: str) -> None:
+        """The kernel has no such group any more, and has dropped its routes."""
+        self._note_loss([target], target.members, cause)
+        self._vanish(target)
+        self._leave(target, list(target.members))
 
     def _write_or_fail(self, target: Target) -> None:
         if target.members:
@@ -230,11 +238,14 @@ class Groups:
                 del self._members[member.key]
 
     def _vanish(self, target: Target) -> None:
+        """Nothing leads this way any more. A group that should be gone may be there: of what was asked for it, or is
+        being asked, the kernel may have refused some."""
         target.absent = True
         target.ready = True
         for shade in target.shades:
             self._vanish(shade)
         if self._by_id.get(target.id) is target:
+            self._request(delete_nexthop(target.id))
             del self._by_id[target.id]
             self.ids.free(target.id)
         self.changed = True

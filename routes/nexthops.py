@@ -112,9 +112,8 @@ class Registry(Groups):
             elif wanted:
                 self._realize(target, wanted)
             else:
-                self._request(delete_nexthop(target.id))
-                self._leave(target, list(target.members))
                 self._vanish(target)
+                self._leave(target, list(target.members))
         return shed
 
     def peer_lost(self, peer: str) -> tuple[list[bytes], list[bytes]]:
@@ -166,9 +165,7 @@ class Registry(Groups):
             self._note_loss(subject.users, [subject.key], cause)
             self._drop(subject)
         elif isinstance(subject, Target):
-            self._note_loss([subject], subject.members, cause)
-            self._leave(subject, list(subject.members))
-            self._vanish(subject)
+            self._lost(subject, cause)
         return subject is not None
 
     def altered(self, nexthop: Nexthop, cause: str) -> bool:
@@ -219,10 +216,8 @@ class Registry(Groups):
             let_go(target)
         elif target.shades and not target.absent:
             self._by_id[target.id] = give_back(target)
-        elif self.objects and not target.absent:
-            self._request(delete_nexthop(target.id))
-        self._leave(target, list(target.members))
         self._vanish(target)
+        self._leave(target, list(target.members))
 
     def adopt(
         self,
@@ -328,6 +323,11 @@ class Registry(Groups):
             target.members[fresh.key] = fresh
             self._write_group(target)
         return fresh
+
+    def _lost(self, target: Target, cause: str) -> None:
+        super()._lost(target, cause)
+        if self._targets.get(target.key) is target:
+            self._outdate(target)
 
     def _outdate(self, target: Target) -> None:
         target.current = False

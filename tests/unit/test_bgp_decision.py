@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from bgp import as_path
 from bgp.attributes import Attributes, pack_attribute
 from bgp.decision import Decision, Options, Step, decide, rank
-from bgp.paths import Hop, Path, Peer
+from bgp.hops import Hop
+from bgp.paths import Path, Peer
 from config.nexthop import Gateway, NextHop, Resolution
 
 

@@ -65,15 +65,17 @@ class Objects:
         nexthop = decode_nexthop(request, msg)
         replace = bool(msg.flags & 0x100)
         if msg.kind == RTM_NEWNEXTHOP:
-            if nexthop.id in self.taken or (nexthop.id in self.there and not replace):
-                return errno.EEXIST
             if nexthop.gateway in self.bad:
                 return errno.ENETUNREACH
             if any(member not in self.there for member, _ in nexthop.members):
                 return errno.EINVAL
             if nexthop.resilience is not None and self.plain_only:
                 return errno.EINVAL
-            if nexthop.id in self.there and not alike(nexthop.resilience, self.there[nexthop.id].resilience):
+            if nexthop.id in self.taken or (nexthop.id in self.there and not replace):
+                return errno.EEXIST
+            if nexthop.id not in self.there and replace:
+                return errno.ENOENT
+            if replace and not alike(nexthop.resilience, self.there[nexthop.id].resilience):
                 return errno.EINVAL
             self.there[nexthop.id] = nexthop
             return 0

@@ -61,6 +61,7 @@ class World:
         self.undecided: deque[bytes] = deque()
         self.jobs: deque[Callable[[], None]] = deque()
         self.other = Target(Kind.OTHER)
+        self.events: deque[int] = deque()
 
     def announce(self, peer: str, *, withdraw: bool) -> None:
         some = self.random.sample(PREFIXES, self.random.choice((1, 2, 12)))
@@ -102,6 +103,17 @@ class World:
         else:
             self.resolver.lost.discard(address)
         self.registry.refresh()
+
+    def meddle(self) -> None:
+        """Somebody deletes an object or group; ``hear`` is when we are told."""
+        if self.kernel.there:
+            identifier = self.random.choice(sorted(self.kernel.there))
+            self.kernel.delete(identifier)
+            self.events.append(identifier)
+
+    def hear(self) -> None:
+        if self.events and self.registry.vanished(self.events.popleft(), "meddling"):
+            self.registry.refresh()
 
     def flush(self) -> None:
         """What the installer does in one turn of the loop; the kernel does its part with ``work``."""
@@ -156,14 +168,14 @@ class World:
         self.resolver.lost.clear()
         self.kernel.bad.clear()
         for _ in range(6):
+            while self.events:
+                self.hear()
             self.registry.refresh()
             self.table.retry(lambda _: True)
             for _ in range(20):
                 self.flush()
                 while self.jobs:
                     self.work()
-            for identifier in [i for i in self.kernel.there if not self.registry.known(i)]:
-                self.kernel.delete(identifier)  # as the comparison does
 
     def check(self) -> None:
         shown = {
@@ -188,8 +200,20 @@ def test_all_comes_to_rest_as_announced(resilience: Resilience | None) -> None:
         for _ in range(40):
             peer = choose.choice(sorted(HOPS))
             step = choose.choices(
-                ("announce", "withdraw", "lose", "back", "decide", "resolve", "link", "flush", "work"),
-                (6, 3, 2, 1, 6, 1, 1, 8, 8),
+                (
+                    "announce",
+                    "withdraw",
+                    "lose",
+                    "back",
+                    "decide",
+                    "resolve",
+                    "link",
+                    "flush",
+                    "work",
+                    "meddle",
+                    "hear",
+                ),
+                (6, 3, 2, 1, 6, 1, 1, 8, 8, 1, 2),
             )[0]
             match step:
                 case "announce" | "withdraw":
@@ -206,8 +230,12 @@ def test_all_comes_to_rest_as_announced(resilience: Resilience | None) -> None:
                     world.link(peer)
                 case "flush":
                     world.flush()
-                case _:
+                case "work":
                     world.work()
+                case "meddle":
+                    world.meddle()
+                case _:
+                    world.hear()
             inherited += sum(target.heir is not None for target in world.registry)
         world.rest()
         world.check()
