@@ -45,6 +45,9 @@ class Groups:
         """Why groups are plain ones though they were to be resilient."""
         self.changed = False
         """What the state file must know has changed."""
+        self.doubtful = False
+        """A group was refused, maybe for want of an object: the kernel's are to be compared with ours. Its reader
+        clears it."""
         self.repaired: Counter[str] = Counter()
         """Routes that have next hops again, by what had taken these away; its reader takes them out."""
         self.ids = IdPool(ids)
@@ -53,6 +56,8 @@ class Groups:
         self._members: dict[MemberKey, Member] = {}
         self._by_id: dict[int, Member | Target] = {}
         self._operations: list[Operation] = []
+        self._refused: set[Target] = set()
+        """Targets whose groups have been refused once."""
         if resilience is not None and not objects:
             self._without_resilience("it knows no next-hop objects")
 
@@ -77,6 +82,7 @@ class Groups:
                 continue
             if not number:  # also where others have followed it: it is there
                 subject.ready = True
+                self._refused.discard(subject)
                 if operation.doubt and self.resilience is not None:
                     self._without_resilience(operation.doubt)
             if operation.version == subject.version:
@@ -91,6 +97,12 @@ class Groups:
     def expected(self) -> list[int]:
         """Return the ids that the kernel should have now."""
         return [i for i, subject in self._by_id.items() if isinstance(subject, Member) or subject.ready]
+
+    def compared(self) -> None:
+        """The kernel's objects have been compared with ours: ask once more for the groups that it refused."""
+        for target in [t for t in self._refused if not t.ready]:
+            target.errno, target.text = 0, ""
+            self._write_or_fail(target)
 
     def _realize(self, target: Target, wanted: dict[MemberKey, int]) -> None:
         """Give a target these members and tell the kernel."""
@@ -183,7 +195,14 @@ class Groups:
             self._write_group(target, text)
         else:
             target.errno, target.text = target.errno or number, target.text or text
-            if not target.ready:
+            if target.ready:
+                return
+            if number == errno.EINVAL and target not in self._refused:
+                # A link that has just gone took a member along? Routes stay as they are until that is known.
+                self._refused.add(target)
+                self.doubtful = True
+                target.resilience = self.resilience
+            else:
                 self._vanish(target)
                 self._leave(target, list(target.members))
 
@@ -242,6 +261,7 @@ class Groups:
         being asked, the kernel may have refused some."""
         target.absent = True
         target.ready = True
+        self._refused.discard(target)
         for shade in target.shades:
             self._vanish(shade)
         if self._by_id.get(target.id) is target:

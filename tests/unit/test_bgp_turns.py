@@ -67,7 +67,7 @@ class Fixture:
 
         def process() -> None:
             self.log.append(f"{node.name} read")
-            list(self.speaker.rib.receive_all(node.name, [body], little=unread <= LITTLE))
+            self.speaker.rib.receive_all(node.name, [body], print, little=unread <= LITTLE)
             self.speaker._wake()
 
         self.speaker._local.readers.append(cast(Session, Arrived(unread, process)))

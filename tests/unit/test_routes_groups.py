@@ -81,3 +81,27 @@ def test_links_take_a_group_that_is_about_to_change(resilience: Resilience | Non
     registry.refresh()
     settle(registry, kernel)
     assert_made_anew(registry, kernel, two)
+
+
+@KINDS
+def test_a_link_goes_before_a_group_is_made(resilience: Resilience | None) -> None:
+    registry, _, kernel = prepared(resilience=resilience)
+    two = used(registry, (A, B))
+    settle(registry, kernel)
+    lost = next(member.id for key, member in two.members.items() if key.peer == "b")
+    kernel.delete(lost)
+    three = used(registry, (A, B, C))
+    settle(registry, kernel)
+    assert (three.absent, three.ready, registry.doubtful) == (False, False, True)  # what comes from elsewhere waits
+    assert registry.vanished(lost, "a comparison")
+    registry.compared()
+    settle(registry, kernel)
+    assert (three.absent, three.ready) == (False, True)
+    assert kernel.group(three) == {A.address, C.address}
+    assert kernel.there[three.id].resilience == resilience
+    registry.refresh()
+    assert_agreed(registry, kernel)
+    assert kernel.group(three) == {A.address, B.address, C.address}
+    three.refs = 0
+    registry.release([three])
+    assert_agreed(registry, kernel)

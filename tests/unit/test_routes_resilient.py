@@ -244,6 +244,9 @@ def test_a_group_that_is_refused_for_another_reason() -> None:
     refused = dict.fromkeys((2,), (errno.EINVAL, "Invalid nexthop id"))
     registry.completed(operations, refused)
     settle(registry, kernel)
+    assert (target.absent, target.ready, registry.doubtful) == (False, False, True)
+    registry.compared()
+    settle(registry, kernel)
     assert (target.absent, target.errno) == (True, errno.EINVAL)
     assert (registry.resilience, registry.refusal) == (RESILIENT, "")
 
