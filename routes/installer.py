@@ -204,6 +204,11 @@ class Installer:
             self._scheduled = True
             self._loop.call_soon(self._flush)
 
+    def hurry(self, table: Table) -> None:
+        """Send at once what changed a few at a time, if it would have to wait for the many others."""
+        if table.ahead and self._urgent is not None and (self._route_jobs or self.backlog > _SHORT):
+            self._send_ahead(table)
+
     def urgent(self, requests: Sequence[bytes]) -> None:
         """Send past everything that waits, in a thread: the kernel may take its time over these."""
         if requests and self._urgent is not None:
@@ -257,7 +262,10 @@ class Installer:
             self._move.add_done_callback(log_crash)
         tables = list(self.tables.values())
         for table in tables:
-            self._send_ahead(table)
+            if table.ahead and self.backlog <= _SHORT:
+                table.ahead.clear()
+            elif table.ahead:
+                self._send_ahead(table)
         hold = self._hold()
         idle_turns = 0
         while self._route_jobs < _DEPTH and idle_turns < len(tables):
@@ -351,17 +359,16 @@ class Installer:
 
     def _send_ahead(self, table: Table) -> None:
         """Send what changed a few at a time past a queue, in the other thread; one batch of it at a time."""
-        if table.ahead and self.backlog <= _SHORT:
-            table.ahead.clear()
-        elif table.ahead and not self._ahead_jobs:
-            assert self._urgent is not None
-            batch = Batch()
-            table.take_ahead(batch)
-            if batch.size:
-                self._ahead_jobs += 1
-                self._urgent.submit(RouteJob(self._ahead_done, batch, table.place))
-            else:
-                self._settle(table, batch)
+        assert self._urgent is not None
+        if self._ahead_jobs:
+            return
+        batch = Batch()
+        table.take_ahead(batch)
+        if batch.size:
+            self._ahead_jobs += 1
+            self._urgent.submit(RouteJob(self._ahead_done, batch, table.place))
+        else:
+            self._settle(table, batch)
 
     def _deliver(self, job: Job) -> None:
         """In a writer's thread."""
