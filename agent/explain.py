@@ -10,7 +10,7 @@ from agent.views import path_json, silent_gateways
 from bgp.inspection import Explanation, Route
 from config.prefix import BITS, NAMES, Family, contains, make, of_address, text
 from routes.differences import Row, rows
-from routes.table import State
+from routes.state import State
 
 Json = dict[str, Any]
 

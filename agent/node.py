@@ -56,8 +56,8 @@ from routes.monitor import Monitor
 from routes.neighbours import NeighbourCheck
 from routes.pods import pod_routes
 from routes.resolver import Resolver
+from routes.state import Result, State
 from routes.sysctl import set_needed
-from routes.table import Result, State
 
 log = logging.getLogger("podroute.agent")
 

@@ -24,8 +24,8 @@ from config.prefix import FAMILIES, NAMES, Family, of_address
 from ipam.loans import NETWORK as LOANS
 from routes.differences import FibRoute, rows
 from routes.live import KernelRoute
+from routes.state import State
 from routes.sysctl import findings
-from routes.table import State
 
 Json = dict[str, Any]
 

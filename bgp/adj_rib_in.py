@@ -81,13 +81,16 @@ class SessionFacts(NamedTuple):
     cluster_id: bytes
 
 
-class _KnownNextHop(NamedTuple):
+class _KnownNextHop:
     """A next hop as it was received, judged."""
 
-    hop: Hop
-    next_hops: NextHops
-    fault: str
-    """Why no path with it may be used; empty where one may."""
+    __slots__ = ("fault", "hop", "next_hops")
+
+    def __init__(self, hop: Hop, next_hops: NextHops, fault: str) -> None:
+        self.hop = hop
+        self.next_hops = next_hops
+        self.fault = fault
+        """Why no path with it may be used; empty where one may."""
 
 
 NextHopTable = Callable[[bytes, str], Hop]
@@ -95,7 +98,6 @@ InternNextHops = Callable[[NextHops], NextHops]
 
 NOTHING = Received()
 """There is nothing to tell of an UPDATE."""
-_NONE_WITHDRAWN = bytes(2)
 _AT_ONCE = 1000
 """Stale paths withdrawn without waiting for their turn: a millisecond of work."""
 _MANDATORY = 1 << ORIGIN | 1 << AS_PATH
@@ -124,8 +126,9 @@ class AdjRibIn:
         self._hop = hop
         self._intern = intern
         self._session: SessionFacts | None = None
+        self._own_identifiers: tuple[bytes, ...] = ()
+        """Of the session: what the attributes of a path hold that was ours already."""
         self._parser = self._make_parser(True)
-        self._judge_usual = self._parser.judge_usual
         self._ipv4_over_ipv6 = False
         self._native: Interned[bytes, Path] = Interned()
         """By attribute section, for the native IPv4 fields."""
@@ -143,8 +146,8 @@ class AdjRibIn:
         negotiated = session.negotiated
         both = negotiated.local.extended_next_hop & negotiated.peer.extended_next_hop
         self._session = session
+        self._own_identifiers = tuple({session.router_id, session.cluster_id})
         self._parser = self._make_parser(negotiated.four_octet_as)
-        self._judge_usual = self._parser.judge_usual
         self._ipv4_over_ipv6 = (4, 6) in both
         for family in FAMILIES:
             if negotiated.receives_paths(family) != (family in self.numbered):
@@ -281,8 +284,10 @@ class AdjRibIn:
         table = self.numbered[family].table if family in self.numbered else self.tables[family]
         self.dirty[family].add([prefix for prefix in prefixes if prefix in table])
 
-    def receive_all(self, bodies: Iterable[bytes], first: Mapping[Family, FirstPaths]) -> Iterator[Received]:
-        """Take in the bodies of UPDATEs as the iterator is asked; it returns what there is to tell of any.
+    def receive_all(
+        self, bodies: Iterable[bytes], first: Mapping[Family, FirstPaths], tell: Callable[[Received], object]
+    ) -> None:
+        """Take in the bodies of UPDATEs; ``tell`` is called at once where there is something to tell of one.
 
         ``first`` takes the first paths of prefixes, in the families that it has; all else is for the decision process.
 
@@ -295,22 +300,22 @@ class AdjRibIn:
             raise RuntimeError(f"UPDATE from {self.peer.name} without a session")
         families = session.negotiated.families
         plain = 4 in families and 4 not in self.numbered
-        find, make, announce = self._native.find, self._usual_native, self._announce
-        native = first.get(4)
+        known, make, native = self._native, self._usual_native, first.get(4)
         for body in bodies:
-            if plain and body[:2] == _NONE_WITHDRAWN:  # by far the most that bring IPv4 routes bring nothing else
-                start = 4 + int.from_bytes(body[2:4], "big")
+            # By far the most that bring IPv4 routes bring nothing else
+            if plain and len(body) > 4 and not body[0] and not body[1]:
+                start = 4 + (body[2] << 8 | body[3])
                 if start < len(body):
-                    path = find(body[4:start], make)
+                    path = known.find(body[4:start], make)
                     if path is not None:
                         try:
-                            announce(4, decode(body[start:], 32), path, native)
+                            self._announce(4, decode(body[start:], 32), path, native)
                         except ValueError as error:  # RFC 7606 section 5.3
                             raise BgpError(3, 10, reason=str(error)) from error
                         continue
             received = self._receive(families, body, first)
             if received is not NOTHING:
-                yield received
+                tell(received)
 
     def _receive(self, families: frozenset[Family], body: bytes, first: Mapping[Family, FirstPaths]) -> Received:
         withdrawn_field, raw, nlri_field = split(body)
@@ -349,7 +354,7 @@ class AdjRibIn:
 
     def _usual_native(self, raw: bytes) -> Path | None:
         """Return the path of a section of the usual form in an UPDATE with native routes, None for another section."""
-        next_hop = self._judge_usual(raw)
+        next_hop = self._parser.judge_usual(raw)
         return self._path(raw, next_hop) if next_hop else None
 
     def _known_mp_reach(self, raw: bytes) -> tuple[MpReach, Path] | None:
@@ -361,7 +366,7 @@ class AdjRibIn:
         next_hop, value, rest = found
         key = next_hop + rest
         path = self._multiprotocol.get(key)
-        if path is None and self._judge_usual(rest) is None:
+        if path is None and self._parser.judge_usual(rest) is None:
             return None
         reach = decode_mp_reach(value, session.negotiated.families, self._ipv4_over_ipv6, self.numbered)
         if reach is None or not reach.prefixes:
@@ -478,8 +483,7 @@ class AdjRibIn:
             if len(self._next_hops) >= _KNOWN_NEXT_HOPS:
                 self._next_hops.clear()
             known = self._next_hops[next_hop] = self._examine(next_hop)
-        hop, next_hops, fault = known
-        path = Path(self.peer, attributes, hop, next_hops, fault)
+        path = Path(self.peer, attributes, known.hop, known.next_hops, known.fault)
         if own_as_count and own_as_count > self.settings.allow_own_as:
             path.fault = f"AS_PATH holds our own AS {self._local_as}"
         elif self.peer.ibgp:
@@ -503,13 +507,17 @@ class AdjRibIn:
     def _reflected_back(self, path: Path) -> str:
         """Tell why a reflected path is a loop; empty where it is none (RFC 4456 section 8)."""
         session, raw = self._session, path.raw
+        for own in self._own_identifiers:
+            if raw.find(own) >= 0:
+                break
+        else:  # nearly always
+            return ""
         assert session is not None
-        if raw.find(session.router_id) >= 0 and path.attributes.originator == session.router_id:
+        if path.attributes.originator == session.router_id:
             return "ORIGINATOR_ID is our own BGP identifier"
-        if raw.find(session.cluster_id) >= 0:
-            clusters = path.attributes.value(CLUSTER_LIST) or b""
-            if session.cluster_id in [clusters[at : at + 4] for at in range(0, len(clusters), 4)]:
-                return "CLUSTER_LIST holds our own cluster"
+        clusters = path.attributes.value(CLUSTER_LIST) or b""
+        if session.cluster_id in [clusters[at : at + 4] for at in range(0, len(clusters), 4)]:
+            return "CLUSTER_LIST holds our own cluster"
         return ""
 
     def _make_parser(self, four_octet_as: bool) -> AttributeParser:

@@ -131,14 +131,7 @@ class AttributeParser:
         self.ibgp = ibgp
         self.first_as = None if ibgp else first_as
         self.width = 4 if four_octet_as else 2
-        self.judge_usual = _walk_over_it
-        """Returns the value of NEXT_HOP of a section that has the usual form and no fault, empty where it has none.
-
-        It holds neither MP_REACH_NLRI nor MP_UNREACH_NLRI, and a path of it needs no more than these octets. None:
-        ``parse`` has to say what is in the section.
-        """
-        if four_octet_as:
-            self.judge_usual = UsualSections(local_as=local_as, ibgp=ibgp, first_as=self.first_as).judge
+        self._usual = UsualSections(local_as=local_as, ibgp=ibgp, first_as=self.first_as) if four_octet_as else None
         self._rules = dict(_RULES)
         if not ibgp:
             for code in (LOCAL_PREF, ORIGINATOR_ID, CLUSTER_LIST):  # RFC 7606 sections 7.5, 7.9 and 7.10
@@ -146,6 +139,14 @@ class AttributeParser:
         if four_octet_as:
             for code in (AS4_PATH, AS4_AGGREGATOR):  # RFC 6793 section 4.1
                 self._rules[code] = _REFUSED
+
+    def judge_usual(self, raw: bytes) -> bytes | None:
+        """Return the value of NEXT_HOP of a section that has the usual form and no fault, empty where it has none.
+
+        It holds neither MP_REACH_NLRI nor MP_UNREACH_NLRI, and a path of it needs no more than these octets. None:
+        ``parse`` has to say what is in the section.
+        """
+        return None if self._usual is None else self._usual.judge(raw)
 
     def parse(self, raw: bytes) -> Parsed:
         """Walk an attribute section.
@@ -214,10 +215,6 @@ class AttributeParser:
             withdraw,
             walk.own_as_count,
         )
-
-
-def _walk_over_it(raw: bytes) -> bytes | None:
-    return None
 
 
 def _widen(walk: _Walk) -> bytes:

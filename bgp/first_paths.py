@@ -54,11 +54,11 @@ class FirstPaths:
             self._hops, self._together = hops, []
             if hops is not None:
                 self._changes.fib.append((self._together, hops))
-        together = self._together
+        together, place = self._together, PLACE
         others: list[bytes] = []
         before = len(together)
         for prefix in prefixes:
-            at = PLACE[hash(prefix[:lead]) >> TOP]
+            at = place[hash(prefix[:lead]) >> TOP]
             incoming[at][prefix] = path
             shard = shards[at]
             if prefix in shard:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from struct import Struct
+from typing import Final
 
 from bgp.messages import BgpError, MessageType
 
 MARKER = b"\xff" * 16
-HEADER_SIZE = 19
+HEADER_SIZE: Final = 19
 STANDARD_LIMIT = 4096
 EXTENDED_LIMIT = 65535
 """Longest message where the extended message capability is in force (RFC 8654)."""
@@ -24,8 +25,8 @@ _MINIMUM: dict[int, int] = {
 }
 """RFC 4271 section 6.1; a ROUTE-REFRESH has an error code of its own for its length (RFC 7313 section 5)."""
 
-_UPDATE = int(MessageType.UPDATE)
-_SHORTEST_UPDATE = _MINIMUM[MessageType.UPDATE]
+_UPDATE: Final = int(MessageType.UPDATE)
+_SHORTEST_UPDATE: Final = _MINIMUM[MessageType.UPDATE]
 
 _MAXIMUM: dict[int, int] = {MessageType.OPEN: STANDARD_LIMIT, MessageType.KEEPALIVE: HEADER_SIZE}
 """RFC 8654 section 4 keeps OPEN short, RFC 4271 section 4.4 KEEPALIVE empty."""
@@ -98,15 +99,17 @@ class Framer:
         Empty where another message comes first, a fault, or nothing whole: ``messages`` says which.
         """
         bodies: list[bytes] = []
-        append, header, limit = bodies.append, _HEADER.unpack_from, self.limit
+        marker, limit = MARKER, self.limit
         buffer, start = self._buffer, self._position
         last = min(len(buffer) - HEADER_SIZE, start + budget - 1)
         while start <= last:
-            marker, length, kind = header(buffer, start)
+            length = buffer[start + 16] << 8 | buffer[start + 17]
             end = start + length
-            if kind != _UPDATE or marker != MARKER or not _SHORTEST_UPDATE <= length <= limit or end > len(buffer):
+            if buffer[start + 18] != _UPDATE or buffer[start : start + 16] != marker:
                 break
-            append(buffer[start + HEADER_SIZE : end])
+            if not _SHORTEST_UPDATE <= length <= limit or end > len(buffer):
+                break
+            bodies.append(buffer[start + HEADER_SIZE : end])
             start = end
         self._position = start
         return bodies

@@ -14,6 +14,7 @@ from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import replace
 
 from bgp import codec, graceful_restart
+from bgp.adj_rib_in import Received
 from bgp.collision import Collision
 from bgp.fsm import COLLISION, Change, FsmSettings, Timer
 from bgp.fsm_table import Event, State
@@ -263,11 +264,13 @@ class Peer:
         self._local.wake()
 
     def _take_in(self, bodies: Iterable[bytes], *, little: bool) -> None:
-        for received in self._local.rib.receive_all(self.name, bodies, little=little):
-            if received.faults:
-                self._note_fault("; ".join(received.faults[:3]))
-            if received.end_of_rib is not None:
-                self._receiving.complete(received.end_of_rib)
+        self._local.rib.receive_all(self.name, bodies, self._note, little=little)
+
+    def _note(self, received: Received) -> None:
+        if received.faults:
+            self._note_fault("; ".join(received.faults[:3]))
+        if received.end_of_rib is not None:
+            self._receiving.complete(received.end_of_rib)
 
     def refused(self, family: Family, prefix: bytes, own: bytes) -> None:
         """The peer announces a prefix that is one of our own, or a part of it."""

@@ -230,10 +230,14 @@ class Rib:
 
         Raises BgpError 3/x where the session is to be reset (RFC 4271 section 6.3 as revised by RFC 7606).
         """
-        return next(self.receive_all(name, (body,)), NOTHING)
+        told: list[Received] = []
+        self.receive_all(name, (body,), told.append)
+        return told[0] if told else NOTHING
 
-    def receive_all(self, name: str, bodies: Iterable[bytes], *, little: bool = False) -> Iterator[Received]:
-        """Do ``receive`` for many bodies as the iterator is asked; it returns only what there is to tell.
+    def receive_all(
+        self, name: str, bodies: Iterable[bytes], tell: Callable[[Received], object], *, little: bool = False
+    ) -> None:
+        """Do ``receive`` for many bodies; ``tell`` is called at once where there is something to tell of one.
 
         ``little``: it is for ``run``, which has it pass what others say.
         """
@@ -241,7 +245,7 @@ class Rib:
         families = () if little else FAMILIES
         first = {family: paths for family in families if (paths := self._first_paths(rib, family)) is not None}
         try:
-            yield from rib.adj_in.receive_all(bodies, first)
+            rib.adj_in.receive_all(bodies, first, tell)
         finally:
             self._room -= sum(rib.took(paths) for paths in first.values())
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterator
 from itertools import islice
-from typing import Generic, TypeVar, overload
+from typing import Final, Generic, TypeVar, overload
 
 from bgp.containers import Shard
 from config.prefix import Run
 
-SHARDS = 64
-TOP = 52
+SHARDS: Final = 64
+TOP: Final = 52
 """A shard is chosen by the 12 highest bits of a hash. A dict chooses its slots by the lowest, and prefixes that had
 those in common would all meet in a few of them."""
 _PLACES = 4096
@@ -33,7 +33,7 @@ def _places() -> bytes:
     return bytes(next(n for n, end in enumerate(ends) if place < end or n == SHARDS - 1) for place in range(_PLACES))
 
 
-PLACE = _places()
+PLACE: Final = _places()
 """``shards[PLACE[hash(prefix[:lead]) >> TOP]]`` is where a prefix belongs; a negative index counts from the end.
 Loops over many prefixes say it themselves, without ``[:lead]`` where the whole prefix counts."""
 WHOLE = 17

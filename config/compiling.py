@@ -50,12 +50,17 @@ def compile_all(root: Path) -> tuple[Path, bool]:
             os.utime(made)
             return Path(made), False
         form = _make(root, place)
-        if made is not None:
+        if made is not None and form != Path(made):
             shutil.rmtree(made)
-        forms = sorted(directories(str(root)), key=os.path.getmtime, reverse=True)
-        for old in forms[_KEPT:]:
-            shutil.rmtree(old)
+        tidy(root)
         return form, True
+
+
+def tidy(root: Path) -> None:
+    """Remove all forms but the last few that were made or asked for."""
+    forms = sorted(directories(str(root)), key=os.path.getmtime, reverse=True)
+    for old in forms[_KEPT:]:
+        shutil.rmtree(old)
 
 
 def sources(root: Path, modules: Sequence[str] = MODULES) -> list[str]:

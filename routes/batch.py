@@ -4,29 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from routes.encode import MOST, Shape, route_batch
+from routes.shard import Flight
 from routes.target import Target
-
-if TYPE_CHECKING:
-    from routes.table import Shard
-
-
-class Flight:
-    """Changes of one shard that are on their way, each with what the kernel held before."""
-
-    __slots__ = ("ahead", "changes", "new", "shard")
-
-    def __init__(
-        self, shard: Shard, changes: dict[bytes, Target | None], *, new: bool = False, ahead: bool = False
-    ) -> None:
-        self.shard = shard
-        self.changes = changes
-        self.new = new
-        """Before, the kernel held nothing of any."""
-        self.ahead = ahead
-        """It passes those that departed before it."""
 
 
 class Part(NamedTuple):
@@ -67,7 +49,8 @@ class Batch:
         for part in self.parts:
             done = 0
             while done < len(part.prefixes):
-                some = part.prefixes[done : done + MOST - count]
+                whole = not done and len(part.prefixes) <= MOST - count
+                some = part.prefixes if whole else part.prefixes[done : done + MOST - count]
                 pieces.append(route_batch(part.shape, some, count))
                 done += len(some)
                 count += len(some)

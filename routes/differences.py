@@ -9,7 +9,7 @@ from config.nexthop import NextHops
 from routes.compare import Survey
 from routes.live import KernelRoute, kernel_route, protocol_name
 from routes.messages import Nexthop
-from routes.table import State
+from routes.state import State
 
 _SETTLED = (State.INSTALLED, State.SHADOWED)
 

@@ -25,7 +25,9 @@ from routes.others import Others
 from routes.purge import purge
 from routes.reconciler import Reconciler
 from routes.shadows import Shadows
-from routes.table import Result, RouteStatus, State, Table
+from routes.shard import Flight
+from routes.state import Result, RouteStatus, State
+from routes.table import Table
 from routes.target import Kind, Target
 from routes.view import KernelView
 
@@ -309,10 +311,10 @@ class Fib:
             raise RuntimeError("the Fib is not running")
         return self._installer_
 
-    def _settled(self, table: Table, prefixes: Collection[bytes]) -> None:
+    def _settled(self, table: Table, flight: Flight) -> None:
         assert self._shadows is not None
-        self._shadows.settled(table, prefixes)
-        self.view.settled(table, prefixes)
+        self._shadows.settled(table, flight)
+        self.view.settled(table, flight)
 
     def _probe(self) -> bool:
         """Tell whether the kernel has next-hop objects; id 0 never exists. Raises FibError without privileges."""

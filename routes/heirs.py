@@ -26,7 +26,7 @@ def moves(tables: Iterable[Table], to: Collection[Target]) -> Moves:
     for table in tables:
         for shard in table.shards:
             desired = shard.desired
-            for prefix, held in shard.dirty.items():
+            for prefix, held in shard.changed.items():
                 if held is not None and (want := desired.get(prefix)) in found:
                     found[want][held] += 1
     return found

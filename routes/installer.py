@@ -11,12 +11,12 @@ import errno
 import logging
 import socket
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from config.prefix import Family, text
 from routes import netlink
-from routes.batch import Batch, Flight
+from routes.batch import Batch
 from routes.encode import Placement, numbered
 from routes.groups import Operation
 from routes.heirs import moves
@@ -24,7 +24,9 @@ from routes.leftovers import save, snapshot
 from routes.live import protocol_name
 from routes.messages import Route
 from routes.nexthops import Registry
-from routes.table import Failure, Result, State, Table
+from routes.shard import Flight
+from routes.state import Failure, Result, State
+from routes.table import Table
 from routes.target import Kind, Target
 from routes.writer import Job, NexthopJob, RouteJob, Writer
 
@@ -61,6 +63,10 @@ def log_crash(task: asyncio.Task[None]) -> None:
         log.critical("routes are no longer kept in order", exc_info=task.exception())
 
 
+def _ignore(table: Table, flight: Flight) -> None:
+    pass
+
+
 class Installer:
     """``other`` stands for a route of ours in the kernel that leads elsewhere than desired."""
 
@@ -75,8 +81,8 @@ class Installer:
         on_unverified: Callable[[str], None],
         on_room: Callable[[], None],
     ) -> None:
-        self.on_settled: Callable[[Table, Collection[bytes]], None] = lambda table, prefixes: None
-        """Called with prefixes of which the kernel holds now what is desired, or has refused it."""
+        self.on_settled: Callable[[Table, Flight], None] = _ignore
+        """Called with changes of which the kernel holds now what is desired, or has refused it."""
         self.registry = registry
         self.tables: dict[tuple[Family, int], Table] = {}
         self.counters: Counter[str] = Counter()
@@ -337,7 +343,7 @@ class Installer:
             self.schedule()
             return False
         self._route_jobs += 1
-        self._writer.submit(RouteJob(self._routes_done, batch, *table.place[:3]))
+        self._writer.submit(RouteJob(self._routes_done, batch, table.place))
         return True
 
     def _send_ahead(self, table: Table) -> None:
@@ -350,7 +356,7 @@ class Installer:
             table.take_ahead(batch)
             if batch.size:
                 self._ahead_jobs += 1
-                self._urgent.submit(RouteJob(self._ahead_done, batch, *table.place[:3]))
+                self._urgent.submit(RouteJob(self._ahead_done, batch, table.place))
             else:
                 self._settle(table, batch)
 
@@ -388,7 +394,7 @@ class Installer:
     def _carried_out(self, job: Job) -> None:
         assert isinstance(job, RouteJob)
         batch = job.batch
-        table = batch.flights[0].shard.table
+        table = self.tables[job.place.family, job.place.metric]
         for place in job.refused:
             self._refused(table, job, place)
         self._settle(table, batch)
@@ -406,7 +412,7 @@ class Installer:
     def _settle(self, table: Table, batch: Batch) -> None:
         for flight in batch.flights:
             table.settle(flight)
-            self.on_settled(table, flight.changes)
+            self.on_settled(table, flight)
 
     def _refused(self, table: Table, job: RouteJob, place: int) -> None:
         number, words = job.refused[place]

@@ -29,7 +29,8 @@ from routes.messages import (
     RouteEvent,
 )
 from routes.others import Others
-from routes.table import State
+from routes.state import State
+from routes.table import watched
 
 log = logging.getLogger("podroute.routes")
 T = TypeVar("T")
@@ -198,7 +199,9 @@ class Reconciler:
         suspects: set[tuple[Family, int, bytes]] = set()
         for family in FAMILIES:
             tables = {metric: table for (f, metric), table in self._installer.tables.items() if f == family}
-            found = await self._in_thread(partial(compare, self._sock, family, self._table, self._protocol, tables))
+            with watched(tables.values()):
+                reading = partial(compare, self._sock, family, self._table, self._protocol, tables)
+                found = await self._in_thread(reading)
             for finding in found:
                 self._act(family, finding, cause, suspects)
         self._suspects = suspects

@@ -15,10 +15,16 @@ from routes.installer import log_crash
 from routes.live import protocol_name
 from routes.messages import Route
 from routes.others import Others
-from routes.table import Result, RouteStatus, State, Table
+from routes.shard import Flight
+from routes.state import Result, RouteStatus, State
+from routes.table import Table
 
 _SLICE = 500
 """Prefixes looked at before the loop gets its turn again: about 2 ms."""
+
+
+_FEW = 16
+"""So few prefixes are looked at rather than those that a flight is about."""
 
 
 class Shadow(NamedTuple):
@@ -62,15 +68,17 @@ class Shadows:
             if status is not None and status.state is State.INSTALLED:
                 yield shadow.state
 
-    def settled(self, table: Table, prefixes: Collection[bytes]) -> None:
-        """Look at prefixes that the kernel has been told of."""
+    def settled(self, table: Table, flight: Flight) -> None:
+        """Look at changes that the kernel has been told of."""
         family, metric = table.place.family, table.place.metric
         others = self._others.routes[family].prefixes
         known = self._known.get((family, metric), {})
-        if not others.isdisjoint(prefixes) or not known.keys().isdisjoint(prefixes):
-            for prefix in prefixes:
-                if prefix in others or prefix in known:
-                    self._look(family, metric, prefix)
+        few = len(others) + len(known) <= _FEW
+        if few and not any(table.shard(prefix) is flight.shard for prefix in (*others, *known)):
+            return
+        for prefix in flight:
+            if prefix in others or prefix in known:
+                self._look(family, metric, prefix)
 
     def _changed(self, prefixes: Collection[tuple[Family, bytes]] | None) -> None:
         if prefixes is None:

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from enum import StrEnum
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from config.nexthop import NextHops
-from config.prefix import LEAD, Family, Run
-from routes.batch import Batch, Flight, Part
+from config.prefix import LEAD, Run
+from routes.batch import Batch, Part
 from routes.encode import ADD, REPLACE, Placement, delete_shape
+from routes.shard import Flight, Fresh, Shard, spread
+from routes.state import Failure, Result, RouteStatus, State
 from routes.target import Kind, Target
 
 _ATTEMPTS = 3
@@ -30,85 +31,20 @@ of much."""
 _NOWHERE = "no next hop can be reached"
 
 
-class State(StrEnum):
-    INSTALLED = "installed"
-    PENDING = "pending"
-    UNRESOLVED = "unresolved"
-    """No next hop leads anywhere: not written."""
-    CONFLICT = "conflict"
-    """A route of another protocol has the same prefix and metric; it is left alone."""
-    SHADOWED = "shadowed"
-    """The kernel has it, and prefers a route of another protocol to the same prefix."""
-    FAILED = "failed"
-    """The kernel refuses."""
-    STALE = "stale"
-    """Left by an earlier run, kept until its peers had their chance to confirm it."""
-
-
-class Result(NamedTuple):
-    """What became of a route. ``errno`` and ``text`` say why where it is not installed."""
-
-    table: int
-    family: Family
-    prefix: bytes
-    state: State
-    errno: int
-    text: str = ""
-
-
-class Failure(NamedTuple):
-    held: Target | None
-    state: State
-    errno: int
-    text: str
-
-
-class RouteStatus(NamedTuple):
-    """One prefix for people: what is desired, what the kernel holds as far as known, and why they differ."""
-
-    prefix: bytes
-    metric: int
-    desired: Target | None
-    kernel: Target | None
-    state: State
-    errno: int
-    text: str
-
-
-class Shard:
-    """What the kernel holds of a prefix is in ``dirty``, else in ``failed``, else it is as desired."""
-
-    __slots__ = ("attempts", "complained", "desired", "dirty", "failed", "flights", "going", "only", "stale", "table")
-
-    def __init__(self, table: Table) -> None:
-        self.table = table
-        self.desired: dict[bytes, Target] = {}
-        self.dirty: dict[bytes, Target | None] = {}
-        """Changes not yet taken, each with what the kernel holds."""
-        self.going = 0
-        """How many of them desire nothing."""
-        self.only: Target | None = None
-        """All of ``dirty`` are new and lead here, as when a table is loaded; None: they may be anything."""
-        self.flights: list[Flight] = []
-        """Changes on their way to the kernel."""
-        self.failed: dict[bytes, Failure] = {}
-        self.stale: dict[bytes, Target] = {}
-        self.complained: dict[bytes, tuple[State, int]] = {}
-        """What was last reported of prefixes that are not installed."""
-        self.attempts: dict[bytes, int] = {}
-
-    @property
-    def has_news(self) -> bool:
-        """Whether some changes are more than deletions, or the kernel has deleted the first already."""
-        held = next(iter(self.dirty.values()), None)
-        return len(self.dirty) > self.going or (held is not None and held.absent)
-
-    def on_its_way(self, prefix: bytes) -> bool:
-        return any(prefix in flight.changes for flight in self.flights)
-
-    def unsettled(self, prefix: bytes) -> bool:
-        """Tell whether the kernel may hold something else than what is desired."""
-        return prefix in self.dirty or prefix in self.failed or prefix in self.stale or self.on_its_way(prefix)
+@contextmanager
+def watched(tables: Collection[Table]) -> Iterator[None]:
+    """Let another thread ask the shards of tables what is ``unsettled``."""
+    for table in tables:
+        table.watchers += 1
+        for shard in table.shards:
+            shard.spread()
+            for flight in shard.flights:
+                flight.spread()
+    try:
+        yield
+    finally:
+        for table in tables:
+            table.watchers -= 1
 
 
 class Table:
@@ -130,7 +66,7 @@ class Table:
         self._shift = sys.hash_info.hash_bits - shards.bit_length() + 1
         """The highest bits of a hash choose the shard, for a dict chooses its slots by the lowest."""
         self._lead = LEAD[place.family]
-        self.shards = [Shard(self) for _ in range(shards)]
+        self.shards = [Shard() for _ in range(shards)]
         self._delete = delete_shape(place)
         self._unsure = Target(Kind.OTHER)
         """Stands for what the kernel holds where it was seen to change while a request was on its way."""
@@ -141,6 +77,8 @@ class Table:
         """Prefixes told a few at a time, which need not wait until it is their shard's turn."""
         self._next = 0
         self._news = False
+        self.watchers = 0
+        """So many other threads may ask shards what is ``unsettled``: nothing waits or travels that is not spread."""
 
     def shard(self, prefix: bytes) -> Shard:
         return self.shards[hash(prefix[: self._lead]) >> self._shift]  # a negative index counts from the end
@@ -166,42 +104,50 @@ class Table:
             self._note(few)
 
     def _update(self, prefixes: Iterable[bytes], target: Target | None) -> None:
+        if target is None or self.watchers:
+            for prefix in prefixes:
+                shard = self.shard(prefix)
+                if shard.desired.get(prefix) is not target or shard.stale:
+                    self._set(shard, prefix, target)
+            return
         shards, shift, lead = self.shards, self._shift, self._lead
         gained = 0
         for prefix in prefixes:
             shard = shards[hash(prefix[:lead]) >> shift]
-            desired = shard.desired
-            if prefix in desired or target is None or shard.failed or shard.stale or prefix in shard.dirty:
-                if desired.get(prefix) is not target or shard.stale:
+            if shard.stale or shard.failed or (shard.changed and prefix in shard.changed):
+                if shard.desired.get(prefix) is not target or shard.stale:
                     self._set(shard, prefix, target)
-            else:  # what _set would do, for by far the most
-                if shard.only is not target:
-                    shard.only = None if shard.dirty else target
-                desired[prefix] = target
-                shard.dirty[prefix] = None
+                continue
+            desired = shard.desired
+            size = len(desired)
+            old = desired.setdefault(prefix, target)
+            if len(desired) > size:  # what _set would do, for by far the most
+                new = shard.fresh.get(target)
+                if new is None:
+                    new = shard.fresh[target] = []
+                new.append(prefix)
                 gained += 1
-        if target is not None:
-            target.refs += gained
-            target.wanted += gained
+            elif old is not target:
+                self._set(shard, prefix, target)
+        target.refs += gained
+        target.wanted += gained
 
     def _update_run(self, run: Run, target: Target | None) -> bool:
         """Do what ``_update`` does where the kernel holds what is desired of all of a run, and all of it changes."""
         shard = self.shard(run[0])
-        desired, dirty = shard.desired, shard.dirty
-        if shard.failed or shard.stale or not dirty.keys().isdisjoint(run):
+        if shard.failed or shard.stale or self.watchers:
             return False
-        if target is not None and desired.keys().isdisjoint(run):
-            if shard.only is not target:
-                shard.only = None if dirty else target
-            desired.update(dict.fromkeys(run, target))
-            dirty.update(dict.fromkeys(run))
-            target.refs += len(run)
-            target.wanted += len(run)
+        if shard.changed and not shard.changed.keys().isdisjoint(run):
+            return False
+        desired = shard.desired
+        if target is not None and self._gain(shard, run, target):
             return True
+        dirty = shard.dirty
+        if not dirty.keys().isdisjoint(run):
+            return False
         olds = list(map(desired.get, run))
         if None in olds or target in olds:
             return False
-        shard.only = None
         dirty.update(zip(run, olds, strict=True))  # the references move along
         if target is not None:
             desired.update(dict.fromkeys(run, target))
@@ -216,6 +162,29 @@ class Table:
             self._less_wanted(old, count)
         return True
 
+    @staticmethod
+    def _gain(shard: Shard, run: Run, target: Target) -> bool:
+        """Take in a run that is all new; False if one is not, and then nothing has changed."""
+        desired = shard.desired
+        size = len(desired)
+        for prefix in run:
+            desired.setdefault(prefix, target)
+            size += 1
+            if len(desired) < size:
+                for other in run:
+                    if other == prefix:
+                        break
+                    del desired[other]
+                return False
+        new = shard.fresh.get(target)
+        if new is None:
+            shard.fresh[target] = list(run)
+        else:
+            new += run
+        target.refs += len(run)
+        target.wanted += len(run)
+        return True
+
     def set(self, prefix: bytes, target: Target | None) -> None:
         self._set(self.shard(prefix), prefix, target)
         self._note((prefix,))
@@ -225,7 +194,7 @@ class Table:
             self.ahead.update(dict.fromkeys(few))
 
     def _set(self, shard: Shard, prefix: bytes, target: Target | None) -> None:
-        desired, dirty, shard.only = shard.desired, shard.dirty, None
+        desired, dirty = shard.desired, shard.dirty
         old = desired.get(prefix)
         if target is not None:
             target.refs += 1
@@ -256,7 +225,6 @@ class Table:
     def observe(self, prefix: bytes, held: Target | None) -> None:
         """Learn what the kernel holds in truth; it will be set right."""
         shard = self.shard(prefix)
-        shard.only = None
         if shard.on_its_way(prefix):
             held = self._unsure  # before or after what is on its way? The next request will tell
         if held is not None:
@@ -285,7 +253,6 @@ class Table:
         held_here = {held for shard in self.shards for held in shard.stale.values()}
         going = {held for held in held_here if unwanted(held)}
         for shard in self.shards if going else ():
-            shard.only = None
             for prefix in [p for p, held in shard.stale.items() if held in going]:
                 shard.dirty[prefix] = shard.stale.pop(prefix)
                 shard.going += 1
@@ -303,12 +270,10 @@ class Table:
         """Return how many routes the kernel holds this way that are to be deleted, or will be changed before that."""
         count = 0
         for shard in self.shards:
-            here = list(shard.dirty.values()).count(target)
-            if here and shard.going < len(shard.dirty):
-                here = sum(held is target and prefix not in shard.desired for prefix, held in shard.dirty.items())
-            count += here + sum(
-                list(f.changes.values()).count(target) for f in shard.flights if not f.new and not f.ahead
-            )
+            here = list(shard.changed.values()).count(target)
+            if here and shard.going < len(shard.changed):
+                here = sum(held is target and prefix not in shard.desired for prefix, held in shard.changed.items())
+            count += here + sum(list(f.changed.values()).count(target) for f in shard.flights if not f.ahead)
         return count
 
     @property
@@ -331,28 +296,35 @@ class Table:
                     return
                 shard = self.shards[self._next]
                 self._next = (self._next + 1) % len(self.shards)
-                if not shard.flights and shard.dirty and (deletions or shard.has_news):
-                    looked += len(shard.dirty)
+                waiting = shard.waiting
+                if waiting and not shard.flights and (deletions or shard.has_news):
+                    looked += waiting
                     self._take(shard, batch)
 
     def _take(self, shard: Shard, batch: Batch) -> None:
-        only = shard.only
-        if only is not None and not only.ready:
-            return
-        all_going = len(shard.dirty) == shard.going
-        dirty, shard.dirty, shard.going, shard.only = shard.dirty, {}, 0, None
-        if only is not None and not only.absent:
-            flight = Flight(shard, dirty, new=True)
-            self._depart(batch, flight)
-            batch.add(Part(flight, only, only.shape(self.place, ADD), list(dirty)))
-            return
-        flight = Flight(shard, dirty)
-        there = {held is not None and not held.absent for held in set(dirty.values())} if all_going else {True, False}
+        fresh = self._fresh(shard) if shard.fresh else {}
+        changed, all_going = shard.changed, len(shard.changed) == shard.going
+        shard.changed, shard.going = {}, 0
+        flight = Flight(shard, changed, fresh)
+        there = {held is not None and not held.absent for held in set(changed.values())} if all_going else {True, False}
         if len(there) > 1:
             self._send(batch, flight)
-        else:
+            return
+        if changed or fresh:
             self._depart(batch, flight)
-            batch.add(Part(flight, None, self._delete, list(dirty) if True in there else []))
+            batch.add(Part(flight, None, self._delete, list(changed) if True in there else []))
+        for want, prefixes in fresh.items():
+            batch.add(Part(flight, want, want.shape(self.place, ADD), prefixes))
+
+    @staticmethod
+    def _fresh(shard: Shard) -> Fresh:
+        """Take the new prefixes that lead to where the kernel knows; those that lead nowhere become like others."""
+        fresh = shard.fresh
+        taken = {target: prefixes for target, prefixes in fresh.items() if target.ready and not target.absent}
+        shard.fresh = {target: prefixes for target, prefixes in fresh.items() if not target.ready}
+        if len(taken) + len(shard.fresh) < len(fresh):
+            spread({t: prefixes for t, prefixes in fresh.items() if t.ready and t.absent}, shard.changed)
+        return taken
 
     def take_ahead(self, batch: Batch) -> None:
         """Fill a batch with what was told a few at a time, also of shards that have something else on its way."""
@@ -366,21 +338,20 @@ class Table:
                 changes.setdefault(shard, {})[prefix] = shard.dirty.pop(prefix)
                 shard.going -= prefix not in shard.desired
         for shard, some in changes.items():
-            shard.only = None
             self._send(batch, Flight(shard, some, ahead=True))
             self.ahead.update((prefix, None) for prefix in ahead if prefix in shard.dirty)
 
     def _send(self, batch: Batch, flight: Flight) -> None:
         """Add a flight to a batch, without what has to wait for its next hops."""
-        shard, changes = flight.shard, flight.changes
-        added, replaced, deleted, waiting = self._sorted(shard, changes)
+        shard, changed = flight.shard, flight.changed
+        added, replaced, deleted, waiting = self._sorted(shard, changed)
         for prefix in waiting:
-            shard.dirty[prefix] = changes.pop(prefix)
-        if not changes:
+            shard.changed[prefix] = changed.pop(prefix)
+        if not changed and not flight.fresh:
             return
         self._depart(batch, flight)
         batch.add(Part(flight, None, self._delete, deleted))
-        for flags, wanted in ((REPLACE, replaced), (ADD, added)):
+        for flags, wanted in ((REPLACE, replaced), (ADD, flight.fresh), (ADD, added)):
             for want, prefixes in wanted.items():
                 batch.add(Part(flight, want, want.shape(self.place, flags), prefixes))
 
@@ -426,24 +397,28 @@ class Table:
 
     def settle(self, flight: Flight) -> None:
         """Close a flight, after the refused ones of it were told with ``refused``."""
-        shard, done = flight.shard, flight.changes
+        shard = flight.shard
         shard.flights.remove(flight)
-        for prefix in [p for p in shard.attempts if p in done and p not in shard.dirty]:
-            del shard.attempts[prefix]
-        if shard.complained:
-            for prefix in [p for p in shard.complained if p in done]:
-                if prefix not in shard.dirty and prefix not in shard.failed:
-                    target = shard.desired.get(prefix)
-                    if target is None:
-                        del shard.complained[prefix]
-                    elif not target.absent:
-                        del shard.complained[prefix]
-                        self._on_result(self._result(prefix, State.INSTALLED, 0, ""))
-        for held, count in Counter(done.values()).items() if not flight.new else ():
+        if shard.attempts or shard.complained:
+            self._recovered(shard, flight.changes)
+        for held, count in Counter(flight.changed.values()).items() if flight.changed else ():
             if held is not None:
                 held.refs -= count
                 if not held.refs:
                     self._on_released(held)
+
+    def _recovered(self, shard: Shard, done: dict[bytes, Target | None]) -> None:
+        """Forget what was the matter with prefixes that are done."""
+        for prefix in [p for p in shard.attempts if p in done and p not in shard.dirty]:
+            del shard.attempts[prefix]
+        for prefix in [p for p in shard.complained if p in done]:
+            if prefix not in shard.dirty and prefix not in shard.failed:
+                target = shard.desired.get(prefix)
+                if target is None:
+                    del shard.complained[prefix]
+                elif not target.absent:
+                    del shard.complained[prefix]
+                    self._on_result(self._result(prefix, State.INSTALLED, 0, ""))
 
     def refused(self, shard: Shard, prefix: bytes, want: Target | None, failure: Failure) -> None:
         """Learn that the kernel refused one request of the batch that is being settled.
@@ -451,7 +426,6 @@ class Table:
         ``failure.held`` is what the kernel holds now. With state PENDING it is tried again, a limited number of times.
         """
         held, state, number, text = failure
-        shard.only = None
         if state is State.PENDING:
             shard.attempts[prefix] = shard.attempts.get(prefix, 0) + 1
             if shard.attempts[prefix] >= _ATTEMPTS:
@@ -482,7 +456,6 @@ class Table:
         count = 0
         for shard in self.shards:
             for prefix in [p for p, failure in shard.failed.items() if wanted(failure)]:
-                shard.only = None
                 shard.dirty[prefix] = shard.failed.pop(prefix).held
                 count += 1
         return count
@@ -540,11 +513,16 @@ class Table:
 
     @property
     def idle(self) -> bool:
-        return not any(shard.dirty or shard.flights for shard in self.shards)
+        return not any(shard.changed or shard.fresh or shard.flights for shard in self.shards)
 
     def backlog(self) -> int:
         """Return how many changes the kernel has not been told of, or not answered to."""
-        return sum(len(shard.dirty) + sum(len(f.changes) for f in shard.flights) for shard in self.shards)
+        count = 0
+        for shard in self.shards:
+            count += shard.waiting
+            for flight in shard.flights:
+                count += len(flight)
+        return count
 
     def pressing(self) -> int:
         """Return how many they are without deletions that have not been taken.

@@ -7,7 +7,7 @@ prefixes were.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 
 from config.prefix import Family
@@ -17,7 +17,8 @@ from routes.differences import LiveTable
 from routes.dumps import read_nexthops
 from routes.interfaces import Interfaces
 from routes.live import KernelRoute, describe, read_prefix
-from routes.table import Table
+from routes.shard import Flight
+from routes.table import Table, watched
 
 _READINGS = 3
 """So often is a prefix read at most that is written meanwhile: one that flaps is never at rest."""
@@ -34,11 +35,11 @@ class KernelView:
         self._table, self._protocol = table, protocol
         self._written: list[tuple[Family, set[bytes]]] = []
 
-    def settled(self, table: Table, prefixes: Collection[bytes]) -> None:
-        """Learn that the kernel has been told of these prefixes."""
+    def settled(self, table: Table, flight: Flight) -> None:
+        """Learn that the kernel has been told of these changes."""
         for family, written in self._written:
             if family == table.place.family:
-                written.update(prefixes)
+                written.update(flight)
 
     async def prefix(self, family: Family, prefix: bytes) -> list[KernelRoute]:
         """Return the entries of one prefix, routes of others included, the one that the kernel uses first.
@@ -63,7 +64,7 @@ class KernelView:
         """Read everything; takes seconds with a full table. What is written until the end counts. Raises OSError."""
         tables = {metric: table for (f, metric), table in self._tables.items() if f == family}
         names = self._names()
-        with netlink.open_socket() as sock, self._watched(family) as written:
+        with netlink.open_socket() as sock, self._watched(family) as written, watched(tables.values()):
 
             def read() -> LiveTable:
                 found = survey(sock, family, self._table, self._protocol, tables)

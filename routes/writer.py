@@ -17,11 +17,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from config.prefix import Family
 from routes import netlink
 from routes.batch import Batch
 from routes.dumps import read_routes
-from routes.encode import MOST, numbered
+from routes.encode import MOST, Placement, numbered
 from routes.messages import Route, decode_route, match_request
 
 log = logging.getLogger("podroute.routes")
@@ -73,11 +72,11 @@ class NexthopJob(Job):
 class RouteJob(Job):
     """A batch of routes of one table. ``found`` maps places refused with EEXIST to what is there."""
 
-    def __init__(self, done: Callable[[Job], None], batch: Batch, family: Family, table: int, metric: int) -> None:
+    def __init__(self, done: Callable[[Job], None], batch: Batch, place: Placement) -> None:
         super().__init__(done)
         self.batch = batch
         self.found: dict[int, Route | None] = {}
-        self._family, self._table, self._metric = family, table, metric
+        self.place = place
 
     def run(self, sock: socket.socket) -> None:
         for start, data in self.batch.sends():
@@ -91,7 +90,7 @@ class RouteJob(Job):
         prefixes = {place: self.batch.at(place)[1] for place in taken}
         missed = taken if len(taken) > _SINGLY else []
         for place in taken if not missed else []:
-            answer = netlink.ask(sock, netlink.RTM_GETROUTE, match_request(self._family, prefixes[place]))
+            answer = netlink.ask(sock, netlink.RTM_GETROUTE, match_request(self.place.family, prefixes[place]))
             route = decode_route(*answer) if answer is not None else None
             if route is not None and self._same(route, prefixes[place]):
                 self.found[place] = route
@@ -101,13 +100,13 @@ class RouteJob(Job):
             wanted = {prefixes[place] for place in missed}
             there: dict[bytes, Route] = {}
             with suppress(netlink.DumpInterruptedError):  # what was missed is tried again
-                for route in read_routes(sock, self._family, self._table):
+                for route in read_routes(sock, self.place.family, self.place.table):
                     if route.prefix in wanted and self._same(route, route.prefix):
                         there.setdefault(route.prefix, route)
             self.found.update((place, there.get(prefixes[place])) for place in missed)
 
     def _same(self, route: Route, prefix: bytes) -> bool:
-        return (route.table, route.prefix, route.metric) == (self._table, prefix, self._metric)
+        return (route.table, route.prefix, route.metric) == (self.place.table, prefix, self.place.metric)
 
 
 class Writer:

@@ -10,9 +10,10 @@ TOGETHER = {
     "tests/runtime/test_runtime_cri.py": "runtime",
     "tests/runtime/test_runtime_podman.py": "runtime",
     "tests/runtime/test_runtime_lists.py": "lists",
+    "tests/unit/test_config_compiled.py": "compiled",
     "tests/unit/test_ipam_store.py": "store",
 }
-"""Files whose tests share what is expensive to make, a lab with its runtimes or an etcd, and what they share it by."""
+"""Files whose tests share what is expensive to make, as a lab with its runtimes or an etcd, and by what they share."""
 
 
 class Scheduling(LoadScopeScheduling):

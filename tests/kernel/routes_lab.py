@@ -38,7 +38,7 @@ from routes.messages import (
 from routes.monitor import Monitor
 from routes.neighbours import NeighbourCheck
 from routes.resolver import Resolver
-from routes.table import Result, State
+from routes.state import Result, State
 from tests.netns import Netns, link
 
 METRIC = 20

@@ -21,7 +21,7 @@ import pytest
 from config.prefix import make
 from routes import netlink
 from routes.messages import RouteEvent
-from routes.table import State
+from routes.state import State
 from tests.kernel import hindered
 from tests.kernel.routes_lab import Node, gateways, nexthops, routes, running, uplinks, via, wire, witness
 from tests.netns import Netns

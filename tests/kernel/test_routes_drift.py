@@ -13,7 +13,7 @@ from config.prefix import make
 from routes.interfaces import Interfaces
 from routes.messages import NexthopEvent, RouteEvent
 from routes.monitor import Monitor
-from routes.table import State
+from routes.state import State
 from tests.kernel.routes_lab import (
     Node,
     Unheard,

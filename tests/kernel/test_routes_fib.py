@@ -14,7 +14,7 @@ import pytest
 from config.nexthop import Gateway, Resolution
 from config.prefix import make
 from routes.messages import RouteEvent
-from routes.table import State
+from routes.state import State
 from tests.kernel.routes_lab import gateways, nexthops, packed, routes, running, uplinks, via, wire, witness
 from tests.netns import WITHOUT_CAPABILITIES, Netns, link
 

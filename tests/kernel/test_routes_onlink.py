@@ -10,7 +10,7 @@ import pytest
 
 from config.prefix import Family, parse
 from routes.messages import RouteEvent
-from routes.table import State
+from routes.state import State
 from tests.kernel.routes_lab import Node, gateways, nexthops, packed, routes, running, uplinks, via, witness
 from tests.netns import Netns
 

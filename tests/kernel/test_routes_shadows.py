@@ -13,7 +13,7 @@ from config.prefix import Family
 from routes.compare import Survey
 from routes.differences import rows
 from routes.messages import RTN_UNICAST, Route
-from routes.table import State
+from routes.state import State
 from tests.kernel.routes_lab import METRIC, Node, Unheard, gateways, routes, running, uplinks, via, wire
 from tests.netns import Netns
 

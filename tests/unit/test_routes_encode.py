@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config.prefix import BITS, Family, make, parse
-from routes.batch import Batch, Flight, Part
+from routes.batch import Batch, Part
 from routes.encode import (
     ADD,
     MOST,
@@ -47,6 +47,7 @@ from routes.messages import (
     decode_route,
 )
 from routes.netlink import NLMSG_ERROR, RTM_NEWROUTE, attribute, message, messages, refusal
+from routes.shard import Flight
 from routes.table import Table
 
 PLACE = Placement(4, 254, 20, 201)

@@ -16,7 +16,8 @@ from routes.groups import Operation
 from routes.heirs import moves
 from routes.leftovers import snapshot
 from routes.messages import Resilience
-from routes.table import Failure, State, Table
+from routes.state import Failure, State
+from routes.table import Table
 from routes.target import Kind, Target
 from tests.unit.test_routes_nexthops import A, B, C, Objects, prepared
 

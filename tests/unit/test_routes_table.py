@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
+from contextlib import ExitStack
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -13,7 +14,8 @@ from config.nexthop import NextHop
 from config.prefix import Run
 from routes.batch import Batch, Part
 from routes.encode import ADD, REPLACE, Placement
-from routes.table import Failure, Result, State, Table
+from routes.state import Failure, Result, State
+from routes.table import Table, watched
 from routes.target import Kind, Target
 
 PREFIXES = [bytes((24, 10, 0, n)) for n in range(4)] + [bytes((24, 10, 1, 0))]
@@ -81,6 +83,7 @@ class Machine(RuleBasedStateMachine):
         """How many results there were when a prefix was last withdrawn: it need not recover from these."""
         self.batches: list[Batch] = []
         self.ahead: list[Batch] = []
+        self.watching = ExitStack()
 
     def _target(self, number: int) -> Target:
         target = Target(Kind.LEARNED, key=(NextHop(f"peer{number}", bytes(4)),))
@@ -164,6 +167,13 @@ class Machine(RuleBasedStateMachine):
             self.batches.append(batch)
 
     @rule()
+    def another_thread_looks_or_no_longer(self) -> None:
+        if self.table.watchers:
+            self.watching.close()
+        else:
+            self.watching.enter_context(watched([self.table]))
+
+    @rule()
     def take_ahead(self) -> None:
         batch = Batch()
         self.table.take_ahead(batch)
@@ -179,7 +189,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def a_prefix_is_on_one_way(self) -> None:
         for shard in self.table.shards:
-            prefixes = [prefix for flight in shard.flights for prefix in flight.changes]
+            prefixes = [prefix for flight in shard.flights for prefix in flight]
             assert len(prefixes) == len(set(prefixes))
 
     def _settle(self, batch: Batch) -> None:
@@ -216,21 +226,25 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def deletions_are_counted(self) -> None:
         for shard in self.table.shards:
-            assert shard.going == len(shard.dirty.keys() - shard.desired.keys())
+            assert shard.going == len(shard.changed.keys() - shard.desired.keys())
 
     @invariant()
-    def what_is_only_new_is(self) -> None:
+    def what_is_new_is_in_one_place(self) -> None:
         for shard in self.table.shards:
-            if shard.only is not None:
-                assert {shard.desired[prefix] for prefix in shard.dirty} == {shard.only}
-                assert set(shard.dirty.values()) == {None}
+            new = [prefix for prefixes in shard.fresh.values() for prefix in prefixes]
+            assert len(new) == len(set(new))
+            assert shard.changed.keys().isdisjoint(new)
+            assert not any(prefix in place for prefix in new for place in (shard.failed, shard.stale))
+            assert all(shard.desired[p] is target for target, prefixes in shard.fresh.items() for p in prefixes)
+            assert shard.waiting == len(new) + len(shard.changed)
+            assert not (self.table.watchers and (new or any(flight.fresh for flight in shard.flights)))
 
     @invariant()
     def references_are_exact(self) -> None:
         counted: dict[Target, int] = {}
         for shard in self.table.shards:
-            named = [*shard.desired.values(), *shard.dirty.values(), *shard.stale.values()]
-            named += [held for flight in shard.flights for held in flight.changes.values()]
+            named = [*shard.desired.values(), *shard.changed.values(), *shard.stale.values()]
+            named += [held for flight in shard.flights for held in flight.changed.values()]
             named += [failure.held for failure in shard.failed.values()]
             for target in named:
                 if target is not None:
@@ -245,7 +259,7 @@ class Machine(RuleBasedStateMachine):
     def desired_is_desired(self) -> None:
         assert {p: t for shard in self.table.shards for p, t in shard.desired.items()} == self.desired
 
-    @invariant()
+    @rule()  # and no invariant: whoever asks for a prefix spreads what waits
     def counts_are_those_of_each(self) -> None:
         each = Counter({status.prefix: status.state for status in self.table.statuses()}.values())
         assert +sum(self.table.counts(), Counter()) == each
