@@ -12,8 +12,8 @@ PYTEST := python -m pytest -n $(WORKERS) --durations=25
 # The tests of what is compiled that need neither root nor long tables.
 PLAIN := tests/unit/test_bgp_*.py tests/unit/test_routes_*.py tests/wire/test_bgp_differential.py tests/wire/test_bgp_fuzz.py
 
-.PHONY: help demo compiled image lab-down test test-plain unit lab big-lab lint format conformance interop fuzz flood hammer hammer-fib bench-bgp bench-cni
-.PHONY: bench-fib bench-ipam setup setup-tests venv lock clean
+.PHONY: help demo compiled image lab-down test test-plain unit lab big-lab lint format conformance interop fuzz flood hammer
+.PHONY: hammer-fib bench-bgp bench-cni bench-fib bench-ipam scenarios setup setup-tests venv lock clean
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
