@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+
+from pydantic import BaseModel
 
 from bgp.policy import REJECT, Policy
 from bgp.settings import ListenRange, Neighbour
@@ -58,8 +60,7 @@ def plan(old: Config, new: Config, before: Mapping[str, Neighbour], after: Mappi
 
     Raises RestartNeededError.
     """
-    fixed = [_key(name) for name in Config.model_fields if name not in _LIVE]
-    changed = [key for key, name in fixed if _fixed(old, name) != _fixed(new, name)]
+    changed = list(_differences(_fixed(old), _fixed(new)))
     if changed:
         raise RestartNeededError(
             f"{', '.join(changed)}: a change needs a restart of the agent (which interrupts nothing)"
@@ -146,16 +147,21 @@ def _limit_of(settings: Neighbour) -> int | None:
     return settings.limit if isinstance(settings, ListenRange) else None
 
 
-def _fixed(config: Config, name: str) -> Any:
-    """Return what of a field must stay as it is while the agent runs."""
-    value = getattr(config, name)
-    return value.model_copy(update={"onlink": {}}) if name == "routes" else value
+def _fixed(config: Config) -> Config:
+    """Return a configuration without what may change while the agent runs."""
+    live: dict[str, Any] = dict.fromkeys(_LIVE)
+    return config.model_copy(update={**live, "routes": config.routes.model_copy(update={"onlink": {}})})
 
 
 def _onlink(config: Config) -> set[tuple[tuple[Family, bytes], str]]:
     return set(config.routes.onlink_devices.items())
 
 
-def _key(name: str) -> tuple[str, str]:
-    """Return a field's key in the file, and its name."""
-    return Config.model_fields[name].alias or name, name
+def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    """Yield where two configurations differ, as the file writes it: ``routes.checkNeighbours``."""
+    if isinstance(old, BaseModel) and type(old) is type(new):
+        for name, field in type(old).model_fields.items():
+            place = f"{path}.{field.alias or name}" if path else field.alias or name
+            yield from _differences(getattr(old, name), getattr(new, name), place)
+    elif old != new:
+        yield path

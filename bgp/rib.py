@@ -152,7 +152,7 @@ class Rib:
         """
         rib = self.peers[name]
         rib.adj_in.own_addresses_are(_own_addresses(local_address, next_hops))
-        for family in sorted(negotiated.families & next_hops.keys()):
+        for family in sorted(negotiated.families.intersection(next_hops)):
             group = rib.groups.get(family)
             if group is None or group.next_hop(name) != next_hops[family]:
                 told = None if group is None else group.told(name)

@@ -1,4 +1,4 @@
-"""A node and two gateways on one Ethernet segment, where a gateway can fall silent without any link noticing."""
+"""A node and gateways on one Ethernet segment, where a gateway can fall silent without any link noticing."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ DESTINATIONS = [f"192.0.2.{number}" for number in range(1, 17)]
 
 
 class Segment:
-    """A node and two gateways, 10.0.0.2 and 10.0.0.3, on one bridge; both gateways have the DESTINATIONS."""
+    """A node and gateways, 10.0.0.2, 10.0.0.3 and so on, on one bridge; all gateways have the DESTINATIONS."""
 
-    def __init__(self, make: Callable[[], Netns]) -> None:
+    def __init__(self, make: Callable[[], Netns], gateways: int = 2) -> None:
         self.switch, self.node = make(), make()
-        self.gateways = {number: make() for number in (2, 3)}
+        self.gateways = {number: make() for number in range(2, 2 + gateways)}
         self.switch.run("ip", "link", "add", "br0", "type", "bridge")
         self.switch.run("ip", "link", "set", "br0", "up")
         for number, ns in {1: self.node, **self.gateways}.items():

@@ -77,4 +77,6 @@ async def test_reached_as_soon_as_the_file_says_so(node: Agent) -> None:
     assert found["paths"][0]["reached"] == why
     assert (await node.peer("b"))["establishedCount"] == 1
     node.config["routes"]["metric"] = 30
-    assert refused(node) == "podroute: routes: a change needs a restart of the agent (which interrupts nothing)\n"
+    assert (
+        refused(node) == "podroute: routes.metric: a change needs a restart of the agent (which interrupts nothing)\n"
+    )

@@ -101,8 +101,8 @@ async def test_what_needs_a_restart_is_named_and_nothing_is_done(pair: Pair) -> 
     pair.a.config["node"]["as"] = 4200000009
     pair.a.config["routes"] = {"checkNeighbours": True}
     pair.a.config["advertise"] = [ANYCAST]
-    assert (
-        refused(pair.a) == "podroute: node, routes: a change needs a restart of the agent (which interrupts nothing)\n"
+    assert refused(pair.a) == (
+        "podroute: node.as, routes.checkNeighbours: a change needs a restart of the agent (which interrupts nothing)\n"
     )
     assert ANYCAST not in await pair.a.routes()
 

@@ -54,7 +54,10 @@ async def test_groups_are_as_the_file_says(pair: tuple[Agent, Agent]) -> None:
     assert "type resilient buckets 64 idle_timer 30 unbalanced_timer 90" in shown
     assert not [finding for finding in (await a.get("/v1/status"))["findings"] if "resilient" in finding]
     a.config["routes"]["resilient"]["idleTimer"] = 31
-    assert refused(a) == "podroute: routes: a change needs a restart of the agent (which interrupts nothing)\n"
+    assert (
+        refused(a)
+        == "podroute: routes.resilient.idleTimer: a change needs a restart of the agent (which interrupts nothing)\n"
+    )
     await a.stop()
     await a.start()
     await a.converged()

@@ -13,7 +13,7 @@ import pytest
 
 from config.nexthop import Gateway, Resolution
 from config.prefix import Family
-from routes.messages import NUD_FAILED, NUD_VALID, NeighbourEvent, RouteEvent
+from routes.messages import NUD_FAILED, NUD_VALID, NeighbourEvent, Resilience, RouteEvent
 from routes.writer import NexthopJob
 from tests.kernel.routes_lab import Witness, gateways, nexthops, packed, routes, running, via, wire, witness
 from tests.kernel.segment import Segment
@@ -115,17 +115,21 @@ async def test_nothing_is_done_unless_asked_for(netns: Maker, state: Path) -> No
         await leads(seen, lab, both=BOTH)
 
 
-async def test_silent_at_the_start(netns: Maker, state: Path) -> None:
+@pytest.mark.parametrize("resilience", [None, Resilience(64, 60000, 0)], ids=["plain", "resilient"])
+async def test_silent_at_the_start(netns: Maker, state: Path, resilience: Resilience | None) -> None:
     """What an earlier run left goes on with the gateways that answer, and nothing is deleted."""
     lab = Segment(netns)
-    async with learned(lab, state, keep=True, check_neighbours=True) as seen:
+    async with learned(lab, state, keep=True, check_neighbours=True, resilience=resilience) as seen:
         lab.reach_all()
     ids = {name: route.nexthop for name, route in routes(lab.node, 4).items()}
     lab.silence(2)
     async with witness(lab.node) as seen:
         lab.use(2)
         await failed(seen, "10.0.0.2")
-    async with witness(lab.node) as seen, running(lab.node, state, keep=True, check_neighbours=True) as node:
+    async with (
+        witness(lab.node) as seen,
+        running(lab.node, state, keep=True, check_neighbours=True, resilience=resilience) as node,
+    ):
         await leads(seen, lab, both=RIGHT)
         assert deleted(seen) == []
         for prefix, hops in (("192.0.2.0/24", via(A, B)), ("198.51.100.0/24", via(A)), ("203.0.113.0/24", via(B))):
@@ -136,7 +140,9 @@ async def test_silent_at_the_start(netns: Maker, state: Path) -> None:
         lab.speak(2)
         lab.node.run("ping", "-c1", "-W5", "10.0.0.2")
         await valid(seen, "10.0.0.2")
-    async with learned(lab, state, check_neighbours=True) as seen:  # the run before had left it out
+    async with learned(
+        lab, state, check_neighbours=True, resilience=resilience
+    ) as seen:  # the run before had left it out
         await leads(seen, lab, both=BOTH)
         assert ids == {name: route.nexthop for name, route in routes(lab.node, 4).items()}
         assert deleted(seen) == []

@@ -1,0 +1,37 @@
+"""What a new configuration may change while the agent runs, and by what names the rest is refused."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from agent.reload import RestartNeededError, plan
+from tests.unit.test_config_check import config
+
+BEFORE = "routes: {resilient: {buckets: 64}}\n"
+
+
+@pytest.mark.parametrize(
+    ("after", "named"),
+    [
+        ("routes: {checkNeighbours: true, resilient: {buckets: 64}}", "routes.checkNeighbours"),
+        ("routes: {}", "routes.resilient"),
+        ("routes: {resilient: {idleTimer: 7}}", "routes.resilient.buckets, routes.resilient.idleTimer"),
+        ("bgp: {maxPaths: 3}\nroutes: {resilient: {buckets: 64}, metric: 7}", "bgp.maxPaths, routes.metric"),
+        (BEFORE + "pools: {p: {cidr: 10.64.0.0/16}}", "pools"),
+    ],
+)
+def test_each_key_that_needs_a_restart_is_named(after: str, named: str) -> None:
+    words = f"{named}: a change needs a restart of the agent (which interrupts nothing)"
+    with pytest.raises(RestartNeededError, match=f"^{re.escape(words)}$"):
+        plan(config(BEFORE), config(after), {}, {})
+
+
+def test_what_may_change() -> None:
+    after = (
+        "routes: {resilient: {buckets: 64}, onlink: {10.9.0.0/24: up0}}\n"
+        "advertise: [10.1.0.0/24]\nonStop: {mode: drain}\n"
+    )
+    steps = plan(config(BEFORE), config(after), {}, {})
+    assert (steps.advertised, steps.onlink) == (("10.1.0.0/24",), ("10.9.0.0/24",))
