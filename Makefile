@@ -9,8 +9,10 @@ export PATH := $(CURDIR)/$(VENV):$(PATH)
 # Most tests wait for routers and timers: there are more processes than CPUs.
 WORKERS ?= 3
 PYTEST := python -m pytest -n $(WORKERS) --durations=25
+# The tests of what is compiled that need neither root nor long tables.
+PLAIN := tests/unit/test_bgp_*.py tests/unit/test_routes_*.py tests/wire/test_bgp_differential.py tests/wire/test_bgp_fuzz.py
 
-.PHONY: help demo compiled image lab-down test unit lab big-lab lint format conformance interop fuzz flood hammer hammer-fib bench-bgp bench-cni
+.PHONY: help demo compiled image lab-down test test-plain unit lab big-lab lint format conformance interop fuzz flood hammer hammer-fib bench-bgp bench-cni
 .PHONY: bench-fib bench-ipam setup setup-tests venv lock clean
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -24,8 +26,11 @@ lab-down: setup  ## remove the lab that `make demo KEEP=1` left up
 compiled: venv  ## compile the hot modules with mypyc; without it, all runs as plain Python (needs gcc and python3-dev)
 	@python -m config.compiling
 
-test: setup-tests lint compiled  ## the whole suite: lint, unit, wire, kernel, labs with real routers and runtimes (WORKERS=3)
+test: setup-tests lint compiled test-plain  ## the whole suite: lint, unit, wire, kernel, labs with real routers and runtimes (WORKERS=3)
 	@$(PYTEST) tests
+
+test-plain: venv  ## what is compiled, tried as plain Python; seconds
+	@PODROUTE_PURE=1 python -m pytest -q -n $(WORKERS) $(PLAIN)
 
 unit: venv  ## the tests that need no root; seconds
 	@$(PYTEST) tests/unit tests/wire

@@ -80,5 +80,5 @@ def _with_references(shard: dict[K, V], count: int) -> list[K]:
     return [key for key, value in shard.items() if getrefcount(value) == count]
 
 
-_ALONE = next(count for count in range(10) if _with_references({0: object()}, count))
+_ALONE = next(count for count in range(10) if _with_references(Shard({0: object()}), count))
 """References to a value that nobody holds but the mapping; compiled code makes another number of them."""

@@ -152,7 +152,7 @@ class Rib:
         """
         rib = self.peers[name]
         rib.adj_in.own_addresses_are(_own_addresses(local_address, next_hops))
-        for family in sorted(negotiated.families & next_hops.keys()):
+        for family in sorted(negotiated.families.intersection(next_hops)):
             group = rib.groups.get(family)
             if group is None or group.next_hop(name) != next_hops[family]:
                 told = None if group is None else group.told(name)
@@ -348,7 +348,7 @@ class Rib:
             left -= self._walks.run(family, left)
             left -= self._shorten_logs(family, left)
             ordered = ribs[first:] + ribs[:first] if family not in self._deferred else []
-            left -= self._run_few(ordered, family, left)
+            left -= self._run_few(ordered, family, left // 2)  # many such leave the others their share
             for rib in ordered:
                 if left <= 0:
                     break
@@ -372,6 +372,12 @@ class Rib:
                 if group.key.family == family:
                     group.deferred = self._withholds(group)
         return self.busy
+
+    def run_few(self, budget: int) -> None:
+        """Decide over what those announce who announce little; ``run`` does the rest of its work on that later."""
+        for family in FAMILIES:
+            if family not in self._deferred:
+                self._run_few(list(self.peers.values()), family, budget)
 
     @property
     def waiting(self) -> int:
@@ -450,20 +456,15 @@ class Rib:
                 self.loc[family].all_paths = any(key.paths and key.family == family for key in self._groups)
                 self._discarded += group.table.shards
 
-    def _run_few(self, ribs: Sequence[PeerRib], family: Family, budget: int) -> int:
-        """Decide over what those announce who announce little; tell the FIB apart from the many others, if there are.
-
-        It takes at most half of the budget, so that many such peers leave the others their share.
-        """
-        done, most, changes = 0, budget // 2, self._changes[family]
-        waiting = [rib.adj_in.dirty[family].waiting for rib in ribs]
-        if max(waiting, default=0) <= _FEW and sum(len(prefixes) for prefixes, _ in changes.fib) <= _FEW:
-            return 0
-        if changes.fib and any(0 < count <= _FEW for count in waiting):
+    def _run_few(self, ribs: Sequence[PeerRib], family: Family, most: int) -> int:
+        """Decide over up to about ``most`` prefixes of those who announce little; tell the FIB of these apart."""
+        done, changes = 0, self._changes[family]
+        few = [rib for rib in ribs if 0 < rib.adj_in.dirty[family].waiting <= _FEW]
+        if few and changes.fib:
             self._on_fib(family, changes.fib)
             changes.fib = []
-        for rib, count in zip(ribs, waiting, strict=True):
-            if 0 < count <= _FEW and done < most:
+        for rib in few:
+            if done < most:
                 done += self._run_peer(rib, family, most - done)
         if done and changes.fib:
             self._on_fib(family, changes.fib)

@@ -38,7 +38,7 @@ log = logging.getLogger("podroute.bgp")
 DECONFIGURED = Notification(6, 3)
 """Cease/Peer De-configured (RFC 4486 section 4)."""
 
-_SLICE = 0.005
+_SLICE = 0.002
 """Seconds of reading, of deciding and of writing in one turn of the event loop."""
 _LEAST, _MOST = 16, 8192
 """Bounds of the number of prefixes decided in one slice."""
@@ -47,7 +47,7 @@ _BACKLOG = 50_000
 _READ = 8 * 1024
 """Octets of one peer processed at a time; some 2,000 prefixes, or 150 with new attributes each."""
 _SPARED = 64 * 1024
-"""Octets heard from peers that say little while the decisions or the FIB lag behind, until they do no more."""
+"""Octets heard from peers that say little ahead of others, until the decisions and the FIB do not lag behind."""
 _WRITE = 32 * 1024
 """Octets taken from a peer's Adj-RIB-Out at a time."""
 _ACKNOWLEDGED = 0.01
@@ -470,6 +470,7 @@ class Speaker:
             self._work.clear()
             if self._slice():
                 self._work.set()
+                await asyncio.sleep(0)  # what has arrived meanwhile comes behind us in this turn of the loop
                 await asyncio.sleep(0)
             elif not self._idle and not self._local.readers:
                 self._idle = True
@@ -484,7 +485,9 @@ class Speaker:
     def _slice(self) -> bool:
         """Read, decide and write, each for some milliseconds; True: there is more to do at once."""
         start = time.perf_counter()
-        unread = self._read(start + _SLICE)
+        if self._read_little(start + _SLICE) and self._local.readers:  # others take their time
+            self.rib.run_few(self._budget)
+        unread = self._read(time.perf_counter() + _SLICE)
         if not self._pending:  # nothing but keepalives
             return unread
         self._pending = False
@@ -492,18 +495,33 @@ class Speaker:
         more = self.rib.run(self._budget)
         self._lagging = more and self.rib.waiting >= _BACKLOG
         decided = time.perf_counter()
-        if more:
-            factor = _SLICE / max(decided - read, 1e-6)
+        factor = _SLICE / max(decided - read, 1e-6)
+        if more or factor < 1.0:
             self._budget = int(min(max(self._budget * min(factor, 2.0), _LEAST), _MOST))
         self._pending = self._flush(decided + _SLICE) or more
         return self._pending or unread
+
+    def _read_little(self, until: float) -> bool:
+        """Process what those have sent who have sent little, before anything else; True: there was something."""
+        readers = self._local.readers
+        some = False
+        for _ in range(len(readers)):
+            session = readers.popleft()
+            octets = session.unread
+            if octets > LITTLE or self._spared > _SPARED or time.perf_counter() > until:
+                readers.append(session)
+            else:
+                some = True
+                self._spared += octets
+                if session.read(LITTLE):
+                    readers.append(session)
+        return some
 
     def _read(self, until: float) -> bool:
         """Process what peers sent, each in turn, unless decisions or the FIB lag behind; True: there is more to do."""
         readers = self._local.readers
         full = self._fib_full()
         if full or self._lagging:
-            self._read_little()
             return bool(readers) and not full
         self._spared = 0
         while readers and time.perf_counter() < until:
@@ -511,19 +529,6 @@ class Speaker:
             if session.read(_READ):
                 readers.append(session)
         return bool(readers)
-
-    def _read_little(self) -> None:
-        """Process what those have sent who have sent little."""
-        readers = self._local.readers
-        for _ in range(len(readers)):
-            session = readers.popleft()
-            octets = session.unread
-            if octets > LITTLE or self._spared > _SPARED:
-                readers.append(session)
-            else:
-                self._spared += octets
-                if session.read(LITTLE):
-                    readers.append(session)
 
     def _flush(self, until: float) -> bool:
         """Let each peer write in turn; True: some have more, and time is up."""

@@ -80,6 +80,7 @@ def sources(root: Path, modules: Sequence[str] = MODULES) -> list[str]:
         if str(path) in found or not (root / path).exists():
             continue
         found.add(str(path))
+        waiting.append(name.rpartition(".")[0])
         for node in ast.walk(ast.parse((root / path).read_bytes())):
             if isinstance(node, ast.Import):
                 waiting += [alias.name for alias in node.names]
@@ -107,16 +108,18 @@ def _compiler() -> str:
 
 def _make(root: Path, place: Path) -> Path:
     command = _c_compiler()
-    stamp = _stamp(root)
-    digest = source_hash(stamp.encode()).hex()
     with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=place) as directory:
-        whole = Path(directory, "whole")
-        extensions = _translate(root, Path(directory, "c"), library(digest).removesuffix("__mypyc"))
-        if _stamp(root) != stamp:
-            raise CompilingError("a source was changed meanwhile: run again")
-        _build(command, extensions, Path(directory, "c"), whole)
+        copy, objects, whole = (Path(directory, name) for name in ("sources", "objects", "whole"))
+        # What is edited meanwhile is not what is compiled; and mypy sees nothing that lies beside the sources.
+        for path in sources(root):
+            (copy / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root / path, copy / path)
+        stamp = _stamp(copy)
+        digest = source_hash(stamp.encode()).hex()
+        extensions = _translate(copy, objects, library(digest).removesuffix("__mypyc"))
+        _build(command, extensions, objects, whole)
         (whole / STAMP).write_text(stamp)
-        for file in (*whole.rglob("*.*"), whole / STAMP):
+        for file in (*whole.rglob("*.so"), whole / STAMP):
             with open(file, "rb") as written:
                 os.fsync(written.fileno())
         form = place / digest

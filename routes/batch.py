@@ -42,8 +42,11 @@ class Batch:
         index = bisect_right(self._starts, place) - 1
         return self.parts[index], self.parts[index].prefixes[place - self._starts[index]]
 
-    def sends(self) -> Iterator[tuple[int, bytes | bytearray]]:
-        """Yield buffers of at most MOST requests, numbered by place in it, each with the place of its first."""
+    def sends(self) -> Iterator[tuple[int, list[bytearray]]]:
+        """Yield buffers of at most MOST requests together, numbered by place in these, and the place of the first.
+
+        The requests of one buffer have one length.
+        """
         pieces: list[bytearray] = []
         start = count = 0
         for part in self.parts:
@@ -55,11 +58,7 @@ class Batch:
                 done += len(some)
                 count += len(some)
                 if count == MOST:
-                    yield start, _joined(pieces)
+                    yield start, pieces
                     start, count, pieces = start + count, 0, []
         if pieces:
-            yield start, _joined(pieces)
-
-
-def _joined(pieces: list[bytearray]) -> bytes | bytearray:
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            yield start, pieces

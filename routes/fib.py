@@ -161,7 +161,9 @@ class Fib:
     def update(self, family: Family, changes: Iterable[tuple[Sequence[bytes], NextHops | None]]) -> None:
         """Desire learned routes: ``(prefixes, next hops)``, None to withdraw. Returns at once; changes coalesce."""
         installer = self._installer
-        installer.table(family, self._metrics[family]).update(changes, installer.registry.target)
+        table = installer.table(family, self._metrics[family])
+        table.update(changes, installer.registry.target)
+        installer.hurry(table)
         installer.schedule()
 
     def add_cover(self, family: Family, prefix: bytes) -> None:

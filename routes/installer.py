@@ -103,7 +103,7 @@ class Installer:
         self._released: list[Target] = []
         self._unwanted: dict[Target, int] = {}
         """Targets to which nothing is to lead any more, each with how many may name it when it is looked at next."""
-        self._repairing: dict[tuple[Table, bytes], str] = {}
+        self._repairing: dict[Table, dict[bytes, str]] = {}
         self._repaired: Counter[str] = Counter()
         self._scheduled = False
         self._route_jobs = 0
@@ -204,6 +204,11 @@ class Installer:
             self._scheduled = True
             self._loop.call_soon(self._flush)
 
+    def hurry(self, table: Table) -> None:
+        """Send at once what changed a few at a time, if it would have to wait for the many others."""
+        if table.ahead and self._urgent is not None and (self._route_jobs or self.backlog > _SHORT):
+            self._send_ahead(table)
+
     def urgent(self, requests: Sequence[bytes]) -> None:
         """Send past everything that waits, in a thread: the kernel may take its time over these."""
         if requests and self._urgent is not None:
@@ -233,7 +238,10 @@ class Installer:
 
     def repair(self, table: Table, prefix: bytes, held: Target | None, cause: str) -> None:
         """The kernel holds something else than it should; ``cause`` is logged and counted once it is right again."""
-        self._repairing[table, prefix] = cause
+        causes = self._repairing.get(table)
+        if causes is None:
+            causes = self._repairing[table] = {}
+        causes[prefix] = cause
         table.observe(prefix, held)
         self.schedule()
 
@@ -254,7 +262,10 @@ class Installer:
             self._move.add_done_callback(log_crash)
         tables = list(self.tables.values())
         for table in tables:
-            self._send_ahead(table)
+            if table.ahead and self.backlog <= _SHORT:
+                table.ahead.clear()
+            elif table.ahead:
+                self._send_ahead(table)
         hold = self._hold()
         idle_turns = 0
         while self._route_jobs < _DEPTH and idle_turns < len(tables):
@@ -348,17 +359,16 @@ class Installer:
 
     def _send_ahead(self, table: Table) -> None:
         """Send what changed a few at a time past a queue, in the other thread; one batch of it at a time."""
-        if table.ahead and self.backlog <= _SHORT:
-            table.ahead.clear()
-        elif table.ahead and not self._ahead_jobs:
-            assert self._urgent is not None
-            batch = Batch()
-            table.take_ahead(batch)
-            if batch.size:
-                self._ahead_jobs += 1
-                self._urgent.submit(RouteJob(self._ahead_done, batch, table.place))
-            else:
-                self._settle(table, batch)
+        assert self._urgent is not None
+        if self._ahead_jobs:
+            return
+        batch = Batch()
+        table.take_ahead(batch)
+        if batch.size:
+            self._ahead_jobs += 1
+            self._urgent.submit(RouteJob(self._ahead_done, batch, table.place))
+        else:
+            self._settle(table, batch)
 
     def _deliver(self, job: Job) -> None:
         """In a writer's thread."""
@@ -400,8 +410,8 @@ class Installer:
         self._settle(table, batch)
         self.counters["requests"] += batch.size
         self.counters["refused"] += len(job.refused)
-        if self._repairing:
-            self._count_repairs(table, job)
+        if causes := self._repairing.get(table):
+            self._count_repairs(job, causes)
         if not job.verified:
             self._on_unverified("the kernel's answers were lost")
         if self._permitted(job) and self._denied:
@@ -416,7 +426,9 @@ class Installer:
 
     def _refused(self, table: Table, job: RouteJob, place: int) -> None:
         number, words = job.refused[place]
-        (flight, want, _, _), prefix = job.batch.at(place)
+        part, prefix = job.batch.at(place)
+        flight = part.flight
+        want: Target | None = part.want
         shard = flight.shard
         before = flight.changes[prefix]
         held = before if before is not None and not before.absent else None
@@ -447,18 +459,19 @@ class Installer:
         elif not want.matches(route):
             table.refused(shard, prefix, want, Failure(self.other, State.PENDING, errno.EEXIST, "not as desired"))
 
-    def _count_repairs(self, table: Table, job: RouteJob) -> None:
+    def _count_repairs(self, job: RouteJob, causes: dict[bytes, str]) -> None:
+        """Count what has been repaired, unless it is to be done again."""
         place = -1
         for part in job.batch.parts:
             for prefix in part.prefixes:
                 place += 1
-                cause = self._repairing.get((table, prefix))
+                cause = causes.get(prefix)
                 if cause is None:
                     continue
                 if place not in job.refused:
                     self._repaired[cause] += 1
                 if prefix not in part.flight.shard.dirty:
-                    del self._repairing[table, prefix]
+                    del causes[prefix]
 
     async def _follow(self) -> None:
         """Move prefixes off targets that are not current, a shard at a time."""

@@ -51,6 +51,8 @@ class Monitor:
         self._receive_buffer = receive_buffer
         self._subscribers: list[_Subscriber] = []
         self._ignored: set[int] = set()
+        self._program: ctypes.Array[ctypes.c_char] | None = None
+        self._buffer = memoryview(bytearray(netlink.RECEIVE))
         self._sock: socket.socket | None = None
         self._query: socket.socket | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -108,8 +110,9 @@ class Monitor:
         program = [load_kind, (0x15, reject - 2, 0, socket.htons(netlink.RTM_NEWNEXTHOPBUCKET)), load_port]
         program += [(0x15, reject - place - 1, 0, socket.htonl(port)) for place, port in enumerate(ports, start=3)]
         program += tail
-        code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in program))
-        head = struct.pack("@HP", len(program), ctypes.addressof(code))
+        # Kept, for the kernel gets its address only: compiled code lets go of a variable after its last use.
+        self._program = ctypes.create_string_buffer(b"".join([struct.pack("=HBBI", *step) for step in program]))
+        head = struct.pack("@HP", len(program), ctypes.addressof(self._program))
         self._sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, head)
 
     def _read_interfaces(self) -> list[Event]:
@@ -127,8 +130,8 @@ class Monitor:
         for _ in range(_PER_TURN):
             if self._sock is None:
                 return
-            try:
-                data = self._sock.recv(netlink.RECEIVE, socket.MSG_DONTWAIT)
+            try:  # one message in general: a buffer for the largest each time would take as long as the reading
+                size = self._sock.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -136,6 +139,7 @@ class Monitor:
                     raise
                 self._overrun()
                 return
+            data = bytes(self._buffer[:size])
             for msg in netlink.messages(data):
                 event = decode(data, msg)
                 if event is not None:

@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from routes import netlink
+from routes import bulk, netlink
 from routes.batch import Batch
 from routes.dumps import read_routes
 from routes.encode import MOST, Placement, numbered
@@ -41,8 +41,8 @@ class Job(ABC):
     def run(self, sock: socket.socket) -> None:
         """Send the requests and note what the kernel refuses. Runs in the writer's thread."""
 
-    def _send(self, sock: socket.socket, data: bytes | bytearray, start: int) -> None:
-        sock.send(data)
+    def _heed(self, sock: socket.socket, start: int) -> None:
+        """Note what the kernel refused of what was sent last, the first of it at place ``start``."""
         refusals, whole = netlink.receive_refusals(sock)
         for refusal in refusals:
             self.refused[start + refusal.sequence] = refusal.errno, refusal.text or os.strerror(refusal.errno)
@@ -66,7 +66,8 @@ class NexthopJob(Job):
             except OSError as error:
                 log.error("cannot write the state file: %s", error)
         for start in range(0, len(self._requests), MOST):
-            self._send(sock, numbered(self._requests[start : start + MOST]), start)
+            sock.send(numbered(self._requests[start : start + MOST]))
+            self._heed(sock, start)
 
 
 class RouteJob(Job):
@@ -79,8 +80,9 @@ class RouteJob(Job):
         self.place = place
 
     def run(self, sock: socket.socket) -> None:
-        for start, data in self.batch.sends():
-            self._send(sock, data, start)
+        for start, buffers in self.batch.sends():
+            bulk.send(sock, buffers)
+            self._heed(sock, start)
         taken = [place for place, (number, _) in self.refused.items() if number == errno.EEXIST]
         if taken:
             self._look(sock, taken)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from config.compiled import form
 from tests.netns import Netns
 
 # The same examples in every run, and no deadline: what an example takes says how busy the machine is. `make hammer` and
@@ -18,6 +19,10 @@ settings.load_profile("suite")
 # A shell's background job ignores it, and would hand that on to all commands that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_report_header() -> str:
+    return f"podroute: {form().name} ({form().detail})"
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -14,12 +14,12 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import routes.monitor
-from routes import netlink
+from routes import bulk, netlink
 from routes.messages import Event
 from routes.monitor import Monitor
 
@@ -53,6 +53,16 @@ def deprivable(open_socket: Callable[..., socket.socket] = netlink.open_socket) 
     return opened
 
 
+def deprived_bulk(send: Callable[..., None] = bulk.send) -> Callable[..., None]:
+    """Return what sends in bulk as ``send`` does, without the privilege while it is ``taken``."""
+
+    def sending(sock: socket.socket, buffers: Sequence[bytearray]) -> None:
+        with _without(CAP_NET_ADMIN) if taken.is_set() else nullcontext():
+            send(sock, buffers)
+
+    return sending
+
+
 @contextmanager
 def _without(capability: int) -> Iterator[None]:
     """Take a capability out of the calling thread's effective set (capset(2))."""
@@ -84,7 +94,7 @@ class _HardOfHearing(Monitor):
 
 
 def main() -> None:
-    netlink.open_socket = deprivable()
+    netlink.open_socket, bulk.send = deprivable(), deprived_bulk()
     routes.monitor.Monitor = _HardOfHearing  # type: ignore[misc]
     _turned_by(signal.SIGUSR1, taken)
     _turned_by(signal.SIGUSR2, deaf)

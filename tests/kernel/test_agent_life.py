@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from config.compiled import SWITCH, form
 from tests.agents import PATIENCE, Agent, agents
 from tests.netns import WITHOUT_CAPABILITIES, Netns, link
 
@@ -130,6 +131,18 @@ async def test_the_command_line_shows_what_the_api_says(pair: Pair) -> None:
         assert [json.loads(line) for line in parsed.stdout.splitlines()] if argv[0] == "routes" else True
     (block,) = [b["prefix"] for b in await pair.b.get("/v1/blocks") if b["family"] == "ipv4"]
     assert block in pair.a.command("routes", block).stdout
+
+
+@pytest.mark.parametrize("pure", [False, True])
+async def test_it_says_in_which_form_it_runs(pair: Pair, monkeypatch: pytest.MonkeyPatch, pure: bool) -> None:
+    if pure:
+        monkeypatch.setenv(SWITCH, "1")
+    name, detail = ("plain Python", f"{SWITCH} is set") if pure else (form().name, form().detail)
+    await pair.a.start()
+    (line,) = [line for line in pair.a.log.splitlines() if " agent: starting " in line]
+    assert f'form="{name}" detail="{detail}"'.replace('"compiled"', "compiled") in line
+    assert (await pair.a.get("/v1/status"))["form"] == {"name": name, "detail": detail}
+    assert f" ({name}), running, up " in pair.a.command("status").stdout
 
 
 NO_NETWORK = "does not appear to be an IPv4 or IPv6 network; must be such as 10.64.0.0/26"

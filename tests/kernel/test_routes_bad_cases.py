@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from config.prefix import make
-from routes import netlink
+from routes import bulk, netlink
 from routes.messages import RouteEvent
 from routes.state import State
 from tests.kernel import hindered
@@ -170,6 +170,7 @@ async def heard(node: Node, ns: Netns) -> None:
 @pytest.fixture
 def deprivable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(netlink, "open_socket", hindered.deprivable())
+    monkeypatch.setattr(bulk, "send", hindered.deprived_bulk())
     yield
     hindered.taken.clear()
 

@@ -62,6 +62,7 @@ async def test_the_agent_runs_in_a_container(net: Lab, podman: Mapping[str, str]
         await agent_answers(net, one)
         await converges(one)
         await _has_only_its_capabilities(one, (await engine("inspect", "podroute")).stdout)
+        assert " (compiled), running, " in (await engine("exec", "podroute", "podroute", "status")).stdout
         said = (await engine("exec", "podroute", "podroute", "cni", "install", "--force")).stdout
         assert f"wrote {PLUGIN_DIR}/podroute (compiled beforehand)" in said
         await _a_pod_comes_and_goes(net, one, other)

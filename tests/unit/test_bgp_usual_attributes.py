@@ -26,8 +26,11 @@ def sequence(*asns: int) -> bytes:
     return pack("!BB", 2, len(asns)) + pack(f"!{len(asns)}I", *asns)
 
 
+_FIELDS = ("local_pref", "med", "neighbor_as", "origin", "originator", "path_length", "raw", "scope", "weight")
+
+
 def same(a: Attributes, b: Attributes) -> bool:
-    return all(getattr(a, name) == getattr(b, name) for name in Attributes.__slots__)
+    return all(getattr(a, name) == getattr(b, name) for name in _FIELDS)
 
 
 ORIGIN = pack_attribute(0x40, 1, b"\0")

@@ -13,12 +13,13 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from config import compiling
-from config.compiled import DIRECTORY, MODULES, ROOT, STAMP, SUFFIX, SWITCH, directories, fitting, library
+from config.compiled import DIRECTORY, MODULES, ROOT, STAMP, SUFFIX, SWITCH, directories, fitting, form, library
 from config.compiling import CompilingError, compile_all, sources
 
 TOLD = "import toy.sums as s; from config.compiled import form; print(s.total([1, 2]), s.__file__, form().detail)"
@@ -251,17 +252,13 @@ def test_without_pythons_headers_too(bare: Tree, monkeypatch: pytest.MonkeyPatch
     assert not bare.forms()
 
 
-def test_a_source_that_changes_meanwhile(bare: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    def translate(root: Path, directory: Path, group: str) -> list[object]:
-        bare.edit("config/compiled.py", r'"PODROUTE_PURE"', '"PODROUTE_PLAIN"')
-        return []
-
-    monkeypatch.setattr(compiling, "_translate", translate)
-    monkeypatch.setattr(compiling, "_c_compiler", lambda: ["cc"])
-    with pytest.raises(CompilingError, match="changed meanwhile"):
-        compile_all(bare.root)
-    assert not bare.forms()
-    assert not bare.unfinished()
+@compiles
+def test_a_source_that_changes_meanwhile(bare: Tree, tmp_path: Path) -> None:
+    compiler = tmp_path / "cc"
+    compiler.write_text(f'#!/bin/sh\necho >> {bare.root}/toy/constants.py\nfor last; do :; done\n: > "$last"\n')
+    compiler.chmod(0o755)
+    assert " compiled in " in bare.compile(CC=str(compiler))
+    assert bare.told() == plain(bare, STALE)
 
 
 def test_the_stamp_covers_every_compiled_module_and_what_it_imports() -> None:
@@ -269,6 +266,13 @@ def test_the_stamp_covers_every_compiled_module_and_what_it_imports() -> None:
     assert {module.replace(".", "/") + ".py" for module in MODULES} < covered
     assert {"config/compiled.py", "config/prefix.py", "bgp/messages.py", "bgp/paths.py"} < covered
     assert all(Path(ROOT, path).exists() for path in covered)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_on_the_list_comes_in_the_form_that_runs(module: str) -> None:
+    path = module.replace(".", "/")
+    directory = form().directory
+    assert import_module(module).__file__ == (f"{directory}/{path}{SUFFIX}" if directory else f"{ROOT}/{path}.py")
 
 
 def test_old_forms_go(bare: Tree) -> None:

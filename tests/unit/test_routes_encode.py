@@ -118,8 +118,9 @@ def test_a_batch_is_cut_into_sends() -> None:
         batch.add(Part(flight, None, shape, prefixes[start:stop]))
     assert batch.size == len(prefixes)
     seen: list[bytes] = []
-    for start, data in batch.sends():
-        buffer = bytes(data)
+    for start, buffers in batch.sends():
+        assert all(len({msg.end - msg.start for msg in messages(bytes(each))}) == 1 for each in buffers)
+        buffer = b"".join(buffers)
         assert start == len(seen)
         found = list(messages(buffer))
         assert [msg.sequence for msg in found] == list(range(min(MOST, batch.size - start)))
