@@ -72,8 +72,8 @@ class Placement(NamedTuple):
 Shape = bytes
 """A request for a route whose sequence number, prefix length and address are 0; the address is at its end."""
 
-MOST = 1 << 13
-"""Messages in one send: half a megabyte, an eighth of what the socket's buffer takes."""
+MOST = 1 << 14
+"""Messages that are sent before the answers are read: these fit the socket's buffer if all are refusals."""
 _LOW = bytes(range(256)) * (MOST >> 8)
 _HIGH = b"".join(bytes((high,)) * 256 for high in range(MOST >> 8))
 """The two octets of all sequence numbers."""

@@ -32,12 +32,12 @@ from routes.writer import Job, NexthopJob, RouteJob, Writer
 
 log = logging.getLogger("podroute.routes")
 
-_BATCH, _DEPTH = 4096, 3
+_BATCH, _DEPTH = 8192, 2
 """So many requests in a batch, and batches under way. Between two sends the thread waits for the interpreter while the
-kernel has nothing to do, so batches are large; what is urgent goes ahead of them. The loop settles one and makes the
-next in less time than the kernel takes for the other two."""
+kernel has nothing to do, compiled code lets go of it late, so batches are large; what is urgent goes ahead of them. The
+loop settles one and makes the next in less time than the kernel takes for the other."""
 _SHARDS = 32
-_FULL, _ROOM = 24_576, 16_384
+_FULL, _ROOM = 32_768, 24_576
 """So many changes wait, deletions apart, that the queue is full, or so few that there is room again; the kernel takes 3
 to 10 us each."""
 _SEARCHED = 50_000
