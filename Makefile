@@ -67,6 +67,7 @@ hammer: setup-tests compiled  ## twenty nodes on one store, and whole agents, ki
 hammer-fib: setup-tests compiled  ## 10,000 routes that flap for 20 s, SIGKILL in a load of 500,000 (SECONDS=20 ROUTES=500000)
 	@FLAP_SECONDS=$(or $(SECONDS),20) KILL_ROUTES=$(or $(ROUTES),500000) python -m pytest -q --timeout 1800 -s \
 		tests/kernel/test_routes_bad_cases.py tests/kernel/test_routes_leftovers.py tests/kernel/test_agent_bad_cases.py
+	@ROUTES_EXAMPLES=$(or $(EXAMPLES),3000) python -m pytest -q --timeout 1800 tests/unit/test_routes_machine.py
 
 flood: setup-tests compiled  ## 5,000 connections a second from strangers for half a minute (SECONDS=30): no session is lost
 	@FLOOD_SECONDS=$(or $(SECONDS),30) python -m pytest -q tests/kernel/test_bgp_strangers.py

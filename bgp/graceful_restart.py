@@ -41,7 +41,7 @@ def retained(session: Negotiated, notification: Notification | None) -> frozense
         not survives_notification(session) or (notification.code, notification.subcode) == (_CEASE, HARD_RESET)
     ):
         return frozenset()
-    return session.families & theirs.forwarding.keys()
+    return session.families.intersection(theirs.forwarding)
 
 
 def confirmed(session: Negotiated) -> frozenset[Family]:
@@ -49,7 +49,7 @@ def confirmed(session: Negotiated) -> frozenset[Family]:
     theirs = session.peer.graceful_restart
     if theirs is None or session.local.graceful_restart is None:
         return frozenset()
-    return session.families & {family for family, kept in theirs.forwarding.items() if kept}
+    return session.families.intersection(family for family, kept in theirs.forwarding.items() if kept)
 
 
 def survives_notification(session: Negotiated) -> bool:

@@ -29,7 +29,6 @@ MODULES: Final = (
     "bgp.loc_rib",
     "bgp.nlri",
     "bgp.paths",
-    "bgp.receiving",
     "bgp.table",
     "bgp.update",
     "bgp.usual_attributes",

@@ -177,7 +177,7 @@ class Registry(Groups):
                 self._note_loss(subject.users, [subject.key], cause)
                 self._drop(subject)
                 return True
-        elif isinstance(subject, Target) and subject.ready:
+        elif isinstance(subject, Target):  # its creation may have been answered, or be about to be
             if not alike(nexthop.resilience, subject.resilience):
                 self._outdate(subject)
             elif sorted(nexthop.members) == subject.group() and nexthop.resilience == subject.resilience:

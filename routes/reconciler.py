@@ -152,7 +152,7 @@ class Reconciler:
         want = shard.desired.get(prefix)
         if route.protocol == self._protocol:
             if event.gone:
-                if want is not None or prefix in shard.stale:
+                if want is not None or shard.unsettled(prefix):
                     self._installer.repair(table, prefix, None, "route deleted by another program")
             elif want is not None and not want.matches(route):
                 self._installer.repair(table, prefix, self._installer.other, "route replaced by another program")

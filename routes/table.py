@@ -225,10 +225,9 @@ class Table:
     def observe(self, prefix: bytes, held: Target | None) -> None:
         """Learn what the kernel holds in truth; it will be set right."""
         shard = self.shard(prefix)
-        if shard.on_its_way(prefix):
-            held = self._unsure  # before or after what is on its way? The next request will tell
-        if held is not None:
-            held.refs += 1
+        if held is None or shard.on_its_way(prefix):
+            held = self._unsure  # before or after what is, or was, on its way? The next request will tell
+        held.refs += 1
         before: Target | None = None
         if prefix in shard.dirty:
             before = shard.dirty[prefix]
@@ -368,7 +367,7 @@ class Table:
         alike: list[bytes] = []
         for prefix, held in dirty.items():
             want = desired.get(prefix)
-            if held is None and want is last and want is not None:  # one more new route to where the last one led
+            if want is last and want is not None and (held is None or held is unsure):  # one more like the last one
                 alike.append(prefix)
                 continue
             if held is not None and held.absent:

@@ -46,7 +46,9 @@ def test_what_stays_when_a_session_is_lost(
     theirs: GracefulRestart | None, notification: Notification | None, families: set[Family]
 ) -> None:
     """RFC 4724 section 4.2, RFC 8538 sections 3 and 4."""
-    assert retained(negotiated(theirs), notification) == families
+    stay = retained(negotiated(theirs), notification)
+    assert stay == families
+    assert type(stay) is frozenset, "which is checked where the caller is compiled"
 
 
 def test_nothing_stays_where_we_do_not_help() -> None:

@@ -6,7 +6,8 @@ import pytest
 
 from agent.peering import _policy as compiled
 from bgp.attributes import COMMUNITIES, EXTENDED_COMMUNITIES, LARGE_COMMUNITIES, Attributes
-from bgp.conditions import compile_as_path
+from bgp.conditions import _REMEMBERED, All, compile_as_path, has_community
+from bgp.paths import Path
 from bgp.policy import ACCEPT, Changes, Match, Policy, Rule
 from config import policy as written
 from config.communities import community_octets
@@ -171,3 +172,22 @@ def test_the_file_says_all_of_it() -> None:
 def test_what_is_no_community(text: str) -> None:
     with pytest.raises(ValueError):
         community_octets(text)
+
+
+def test_what_is_remembered_of_paths_has_a_bound() -> None:
+    asked = 0
+    wanted = has_community(octets("65001:7"))
+
+    def counted(path: Path) -> bool:
+        nonlocal asked
+        asked += 1
+        return wanted(path)
+
+    every = All([counted])
+    matching = Attributes(bytes.fromhex("c00804") + community_octets("65001:7"))
+    paths = [Path(None, matching if n % 2 else Attributes(b""), None, None) for n in range(_REMEMBERED + 2)]
+    for _ in range(2):
+        assert [every.hold(path) for path in paths[:100]] == [False, True] * 50
+    assert asked == 100
+    assert [every.hold(path) for path in paths] == [False, True] * (len(paths) // 2)
+    assert len(every._known) <= _REMEMBERED

@@ -105,3 +105,16 @@ def test_a_link_goes_before_a_group_is_made(resilience: Resilience | None) -> No
     three.refs = 0
     registry.release([three])
     assert_agreed(registry, kernel)
+
+
+@KINDS
+def test_somebody_changes_a_group_before_we_know_that_it_is_there(resilience: Resilience | None) -> None:
+    registry, _, kernel = prepared(resilience=resilience)
+    two = used(registry, (A, B))
+    operations = registry.take()
+    refused = kernel.run(operations)
+    kernel.there[two.id] = changed = kernel.there[two.id]._replace(members=kernel.there[two.id].members[:1])
+    assert registry.altered(changed, "its event")
+    registry.completed(operations, refused)
+    settle(registry, kernel)
+    assert kernel.group(two) == {A.address, B.address}

@@ -351,6 +351,19 @@ def test_seen_to_change_while_a_request_is_on_its_way() -> None:
     assert wants(batch) == {PREFIXES[0]: None}
     settle(table, batch)
     assert table.idle
+    # The same, told only after our replacement was answered.
+    for target in (a, b):
+        table.set(PREFIXES[0], target)
+        batch = Batch()
+        table.take(batch, 10)
+        settle(table, batch)
+    table.observe(PREFIXES[0], None)
+    table.set(PREFIXES[0], None)
+    batch = Batch()
+    table.take(batch, 10)
+    assert wants(batch) == {PREFIXES[0]: None}
+    settle(table, batch)
+    assert table.idle
     # And where it is still desired, nothing foreign can be overwritten.
     table.set(PREFIXES[0], a)
     batch = Batch()
