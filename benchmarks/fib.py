@@ -20,8 +20,9 @@ import click
 from benchmarks import fib_cases, fib_repairs
 from benchmarks.curve import picture
 from benchmarks.fib_cases import QUICK, Load, Results, Run, Sizes, percentile
-from benchmarks.fib_lab import ROUTERS
+from benchmarks.fib_lab import ROUTERS, PlainPodroute
 from benchmarks.report import RESULTS, Report, Row
+from config.compiled import form
 
 TABLE = "internet/fulltable-2015-as4.updates.bin.gz"
 DATA = Path(os.environ.get("PODROUTE_DATA", "."))
@@ -71,7 +72,7 @@ def main(quick: bool, cases: tuple[str, ...], only: bool) -> None:
     """
     sizes = QUICK if quick else Sizes()
     began = time.monotonic()
-    settings = {"prefixes": _shown(sizes), "versions": _versions()}
+    settings = {"prefixes": _shown(sizes), "versions": _versions(), "form": f"{form().name} ({form().detail})"}
     name = "fib-quick" if quick else "fib"
     done: list[Row] = []
     failed: list[str] = []
@@ -80,8 +81,9 @@ def main(quick: bool, cases: tuple[str, ...], only: bool) -> None:
         click.echo(f"{time.monotonic() - began:6.1f} s  {line}", err=True)
 
     results = Results()
+    routers = ROUTERS[:1] if only else ROUTERS
     for case in cases or [case for case in _CASES if case != "internet" or not quick]:
-        run = Run(results, sizes, ROUTERS[:1] if only else ROUTERS, say, failed)
+        run = Run(results, sizes, routers, [*routers] if only else [*routers, PlainPodroute], say, failed)
         run.attempt(case, partial(_CASES[case], run))
         rows = [row for row in _rows(results) if row not in done]
         done += rows

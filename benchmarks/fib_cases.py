@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -42,9 +42,10 @@ class Sizes:
     present: int = 100_000
     probes: int = 200
     curve: tuple[int, ...] = (1_000, 10_000, 100_000, 500_000, 1_000_000)
+    rounds: int = 3
 
 
-QUICK = Sizes(20_000, 10_000, 10_000, (1_000, 10_000), 10_000, 50, (1_000, 10_000))
+QUICK = Sizes(20_000, 10_000, 10_000, (1_000, 10_000), 10_000, 50, (1_000, 10_000), 1)
 
 
 @dataclass
@@ -115,6 +116,8 @@ class Run:
     results: Results
     sizes: Sizes
     routers: Sequence[type[Router]]
+    loaded: Sequence[type[Router]]
+    """Those that whole tables are sent to."""
     say: Callable[[str], None]
     failed: list[str] = field(default_factory=list)
 
@@ -175,19 +178,29 @@ def _table(
     tolerance: int = 0,
     ibgp: bool = False,
 ) -> None:
-    """Load a stream into each daemon in turn, do ``more`` with each, and write it with nothing but a writer."""
-    found = run.results.loads[name] = {}
+    """Load a stream into each daemon in turn, do ``more`` with each, and write it with nothing but a writer; again."""
+    rounds: dict[str, list[Load]] = {}
+    bare: list[float] = []
 
     def measure(kind: type[Router]) -> None:
         with running(lambda: kind(family=stream.family, ibgp=ibgp), 0) as router:
-            measured = found[kind.name] = load(router, stream, tolerance=tolerance)
+            measured = load(router, stream, tolerance=tolerance)
             more(router, measured)
+            rounds.setdefault(kind.name, []).append(measured)
             run.say(f"{name}: {kind.name} {measured}")
 
-    for kind in run.routers:
-        run.attempt(f"{name}: {kind.name}", partial(measure, kind))
-    run.results.bare[name] = bare_writer(stream)
-    run.say(f"{name}: bare writer {run.results.bare[name]:.2f} s")
+    for _ in range(run.sizes.rounds):
+        for kind in run.loaded:
+            run.attempt(f"{name}: {kind.name}", partial(measure, kind))
+        bare.append(bare_writer(stream))
+        run.say(f"{name}: bare writer {bare[-1]:.2f} s")
+    run.results.loads[name] = {daemon: median_load(loads) for daemon, loads in rounds.items()}
+    run.results.bare[name] = statistics.median(bare)
+
+
+def median_load(loads: Sequence[Load]) -> Load:
+    """Return the median of each figure by itself."""
+    return Load(*(statistics.median(figures) for figures in zip(*map(astuple, loads), strict=True)))
 
 
 def ecmp(run: Run) -> None:

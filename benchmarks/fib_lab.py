@@ -11,14 +11,16 @@ import tempfile
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
 
 from benchmarks.fib_streams import KEEPALIVE, Stream, open_message
+from config.compiled import SWITCH
 from config.prefix import FAMILIES, Family
 from routes import netlink
 from routes.messages import AF, RTA_DST, RTA_OIF, RTMSG, decode_route, match_request, routes_request
@@ -277,6 +279,7 @@ class Router(ABC):
 class Podroute(Router):
     name = "podroute"
     protocol = 201
+    environment: Mapping[str, str] = MappingProxyType({})
 
     def _start(self) -> None:
         peers = {
@@ -302,7 +305,14 @@ class Podroute(Router):
         file = self.directory / "podroute.yaml"
         file.write_text(yaml.safe_dump(config))
         command = (sys.executable, "-c", "from agent.cli import main; main()", "agent", "--config", str(file))
-        self._run(*command, env={**os.environ, "PYTHONPATH": str(_TREE)})
+        self._run(*command, env={**os.environ, "PYTHONPATH": str(_TREE), **self.environment})
+
+
+class PlainPodroute(Podroute):
+    """The same, nothing of it compiled."""
+
+    name = "podroute, plain Python"
+    environment = MappingProxyType({SWITCH: "1"})
 
 
 class Bird(Router):

@@ -6,12 +6,8 @@ import json
 from pathlib import Path
 
 from benchmarks.fib import _rows
-from benchmarks.fib_cases import QUICK, Load, Results, Run
+from benchmarks.fib_cases import QUICK, Load, Results, Run, median_load
 from benchmarks.report import Report, Row
-
-
-def fails() -> None:
-    raise KeyError("gone")
 
 
 def test_what_fails_is_named_and_the_others_go_on() -> None:
@@ -20,7 +16,7 @@ def test_what_fails_is_named_and_the_others_go_on() -> None:
     def fails() -> None:
         raise KeyError("gone")
 
-    run = Run(Results(), QUICK, (), said.append)
+    run = Run(Results(), QUICK, (), (), said.append)
     run.attempt("BIRD", fails)
     run.attempt("FRR", lambda: said.append("measured"))
     assert run.failed == ["BIRD: KeyError: 'gone'"]
@@ -56,3 +52,8 @@ def test_repairs_have_goals() -> None:
         ("one route deleted, repaired: p99", 100.0, True),
         ("all flushed, repaired", 2.0, True),
     ]
+
+
+def test_each_figure_of_a_load_is_a_median_by_itself() -> None:
+    loads = [Load(1.0, 9.0, 5.0, 3.0, 1.0), Load(2.0, 7.0, 6.0, 1.0, 3.0), Load(3.0, 8.0, 4.0, 2.0, 2.0)]
+    assert median_load(loads) == Load(2.0, 8.0, 5.0, 2.0, 2.0)
