@@ -21,8 +21,8 @@ HEAD = """# Measured, side by side
 
 Written by `make bench-NAME` out of `benchmarks/results/`; measure again on your own machine, on a quiet one. Each
 figure is the median of several rounds in which podroute and its peer take turns on the same input (one round: the loss
-of one of two peers, repairs, and the curve of table sizes). The ratio is podroute's figure by the peer's. A goal is what
-the ratio (without a peer: the figure) must keep to; **a goal that is missed says so.**
+of one of two peers, repairs, and the curve of table sizes). The ratio is podroute's figure by the peer's. A goal is
+what the ratio (without a peer: the figure) must keep to; **a goal that is missed says so.**
 """
 
 
