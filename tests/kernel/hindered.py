@@ -18,10 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import routes.monitor
 from routes import bulk, netlink
-from routes.messages import Event
-from routes.monitor import Monitor
 
 CAP_NET_ADMIN = 12
 _VERSION_3 = 0x20080522
@@ -33,8 +30,8 @@ deaf = threading.Event()
 """Set while events are not heard."""
 
 
-class Deprived(socket.socket):
-    """A socket that cannot send what needs the privilege while it is ``taken``."""
+class Hindered(socket.socket):
+    """A socket that cannot send what needs the privilege while it is ``taken``, and hears no events while ``deaf``."""
 
     def send(self, data: Any, flags: int = 0) -> int:
         if not taken.is_set():
@@ -42,13 +39,20 @@ class Deprived(socket.socket):
         with _without(CAP_NET_ADMIN):
             return super().send(data, flags)
 
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        """Only events are read so: while ``deaf``, what has come is lost."""
+        size = super().recv_into(buffer, nbytes, flags)
+        while deaf.is_set():
+            size = super().recv_into(buffer, nbytes, flags)
+        return size
+
 
 def deprivable(open_socket: Callable[..., socket.socket] = netlink.open_socket) -> Callable[..., socket.socket]:
     """Return what opens netlink sockets as ``open_socket`` does, that lose the privilege while it is ``taken``."""
 
     def opened(**options: Any) -> socket.socket:
         sock = open_socket(**options)
-        return Deprived(sock.family, sock.type, sock.proto, sock.detach())
+        return Hindered(sock.family, sock.type, sock.proto, sock.detach())
 
     return opened
 
@@ -87,15 +91,8 @@ def _turned_by(number: signal.Signals, event: threading.Event) -> None:
     signal.signal(number, lambda *_: event.clear() if event.is_set() else event.set())
 
 
-class _HardOfHearing(Monitor):
-    def _tell(self, event: Event) -> None:
-        if not deaf.is_set():
-            super()._tell(event)
-
-
 def main() -> None:
     netlink.open_socket, bulk.send = deprivable(), deprived_bulk()
-    routes.monitor.Monitor = _HardOfHearing  # type: ignore[misc]
     _turned_by(signal.SIGUSR1, taken)
     _turned_by(signal.SIGUSR2, deaf)
     from agent.cli import main as podroute

@@ -13,8 +13,10 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path as File
 from random import Random
+from typing import Any
 
 from config.nexthop import NextHops
+from routes import netlink
 from routes.encode import ADD
 from routes.installer import Installer
 from routes.messages import (
@@ -29,6 +31,7 @@ from routes.messages import (
     Route,
     RouteEvent,
 )
+from routes.monitor import Monitor
 from routes.others import Others
 from routes.reconciler import Reconciler
 from routes.target import Target
@@ -109,14 +112,18 @@ class Queue(Writer):
         self.jobs.append(job)
 
 
-class Instant(Installer):
-    """What goes at once is told to the kernel of this world."""
+class Instant(socket.socket):
+    """Tells the kernel of this world at once what it is sent, and never has an answer."""
 
     kernel: Kernel
 
-    def at_once(self, requests: Sequence[bytes]) -> None:
-        for request in requests:
-            self.kernel.one(request)
+    def send(self, data: Any, flags: int = 0) -> int:
+        for message in netlink.messages(data):
+            self.kernel.one(data[message.start - 16 : message.end])
+        return len(data)
+
+    def recv(self, *_: int) -> bytes:
+        raise BlockingIOError
 
 
 class World:
@@ -130,7 +137,7 @@ class World:
         self.failures: list[object] = []
         """What was raised in the loop's callbacks."""
         asyncio.get_running_loop().set_exception_handler(lambda _, context: self.failures.append(context))
-        self.installer = Instant(
+        self.installer = Installer(
             self.registry,
             table=254,
             protocol=201,
@@ -139,7 +146,8 @@ class World:
             on_unverified=self._doubt,
             on_room=lambda: None,
         )
-        self.installer.kernel = self.kernel
+        instant = self.installer._instant = Instant.__new__(Instant)
+        instant.kernel = self.kernel
         self.queues = Queue(), Queue()
         self.installer._writer, self.installer._urgent = self.queues
         self.table = self.installer.table(4, METRIC)
@@ -149,7 +157,7 @@ class World:
             table=254,
             protocol=201,
             interval=1e9,
-            others=Others.__new__(Others),
+            others=Others(Monitor()),
             on_link=self._link_heard,
         )
         self.reconciler._up = {hop.address[2] + 1: True for hop in HOPS.values()}
