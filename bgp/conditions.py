@@ -55,15 +55,18 @@ def has_as_path(expression: str) -> Condition:
 
 
 _REMEMBERED = 16384
-"""Paths at most, as they are held by that: some megabytes."""
+"""Sets of attributes at most, as their octets are held by that: some megabytes."""
 
 
 class All:
-    """All of some conditions; what they said of a path is remembered for a while, because many prefixes share one."""
+    """All of some conditions; what they said is remembered for a while, because many prefixes share a path.
+
+    It is remembered by all that they go by, not by the path, which would keep its next hop and its peer alive.
+    """
 
     def __init__(self, conditions: Iterable[Condition]) -> None:
         self._conditions = tuple(conditions)
-        self._known: dict[Path, bool] = {}
+        self._known: dict[tuple[bytes, bytes], bool] = {}
 
     def __bool__(self) -> bool:
         return bool(self._conditions)
@@ -74,9 +77,10 @@ class All:
             return True
         if path is None:
             return False
-        known = self._known.get(path)
+        key = path.raw, path.hop.address if path.hop is not None else b""
+        known = self._known.get(key)
         if known is None:
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
-            known = self._known[path] = all(condition(path) for condition in self._conditions)
+            known = self._known[key] = all(condition(path) for condition in self._conditions)
         return known

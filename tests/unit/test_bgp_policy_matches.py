@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from weakref import ref
+
 import pytest
 
 from agent.peering import _policy as compiled
 from bgp.attributes import COMMUNITIES, EXTENDED_COMMUNITIES, LARGE_COMMUNITIES, Attributes
 from bgp.conditions import _REMEMBERED, All, compile_as_path, has_community
+from bgp.hops import Hop
 from bgp.paths import Path
 from bgp.policy import ACCEPT, Changes, Match, Policy, Rule
 from config import policy as written
@@ -184,10 +187,27 @@ def test_what_is_remembered_of_paths_has_a_bound() -> None:
         return wanted(path)
 
     every = All([counted])
-    matching = Attributes(bytes.fromhex("c00804") + community_octets("65001:7"))
-    paths = [Path(None, matching if n % 2 else Attributes(b""), None, None) for n in range(_REMEMBERED + 2)]
+    matching = bytes.fromhex("c00804") + community_octets("65001:7")
+    raws = [bytes.fromhex("800404") + n.to_bytes(4, "big") + matching * (n % 2) for n in range(_REMEMBERED + 2)]
+    paths = [Path(None, Attributes(raw), None, None) for raw in raws]
     for _ in range(2):
         assert [every.hold(path) for path in paths[:100]] == [False, True] * 50
     assert asked == 100
     assert [every.hold(path) for path in paths] == [False, True] * (len(paths) // 2)
     assert len(every._known) <= _REMEMBERED
+
+
+def test_what_is_remembered_of_a_path_does_not_keep_its_next_hop() -> None:
+    every = All([has_community(octets("65001:7"))])
+    hop = Hop(bytes((192, 0, 2, 1)), "", None)
+    let_go = ref(hop)
+    path = Path(None, Attributes(b""), hop, None)
+    assert not every.hold(path)
+    del path, hop
+    assert let_go() is None
+
+
+def test_a_next_hop_tells_paths_of_the_same_attributes_apart() -> None:
+    near, far = (Path(None, Attributes(b""), Hop(bytes((192, 0, 2, n)), "", None), None) for n in (1, 2))
+    every = All([lambda path: path.hop is not None and path.hop.address[3] == 1])
+    assert [every.hold(path) for path in (near, far, near, far)] == [True, False, True, False]
