@@ -17,7 +17,7 @@ from labs.topology import Topology
 from labs.waiting import together
 
 
-async def two_ways(story: Story, wanted: int = 2, *, within: float = 10.0) -> None:
+async def two_ways(story: Story, wanted: int = 2, *, within: float = 60.0) -> None:
     """Wait until the nodes' kernels have that many ways to each other's blocks, some seconds at most."""
     waiting = []
     for node, other in (("n1", "n2"), ("n2", "n1")):
