@@ -32,6 +32,7 @@ from bgp.fsm import (
 from bgp.fsm_table import Event, State
 from bgp.messages import BgpError, MessageType, Negotiated, Notification, Open, RouteRefresh
 from bgp.sockets import Endpoint
+from bgp.tally import Tally
 
 log = logging.getLogger("podroute.bgp")
 
@@ -40,6 +41,7 @@ class Owner(Protocol):
     """What a session needs of its peer; ``session`` is the one that calls."""
 
     read_buffer: bytearray
+    tally: Tally
 
     def local_open(self) -> Open:
         """Return the OPEN to send."""
@@ -141,6 +143,7 @@ class Session:
         self._connection.write(b"".join(messages))
         self._told = self._connection.written
         self.messages_out += len(messages)
+        self._owner.tally.wrote(messages)
         self.fsm.update_sent(self._loop.time())
         self._note_progress()
 
@@ -201,6 +204,7 @@ class Session:
         if self._connection is not None:
             self._connection.write(message)
             self.messages_out += 1
+            self._owner.tally.wrote((message,))
             self._note_progress()
 
     def _note_progress(self) -> None:
@@ -304,10 +308,12 @@ class Session:
                 before = framer.pending
                 if fsm.state is State.ESTABLISHED and (bodies := framer.updates(budget)):
                     self.messages_in += len(bodies)
+                    self._owner.tally.received[MessageType.UPDATE] += len(bodies)
                     self._owner.updates(self, bodies)
                     updates = True
                 elif message := next(framer.messages(), None):
                     self.messages_in += 1
+                    self._owner.tally.received[message[0]] += 1
                     self._message(*message)
                 else:
                     break
