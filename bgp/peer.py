@@ -184,9 +184,9 @@ class Peer:
 
     @property
     def unacknowledged(self) -> int:
-        """Octets written to the established session that the peer's TCP has not acknowledged."""
+        """Octets of the established session, up to its last UPDATE, that the peer's TCP has not acknowledged."""
         session = self._established
-        return session.connection.unacknowledged if session and session.connection else 0
+        return session.unacknowledged if session else 0
 
     def next_hops_changed(self) -> None:
         """The node's own addresses may have changed: look our next hops up again."""

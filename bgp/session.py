@@ -100,6 +100,8 @@ class Session:
         self.messages_out = 0
         self._owner = owner
         self._connection: Connection | None = None
+        self._told = 0
+        """How much had been written with the last UPDATE."""
         self._framer = Framer()
         self._unread = False
         """Octets wait, and the owner knows."""
@@ -139,10 +141,17 @@ class Session:
         if self._connection is None or not messages:
             return
         self._connection.write(b"".join(messages))
+        self._told = self._connection.written
         self.messages_out += len(messages)
         self._owner.tally.wrote(messages)
         self.fsm.update_sent(self._loop.time())
         self._note_progress()
+
+    @property
+    def unacknowledged(self) -> int:
+        """Octets up to the last UPDATE that the peer's TCP has not acknowledged; KEEPALIVEs after it do not count."""
+        connection = self._connection
+        return 0 if connection is None else max(0, connection.unacknowledged - (connection.written - self._told))
 
     @property
     def unread(self) -> int:
@@ -258,7 +267,7 @@ class Session:
         await connection.open()
         self._connection, self._framer, self._dialler = connection, Framer(), None
         self._unread = False
-        self.messages_in = self.messages_out = 0
+        self.messages_in = self.messages_out = self._told = 0
         self.handle(event)
 
     def _failed(self, reason: str) -> None:
