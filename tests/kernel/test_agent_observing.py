@@ -10,10 +10,11 @@ from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
 import pytest
+import yaml
 
+from agent.client import AgentRefusedError
 from tests.agents import Agent, agents
 from tests.kernel.test_agent_life import Pair
-from tests.kernel.test_agent_reload import refused, reload
 from tests.netns import Netns
 
 pytestmark = pytest.mark.root
@@ -88,29 +89,31 @@ async def test_a_port_in_use_is_named_at_the_start(pair: Pair) -> None:
     assert not second.socket.exists()
 
 
-@pytest.mark.parametrize("listen", ["0.0.0.0:9179", "[::]:9179", "[::1]:9179", "10.0.0.1:9180"])
-async def test_it_moves(pair: Pair, listen: str) -> None:
-    await pair.a.start()
-    pair.a.config["metrics"] = {"listen": listen}
-    assert reload(pair.a)["metrics"] == [listen]
-    host = "10.0.0.1" if listen[0] != "[" else "::1"
-    assert (await ask(pair.a, "/healthz", host=host, port=int(listen[-4:]))).status == 200
-    if listen in ("0.0.0.0:9179", "[::]:9179"):
-        assert (await ask(pair.a, "/healthz")).status == 200
-    else:
-        with pytest.raises(ConnectionRefusedError):
-            await ask(pair.a, "/healthz")
-    pair.a.config["metrics"] = {"listen": HERE}
-    assert reload(pair.a)["metrics"] == [HERE]
-    assert (await ask(pair.a, "/healthz")).status == 200
+async def move(agent: Agent, listen: str | None, **query: str) -> None:
+    """Have another address in the file, and the file reloaded. Raises AgentRefusedError."""
+    agent.config["metrics"] = {} if listen is None else {"listen": listen}
+    agent.file.write_text(yaml.safe_dump(agent.config, sort_keys=False))
+    answer = await asyncio.to_thread(agent.client.post, "/v1/reload", **query)
+    assert answer["metrics"] == [listen or "nowhere"]
 
 
-async def test_it_ends(pair: Pair) -> None:
+async def test_it_moves_and_ends(pair: Pair) -> None:
     await pair.a.start()
-    del pair.a.config["metrics"]
-    assert reload(pair.a, "--dry-run")["metrics"] == ["nowhere"]
-    assert (await ask(pair.a, "/healthz")).status == 200
-    assert reload(pair.a)["metrics"] == ["nowhere"]
+    for listen, open_at, closed in (
+        ("0.0.0.0:9179", ("127.0.0.1", "10.0.0.1"), ("::1",)),
+        ("10.0.0.1:9179", ("10.0.0.1",), ("127.0.0.1",)),
+        ("[::]:9179", ("127.0.0.1", "10.0.0.1", "::1"), ()),
+        ("[::1]:9179", ("::1",), ("127.0.0.1",)),
+        ("127.0.0.1:9179", ("127.0.0.1",), ("::1", "10.0.0.1")),
+        (None, (), ("127.0.0.1",)),
+    ):
+        await move(pair.a, listen)
+        for host in open_at:
+            assert (await ask(pair.a, "/healthz", host=host)).status == 200
+        for host in closed:
+            with pytest.raises(ConnectionRefusedError):
+                await ask(pair.a, "/healthz", host=host)
+    await move(pair.a, HERE, dryRun="1")
     with pytest.raises(ConnectionRefusedError):
         await ask(pair.a, "/healthz")
 
@@ -120,18 +123,19 @@ async def test_a_port_in_use_refuses_the_reload_as_a_whole(pair: Pair, listen: s
     await pair.a.start()
     loaded = (await pair.a.metrics())("config_last_reload_success_timestamp_seconds")
     with pair.ns_a.call(lambda: socket.create_server(("10.0.0.1", int(listen[-4:])))):
-        pair.a.config["metrics"] = {"listen": listen}
         pair.a.config["advertise"] = ["192.0.2.53/32"]
-        assert refused(pair.a) == (
-            f"podroute: metrics.listen: cannot listen on {listen}: Address already in use; "
-            "it must be a free port at an address of this node (`ss -ltnp` shows who listens)\n"
+        with pytest.raises(AgentRefusedError) as refusal:
+            await move(pair.a, listen)
+        assert str(refusal.value) == (
+            f"metrics.listen: cannot listen on {listen}: Address already in use; "
+            "it must be a free port at an address of this node (`ss -ltnp` shows who listens)"
         )
     now = await pair.a.metrics()
     assert now("config_last_reload_successful") == 0
     assert now("config_last_reload_success_timestamp_seconds") == loaded
     assert now("bgp_originated_prefixes", family="ipv4") == 1
     assert (await ask(pair.a, "/healthz")).status == 200
-    reload(pair.a)
+    await move(pair.a, listen)
     now = await pair.a.metrics()
     assert now("config_last_reload_successful") == 1
     assert now("config_last_reload_success_timestamp_seconds") > loaded
@@ -148,7 +152,6 @@ async def test_a_connection_that_is_kept_open_holds_up_neither_reload_nor_stop(p
         return connection
 
     with contextlib.closing(await asyncio.to_thread(pair.ns_a.call, kept)):
-        pair.a.config["metrics"] = {"listen": "127.0.0.1:9180"}
-        reload(pair.a)
+        await move(pair.a, "127.0.0.1:9180")
         assert (await ask(pair.a, "/healthz", port=9180)).status == 200
         assert await pair.a.stop() == 0
