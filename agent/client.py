@@ -63,6 +63,8 @@ class Client:
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             what = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            if isinstance(error, PermissionError):
+                raise AgentUnavailableError(f"{self.socket_path} may not be used ({what}): ask as root") from error
             raise AgentUnavailableError(
                 f"no agent answers on {self.socket_path} ({what}): "
                 "start one with `podroute agent`, or name its socket with --socket"
