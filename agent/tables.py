@@ -99,6 +99,7 @@ def reloaded(answer: Answer) -> None:
         "advertised": "is advertised",
         "withdrawn": "is withdrawn",
         "onlink": "on-link interface changes",
+        "metrics": "metrics are served there",
     }
     lines = [f"{name}: {what}" for key, what in texts.items() for name in answer[key]]
     console = _console()

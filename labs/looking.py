@@ -106,7 +106,7 @@ def pcap(ctx: click.Context, name: str, place: str, expression: tuple[str, ...],
 
 
 def _ending(child: subprocess.Popen[bytes]) -> Callable[[int, object], None]:
-    return lambda *_: child.send_signal(signal.SIGINT)
+    return lambda *_: capture.end(child)
 
 
 @click.command()
