@@ -82,5 +82,5 @@ class _Monitor:
         await self.has_heard(_LAST)
         self._process.terminate()
         await self._reading
-        await off_loop(self._process.wait)
+        await off_loop(self._process.communicate)
         return [line for line in self._said if line and f" table {_TABLE} " not in f"{line} "]
