@@ -78,10 +78,13 @@ async def test_drain_leads_traffic_away_and_says_goodbye(pair: Pair) -> None:
 
 
 async def test_purge_removes_everything(pair: Pair) -> None:
+    pair.a.config["cni"]["masquerade"] = True
     await pair.start()
     block = await block_of(pair)
+    assert "podroute" in pair.ns_a.run("nft", "list", "tables")
     assert await stopped(pair, "--mode", "purge") == "stopping, mode purge"
-    assert routes(pair.ns_a) == ""
+    assert routes(pair.ns_a) == pair.ns_a.run("nft", "list", "tables") == ""
+    assert block not in [one["prefix"] for one in await pair.b.get("/v1/ipam/blocks")], "it is free again"
     peer = await lost(pair)
     assert peer["lastReceived"]["text"] == 'Cease/Hard Reset: Cease/Administrative Shutdown: "node removed"'
     await pair.b.without(block)
