@@ -168,11 +168,12 @@ class Groups:
     def _member_refused(self, member: Member, number: int, text: str) -> None:
         users = list(member.users)
         del self._by_id[member.id]
-        if number == errno.EEXIST:  # somebody has taken that id; it stays reserved
+        self.ids.free(member.id)
+        if number == errno.EEXIST:  # another program has that id
+            self.ids.reserve(member.id)
             member.id = self.ids.take()
             self._create(member)
         else:
-            self.ids.free(member.id)
             del self._members[member.key]
             for target in users:
                 del target.members[member.key], target.weights[member.key]
@@ -182,8 +183,10 @@ class Groups:
 
     def _group_refused(self, target: Target, operation: Operation, number: int, text: str) -> None:
         if number == errno.EEXIST:
-            if not target.ready:  # somebody has taken that id; else an earlier request of ours has made it
+            if not target.ready:  # another program has that id; else an earlier request of ours has made it
                 del self._by_id[target.id]
+                self.ids.free(target.id)
+                self.ids.reserve(target.id)
                 target.id = 0
             self._write_group(target)
         elif number == errno.ENOENT and target.ready:

@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from config.prefix import Family, text
-from routes import netlink
+from routes import guard, netlink
 from routes.batch import Batch
-from routes.encode import Placement, numbered
+from routes.encode import Placement
 from routes.groups import Operation
 from routes.heirs import moves
 from routes.leftovers import save, snapshot
@@ -212,13 +212,12 @@ class Installer:
     def urgent(self, requests: Sequence[bytes]) -> None:
         """Send past everything that waits, in a thread: the kernel may take its time over these."""
         if requests and self._urgent is not None:
-            self._submit(self._urgent, NexthopJob(self._nexthops_done, requests))
+            self._submit(self._urgent, NexthopJob(self._nexthops_done, requests, self._protocol))
 
     def at_once(self, requests: Sequence[bytes]) -> None:
         """Send before this returns. For what takes the kernel no longer than handing it to a thread would take us."""
         if requests and self._instant is not None:
-            self._instant.send(numbered(requests))
-            netlink.receive_refusals(self._instant)  # the requests are also among the gathered ones
+            guard.send(self._instant, requests, self._protocol)  # they are also among the gathered requests
 
     def refresh(self) -> None:
         """Have next-hop groups follow what their next hops resolve to now.
@@ -234,7 +233,7 @@ class Installer:
     def raw(self, requests: list[bytes]) -> None:
         """Send requests whose refusal is of no interest, in order with the others."""
         if requests and self._writer is not None:
-            self._submit(self._writer, NexthopJob(self._nexthops_done, requests))
+            self._submit(self._writer, NexthopJob(self._nexthops_done, requests, self._protocol))
 
     def repair(self, table: Table, prefix: bytes, held: Target | None, cause: str) -> None:
         """The kernel holds something else than it should; ``cause`` is logged and counted once it is right again."""
@@ -319,13 +318,8 @@ class Installer:
         self.schedule()
 
     def _send(self, operations: list[Operation], writer: Writer) -> None:
-        sent = [operation for operation in operations if operation.request]
-
         def done(job: Job) -> None:
-            # Without next-hop objects an operation has no request: it waits for the state file only.
-            places = {id(operation): place for place, operation in enumerate(operations)}
-            refused = {places[id(sent[place])]: answer for place, answer in job.refused.items()}
-            self.registry.completed(operations, refused)
+            self.registry.completed(operations, job.refused)
             if self.registry.doubtful:
                 self.registry.doubtful = False
                 self._on_unverified("the kernel refuses a next-hop group of ours")
@@ -335,7 +329,9 @@ class Installer:
         self.registry.changed = False
         path = self._state_file
         keep = (lambda: save(path, targets)) if targets is not None else None
-        self._submit(writer, NexthopJob(done, [operation.request for operation in sent], keep))
+        # Without next-hop objects an operation has no request: it waits for the state file only.
+        requests = [operation.request for operation in operations]
+        self._submit(writer, NexthopJob(done, requests, self._protocol, keep))
 
     def _submit(self, writer: Writer, job: NexthopJob) -> None:
         self._nexthops_idle.clear()

@@ -169,16 +169,25 @@ class Registry(Groups):
         return subject is not None
 
     def altered(self, nexthop: Nexthop, cause: str) -> bool:
-        """Compare an object in the kernel with ours of that id, and claim it back; False if there was no need."""
+        """Compare an object in the kernel with ours of that id, and claim it back; False if there was no need.
+
+        One that another program has taken over is left to it.
+        """
         subject = self._by_id.get(nexthop.id)
+        taken_over = nexthop.protocol != self._protocol
         if isinstance(subject, Member):
             key = subject.key
-            if (nexthop.gateway, nexthop.ifindex, nexthop.onlink) != (key.gateway, subject.ifindex, key.onlink):
+            there = nexthop.gateway, nexthop.ifindex, nexthop.onlink
+            if taken_over or there != (key.gateway, subject.ifindex, key.onlink):
                 self._note_loss(subject.users, [subject.key], cause)
                 self._drop(subject)
                 return True
         elif isinstance(subject, Target):  # its creation may have been answered, or be about to be
-            if not alike(nexthop.resilience, subject.resilience):
+            if taken_over:
+                if not subject.ready:  # the answer will say whose the id is
+                    return False
+                self._lost(subject, cause)
+            elif not alike(nexthop.resilience, subject.resilience):
                 self._outdate(subject)
             elif sorted(nexthop.members) == subject.group() and nexthop.resilience == subject.resilience:
                 return False
@@ -237,14 +246,14 @@ class Registry(Groups):
             if member is None:
                 member = self._members[member_key] = Member(member_key, ifindex, object_id)
                 if object_id:
-                    self.ids.reserve(object_id)
+                    self.ids.adopt(object_id)
                     self._by_id[object_id] = member
             member.users.add(target)
             target.members[member_key] = member
             target.weights[member_key] = weight
         target.hops = target.paths()
         if identifier:
-            self.ids.reserve(identifier)
+            self.ids.adopt(identifier)
             self._by_id[identifier] = target
         if self.objects and not alike(resilience, self.resilience):
             self._outdate(target)

@@ -20,6 +20,7 @@ from routes.netlink import RTM_NEWNEXTHOP, messages
 from routes.nexthops import Registry
 from routes.target import Kind, Target
 
+FIRST_ID = 1000
 A, B, C = (NextHop(peer, bytes([10, 0, number, 2])) for number, peer in enumerate("abc"))
 
 
@@ -106,7 +107,7 @@ def prepared(objects: bool = True, resilience: Resilience | None = None) -> tupl
     registry = Registry(
         resolver=resolver,
         interfaces=interfaces,
-        ids=range(1000, 2000),
+        ids=range(FIRST_ID, FIRST_ID + 1000),
         protocol=201,
         objects=objects,
         resilience=resilience,
