@@ -20,6 +20,11 @@ from routes.target import Loss, Member, MemberKey, Target
 
 log = logging.getLogger("podroute.routes")
 
+PASSING = (errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EBUSY, errno.EINTR)
+"""Refusals that say nothing of what was asked."""
+_ATTEMPTS = 3
+"""So often is the same asked at once, as of a route; then again with the next ``refresh``."""
+
 
 class Operation(NamedTuple):
     """One request to the kernel. ``subject`` is None for deletions, whose refusal means that it is gone already."""
@@ -74,7 +79,9 @@ class Groups:
                 continue
             number, text = refused.get(place, (0, ""))
             if isinstance(subject, Member):
-                if number and self._members.get(subject.key) is subject:
+                if not number:
+                    subject.attempts = 0
+                elif self._members.get(subject.key) is subject:
                     self._member_refused(subject, number, text)
                 continue
             subject = owner(subject)
@@ -87,6 +94,7 @@ class Groups:
                     self._without_resilience(operation.doubt)
             if operation.version == subject.version:
                 if not number:
+                    subject.attempts = 0
                     self._count_repairs(subject)
                 else:
                     self._group_refused(subject, operation, number, text)
@@ -106,7 +114,7 @@ class Groups:
 
     def _realize(self, target: Target, wanted: dict[MemberKey, int]) -> None:
         """Give a target these members and tell the kernel."""
-        target.errno, target.text = 0, ""
+        target.errno, target.text, target.attempts = 0, "", 0
         surplus = [target.members.pop(key) for key in list(target.members) if key not in wanted]
         for key in wanted:
             if key not in target.members:
@@ -167,19 +175,32 @@ class Groups:
 
     def _member_refused(self, member: Member, number: int, text: str) -> None:
         users = list(member.users)
-        del self._by_id[member.id]
-        self.ids.free(member.id)
-        if number == errno.EEXIST:  # another program has that id
+        if self._to_be_asked_again(member, number):
+            self._create(member)
+        elif number == errno.EEXIST:  # another program has that id
+            del self._by_id[member.id]
+            self.ids.free(member.id)
             self.ids.reserve(member.id)
             member.id = self.ids.take()
             self._create(member)
         else:
+            del self._by_id[member.id]
+            self.ids.free(member.id)
             del self._members[member.key]
             for target in users:
                 del target.members[member.key], target.weights[member.key]
                 target.errno, target.text = number, text
         for target in users:
             self._write_or_fail(target)
+
+    @staticmethod
+    def _to_be_asked_again(subject: Member | Target, number: int) -> bool:
+        """Tell whether what the kernel refused with this errno is worth another try at once."""
+        subject.attempts += 1
+        if number in PASSING and subject.attempts < _ATTEMPTS:
+            return True
+        subject.attempts = 0
+        return False
 
     def _group_refused(self, target: Target, operation: Operation, number: int, text: str) -> None:
         if number == errno.EEXIST:
@@ -193,7 +214,9 @@ class Groups:
             self._lost(target, "next-hop group missing when it was to change")
         elif operation.group != tuple(target.group()):  # a member went while the request was on its way
             self._write_or_fail(target)
-        elif target.resilience is not None and not target.ready:  # is that why? A plain one tells
+        elif self._to_be_asked_again(target, number):
+            self._write_group(target, operation.doubt)
+        elif target.resilience is not None and not target.ready and number not in PASSING:  # why? A plain one tells
             target.resilience = None
             self._write_group(target, text)
         else:

@@ -18,7 +18,7 @@ from config.prefix import Family, text
 from routes import guard, netlink
 from routes.batch import Batch
 from routes.encode import Placement
-from routes.groups import Operation
+from routes.groups import PASSING, Operation
 from routes.heirs import moves
 from routes.leftovers import save, snapshot
 from routes.live import protocol_name
@@ -54,7 +54,6 @@ _LULL, _HOLD = 0.05, 1.0
 table each takes the kernel a fraction of what it takes among its neighbours, and a group may lose all its routes."""
 _GONE = (errno.ESRCH, errno.ENOENT)
 _DENIED = (errno.EPERM, errno.EACCES)
-_PASSING = (errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EBUSY, errno.EINTR)
 
 
 def log_crash(task: asyncio.Task[None]) -> None:
@@ -430,7 +429,7 @@ class Installer:
         held = before if before is not None and not before.absent else None
         if want is None:
             if number not in _GONE:
-                state = State.PENDING if number in _PASSING else State.FAILED
+                state = State.PENDING if number in PASSING else State.FAILED
                 table.refused(shard, prefix, want, Failure(held, state, number, words))
         elif number == errno.EEXIST:
             self._in_the_way(table, flight, prefix, want, job.found.get(place))
@@ -439,7 +438,7 @@ class Installer:
             if held is not None:
                 table.refused(shard, prefix, want, Failure(held, State.PENDING, number, words))
         else:
-            state = State.PENDING if number in _PASSING else State.FAILED
+            state = State.PENDING if number in PASSING else State.FAILED
             table.refused(shard, prefix, want, Failure(held, state, number, words))
             if number in (errno.EINVAL, errno.ENOENT) and want.id:
                 self._on_unverified("the kernel refuses a next-hop group of ours")

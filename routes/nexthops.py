@@ -16,7 +16,7 @@ from math import lcm
 
 from config.nexthop import NextHopResolver, NextHops
 from routes.encode import delete_nexthop
-from routes.groups import Groups, Operation
+from routes.groups import PASSING, Groups, Operation
 from routes.heirs import Moves, alike, give_back, let_go, take_over
 from routes.interfaces import Interfaces
 from routes.messages import Nexthop, Resilience
@@ -54,6 +54,10 @@ class Registry(Groups):
         yield from self._targets.values()
         yield from self._orphans
         yield from self._leaving
+
+    def refusals(self) -> Counter[str]:
+        """Return how many groups are not as they are to be for want of something that passes, by the kernel's words."""
+        return Counter(target.text for target in self if target.wanted and target.errno in PASSING)
 
     def target(self, key: NextHops) -> Target:
         """Return the target of a set of next hops; a new one is ``absent`` if none of them resolves."""

@@ -269,6 +269,10 @@ class World:
             kernel.events.append(RouteEvent(kernel.route(prefix), True, False, _SOMEBODY))
             del kernel.routes[prefix]
 
+    def scarcity(self, _: str) -> None:
+        """The kernel runs out of memory for a while, or has some again."""
+        self.kernel.scarce = self.random.choice((0, 1, 2, 5))
+
     def stranger(self, _: str) -> None:
         """Another program takes an id that we have, had, or are about to have, or parts from one."""
         kernel, choose = self.kernel, self.random
@@ -319,6 +323,7 @@ class World:
 
     async def rest(self, *, periodic: bool = False) -> None:
         """Let everything be well, and come to its end; ``periodic``: then there is the periodic comparison, too."""
+        self.kernel.scarce = 0
         await self._end()
         if periodic:
             self.doubted = True

@@ -51,6 +51,8 @@ class Objects:
         self.taken: set[int] = set()
         self.bad: set[bytes] = set()
         self.plain_only = False
+        self.scarce = 0
+        """So many of the next requests for objects find no memory."""
 
     def run(self, operations: list[Operation]) -> dict[int, tuple[int, str]]:
         refused = {}
@@ -66,6 +68,9 @@ class Objects:
         nexthop = decode_nexthop(request, msg)
         replace = bool(msg.flags & 0x100)
         if msg.kind == RTM_NEWNEXTHOP:
+            if self.scarce:
+                self.scarce -= 1
+                return errno.ENOMEM
             if nexthop.gateway in self.bad:
                 return errno.ENETUNREACH
             if any(member not in self.there for member, _ in nexthop.members):
