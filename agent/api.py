@@ -1,5 +1,7 @@
 """The agent's HTTP API on its Unix socket: what the command line, tests and other programs read.
 
+Where the configuration says so, what is in ``agent.observing`` is served over TCP too, and nothing else.
+
 ``GET /v1/status``, ``/v1/peers``, ``/v1/blocks`` and ``/v1/pods`` answer JSON; ``/v1/routes`` streams one JSON object a
 line (NDJSON), in slices, so that a full table neither fills memory nor holds the event loop; ``/v1/converged`` answers
 when the node has converged or ``timeout`` seconds are over; ``/v1/explain?prefix=`` tells all about one prefix.
@@ -20,12 +22,13 @@ from typing import cast, get_args
 
 from aiohttp import web
 
-from agent import ipam_api, views
+from agent import ipam_api, observing, views
 from agent.errors import StartError
 from agent.explain import explain
 from agent.node import Node
 from agent.reload import RestartNeededError
 from agent.stopping import Mode
+from agent.tcp_site import TcpSite
 from bgp.status import SpeakerError
 from config import prefix
 from config.prefix import BY_NAME, FAMILIES, Family
@@ -36,6 +39,7 @@ LONGEST_WAIT = 3600.0
 """Seconds that /v1/converged may be asked to wait."""
 
 _NODE: web.AppKey[Node] = web.AppKey("node", Node)
+_SITE: web.AppKey[TcpSite] = web.AppKey("site", TcpSite)
 
 
 class ApiServer:
@@ -45,6 +49,8 @@ class ApiServer:
         self._path = path
         app = web.Application(middlewares=[_errors_as_json])
         app[_NODE] = node
+        self._address = node.config.metrics.address
+        self._site = app[_SITE] = TcpSite(lambda: observing.application(node))
         app.add_routes(
             [
                 web.get("/v1/status", _status),
@@ -58,16 +64,23 @@ class ApiServer:
                 web.post("/v1/reload", _reload),
                 *ipam_api.routes(node),
                 web.get("/v1/explain", _explain),
+                *observing.routes(node),
             ]
         )
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
 
     async def start(self) -> None:
-        """Serve. Raises StartError where another agent answers on the socket, or it cannot be made."""
+        """Serve. Raises StartError where another agent answers on the socket, or one cannot be made."""
         await self._runner.setup()
         await web.SockSite(self._runner, listening_socket(self._path)).start()
+        try:
+            await self._site.serve(self._site.open(self._address))
+        except StartError:
+            await self.stop()
+            raise
 
     async def stop(self) -> None:
+        await self._site.close()
         await self._runner.cleanup()
         self._unlink()
 
@@ -192,7 +205,7 @@ async def _reload(request: web.Request) -> web.Response:
         raise web.HTTPConflict(text=f"the agent is {node.state}")
     dry_run = "dryRun" in request.query
     try:
-        plan = await node.reload(dry_run=dry_run)
+        plan = await node.reload(request.app[_SITE], dry_run=dry_run)
     except (ConfigError, RestartNeededError, SpeakerError, StartError) as error:
         raise web.HTTPBadRequest(text=str(error)) from None
     return web.json_response({"applied": not dry_run, **plan.as_json()})

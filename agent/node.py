@@ -24,9 +24,10 @@ from agent.notify import notify
 from agent.origination import Origination
 from agent.peering import peer_settings, restart_settings
 from agent.pods import PodHooks
-from agent.reload import CONFIGURATION, Plan, add, apply, plan, restore
+from agent.reload import CONFIGURATION, Plan, RestartNeededError, add, apply, plan, restore
 from agent.standing import Standing
 from agent.stopping import Mode, take_leave
+from agent.tcp_site import TcpSite
 from bgp.messages import Notification
 from bgp.settings import ListenRange, Neighbour, PeerSettings
 from bgp.sockets import Endpoint
@@ -44,6 +45,7 @@ from config.load import load
 from config.model import DEFAULT_PATH, Config
 from config.nexthop import NextHops
 from config.prefix import NAMES, Family, text
+from config.problems import ConfigError
 from config.routes import Resilient
 from ipam.given import Assignment as Given
 from ipam.quarantine import Running
@@ -74,6 +76,10 @@ class Node:
         """Where ``config`` came from, and ``reload`` looks."""
         self.started_at = time.time()
         self.state = "starting"
+        self.reloaded = True
+        """Whether the last ``reload`` was a success."""
+        self.configured_at = self.started_at
+        """When ``config`` was read, seconds since the epoch."""
         self._peers = {name: peer_settings(config, name, peer) for name, peer in config.peers_here().items()}
         self.stop_mode: Mode = "graceful"
         """How the agent is being stopped."""
@@ -213,7 +219,7 @@ class Node:
         stack.callback(self.monitor.stop)
         self._check_pools()
         self._set_sysctls()
-        await self._masquerade()
+        await self._masquerade(self.config.cni.masquerade)
         await self.resolver.start()
         self.monitor.subscribe(self._kernel_event, lambda: self.speaker.next_hops_changed(()))
         stack.push_async_callback(self.resolver.stop)
@@ -224,7 +230,7 @@ class Node:
         await self.fib.start(peers={*self._peers, *self._mesh.sessions, *self._expected})
         stack.push_async_callback(self._stop_fib)
         await self.ipam.start()
-        stack.push_async_callback(self.ipam.stop)
+        stack.push_async_callback(self._stop_ipam)
         stack.push_async_callback(self.cni.stop)  # before its start: it also clears up a start that failed
         await self.cni.start()
         self.fib.expectations_complete()
@@ -246,31 +252,46 @@ class Node:
         self.sweep.start()
         stack.push_async_callback(self.sweep.stop)
 
-    async def reload(self, *, dry_run: bool) -> Plan:
+    async def reload(self, site: TcpSite, *, dry_run: bool) -> Plan:
         """Change over to what the file says now, all of it or nothing; ``dry_run``: only say what that would be.
 
-        Raises ConfigError, RestartNeededError or SpeakerError; the configuration so far then holds on.
+        ``site`` moves to where metrics are served then. Raises ConfigError, RestartNeededError, StartError or
+        SpeakerError; the configuration so far then holds on.
         """
         async with self._reloading:
-            new = await asyncio.to_thread(load, self.path)
-            peers = {name: peer_settings(new, name, peer) for name, peer in new.peers_here().items()}
-            old, before = self.config, self._peers
-            steps = plan(old, new, before, peers)
-            if not dry_run:
-                try:
-                    await apply(steps, self.speaker, old, new, peers)
-                except SpeakerError:
-                    await restore(steps, self.speaker, old, new, before)
-                    raise
-                self.config, self._peers = new, peers
-                if steps.onlink:
-                    self.resolver.set_onlink(new.routes.onlink_devices)
-                for name in steps.removed:
-                    self.sweep.dismiss(name)
-                for name in steps.added:
-                    self.sweep.expect(name)
-                log.info("configuration reloaded", extra={"fields": steps.as_json()})
+            try:
+                return await self._reload(site, dry_run=dry_run)
+            except (ConfigError, RestartNeededError, StartError, SpeakerError):
+                self.reloaded = self.reloaded and dry_run
+                raise
+
+    async def _reload(self, site: TcpSite, *, dry_run: bool) -> Plan:
+        new = await asyncio.to_thread(load, self.path)
+        peers = {name: peer_settings(new, name, peer) for name, peer in new.peers_here().items()}
+        old, before = self.config, self._peers
+        steps = plan(old, new, before, peers)
+        if dry_run:
             return steps
+        opened = site.open(new.metrics.address) if steps.metrics else None
+        try:
+            await apply(steps, self.speaker, old, new, peers)
+        except SpeakerError:
+            if opened is not None:
+                opened.close()
+            await restore(steps, self.speaker, old, new, before)
+            raise
+        self.config, self._peers = new, peers
+        if steps.metrics:
+            await site.serve(opened)
+        if steps.onlink:
+            self.resolver.set_onlink(new.routes.onlink_devices)
+        for name in steps.removed:
+            self.sweep.dismiss(name)
+        for name in steps.added:
+            self.sweep.expect(name)
+        self.reloaded, self.configured_at = True, time.time()
+        log.info("configuration reloaded", extra={"fields": steps.as_json()})
+        return steps
 
     async def _take_leave(self) -> None:
         mode = self.stop_mode
@@ -285,14 +306,19 @@ class Node:
 
     async def _stop_fib(self) -> None:
         await self.fib.stop(keep=self.stop_mode != "purge")
+        if self.stop_mode == "purge":
+            await self._masquerade(False)
 
-    async def _masquerade(self) -> None:
-        """Set masquerade up or remove it, as configured; where it is off, a node without nft is fine."""
-        pools = self.config.pools.values() if self.config.cni.masquerade else ()
+    async def _stop_ipam(self) -> None:
+        await self.ipam.stop(leave=self.stop_mode == "purge")
+
+    async def _masquerade(self, wanted: bool) -> None:
+        """Set masquerade up or remove it; where it is off, a node without nft is fine."""
+        pools = self.config.pools.values() if wanted else ()
         try:
             await asyncio.to_thread(masquerade.apply, [(pool.family, pool.prefix) for pool in pools])
         except masquerade.MasqueradeError as error:
-            if self.config.cni.masquerade:
+            if wanted:
                 raise StartError(str(error)) from error
             log.warning("an earlier run's masquerade may be left", extra={"fields": {"error": str(error)}})
 

@@ -17,7 +17,7 @@ from config.prefix import Family, text
 CONFIGURATION = "configuration"
 """Owner of the prefixes that the file's ``advertise`` lists."""
 
-_LIVE = frozenset(("peers", "advertise", "on_stop"))
+_LIVE = frozenset(("peers", "advertise", "metrics", "on_stop"))
 """Fields of the file that may change while the agent runs."""
 
 
@@ -41,6 +41,8 @@ class Plan:
     withdrawn: tuple[str, ...]
     onlink: tuple[str, ...]
     """Prefixes of ``routes.onlink`` that are new, gone, or at another interface."""
+    metrics: tuple[str, ...] = ()
+    """Where metrics are served from now on, ``nowhere`` included; empty: where they were."""
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -52,6 +54,7 @@ class Plan:
             "advertised": list(self.advertised),
             "withdrawn": list(self.withdrawn),
             "onlink": list(self.onlink),
+            "metrics": list(self.metrics),
         }
 
 
@@ -78,6 +81,7 @@ def plan(old: Config, new: Config, before: Mapping[str, Neighbour], after: Mappi
         advertised=tuple(text(*p) for p in sorted(set(new.advertised) - set(old.advertised))),
         withdrawn=tuple(text(*p) for p in sorted(set(old.advertised) - set(new.advertised))),
         onlink=tuple(text(*p) for p in sorted({p for p, _ in _onlink(old) ^ _onlink(new)})),
+        metrics=() if old.metrics == new.metrics else (new.metrics.listen or "nowhere",),
     )
 
 

@@ -21,6 +21,7 @@ from config import prefix
 from config.check import overlaps_with_subnets
 from config.compiled import form
 from config.prefix import FAMILIES, NAMES, Family, of_address
+from ipam.ledger import Attachment
 from ipam.loans import NETWORK as LOANS
 from routes.differences import FibRoute, rows
 from routes.live import KernelRoute
@@ -28,6 +29,9 @@ from routes.state import State
 from routes.sysctl import findings
 
 Json = dict[str, Any]
+
+_SLICE = 0.005
+"""Seconds of counting in one turn of the event loop."""
 
 
 async def status(node: Node) -> Json:
@@ -58,10 +62,10 @@ async def status(node: Node) -> Json:
         "store": _store(node),
         "blocks": [prefix.text(block.family, block.prefix) for block in node.ipam.blocks()],
         "pods": len(await node.ipam.attachments()),
-        "fib": {NAMES[family]: await _fib_counts(node, family) for family in FAMILIES},
+        "fib": {NAMES[family]: await fib_counts(node, family) for family in FAMILIES},
         "repairs": dict(node.fib.counters) if node.running else {},
         "silentGateways": node.neighbours.all_silent() if node.neighbours is not None else [],
-        "findings": await _findings(node),
+        "findings": await findings_of(node),
     }
 
 
@@ -105,16 +109,21 @@ async def blocks(node: Node) -> list[Json]:
     ]
 
 
+async def pod_attachments(node: Node) -> list[Attachment]:
+    """Return what has addresses as a container, and is not being deleted."""
+    return [
+        attachment
+        for attachment in await node.ipam.attachments()
+        if not attachment.attributes.get("reserved")
+        and attachment.handle.network != LOANS
+        and not node.cni.deletes(hooks.Handle(*attachment.handle))
+    ]
+
+
 async def pods(node: Node) -> list[Json]:
     found = []
-    for attachment in await node.ipam.attachments():
+    for attachment in await pod_attachments(node):
         attributes = attachment.attributes
-        if (
-            attributes.get("reserved")
-            or attachment.handle.network == LOANS
-            or node.cni.deletes(hooks.Handle(*attachment.handle))
-        ):
-            continue
         arguments = attributes.get("args") or {}
         names = [arguments.get("K8S_POD_NAMESPACE"), arguments.get("K8S_POD_NAME")]
         found.append(
@@ -276,15 +285,19 @@ def _notification(record: NotificationRecord | None) -> Json | None:
     return {"code": record.code, "subcode": record.subcode, "text": record.text, "at": _time(record.at)}
 
 
-async def _fib_counts(node: Node, family: Family) -> Json:
+async def fib_counts(node: Node, family: Family) -> dict[str, int]:
+    """Return how many routes there are by state, in slices: a full table would hold the event loop for long."""
     total: Counter[str] = Counter()
+    until = time.monotonic() + _SLICE
     for counts in node.fib.counts(family) if node.running else ():
         total.update({state.value: count for state, count in counts.items()})
-        await asyncio.sleep(0)  # a full table would hold the event loop for seconds
+        if time.monotonic() > until:
+            await asyncio.sleep(0)
+            until = time.monotonic() + _SLICE
     return dict(+total)
 
 
-async def _findings(node: Node) -> list[str]:
+async def findings_of(node: Node) -> list[str]:
     """Return what would break routing here though it is not the agent's to change."""
     interfaces = node.monitor.interfaces
     pools = overlaps_with_subnets(node.config, interfaces.subnets())

@@ -36,6 +36,8 @@ class Connection(asyncio.BufferedProtocol):
         self.local: Endpoint = endpoint_of(sock, sock.getsockname())
         self.remote: Endpoint = endpoint_of(sock, sock.getpeername())
         self.can_write = True
+        self.written = 0
+        """Octets that were handed to ``write``."""
         self._sock = sock
         self._received, self._lost, self._writable = received, lost, writable
         self._buffer = buffer
@@ -56,6 +58,7 @@ class Connection(asyncio.BufferedProtocol):
     def write(self, data: bytes) -> None:
         """Send, or keep for sending while the peer is slow; ``can_write`` says whether there should be more."""
         if self._transport is not None and not self._finished:
+            self.written += len(data)
             self._transport.write(data)
 
     def reading(self, wanted: bool) -> None:

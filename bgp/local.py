@@ -41,6 +41,6 @@ class Local:
     """Something changed that ``converged`` looks at."""
     gone: Callable[[str], None]
     """The dynamic neighbour of this name has neither a connection nor paths any more."""
-    readers: deque[Session] = field(default_factory=deque)
-    """Sessions with octets to process; the one whose turn it is comes first."""
+    readers: deque[Session]
+    """Sessions with octets to process."""
     read_buffer: bytearray = field(default_factory=lambda: bytearray(READ_SIZE))

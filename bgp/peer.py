@@ -29,6 +29,7 @@ from bgp.session import Session
 from bgp.settings import PeerSettings
 from bgp.sockets import Endpoint, dialling
 from bgp.status import PeerStatus, SessionChange
+from bgp.tally import Tally
 from config.prefix import NAMES, Family, text
 
 log = logging.getLogger("podroute.bgp")
@@ -53,6 +54,7 @@ class Peer:
         self.settings = settings
         self.endpoint = settings.endpoint
         self.read_buffer = local.read_buffer
+        self.tally = Tally()
         self._local = local
         self._options = settings.tcp_options(local.asn)
         self._outgoing = None if settings.passive else self._session(incoming=False)
@@ -182,9 +184,9 @@ class Peer:
 
     @property
     def unacknowledged(self) -> int:
-        """Octets written to the established session that the peer's TCP has not acknowledged."""
+        """Octets of the established session, up to its last UPDATE, that the peer's TCP has not acknowledged."""
         session = self._established
-        return session.connection.unacknowledged if session and session.connection else 0
+        return session.unacknowledged if session else 0
 
     def next_hops_changed(self) -> None:
         """The node's own addresses may have changed: look our next hops up again."""
@@ -357,6 +359,8 @@ class Peer:
         self._local.wake()
 
     def changed(self, session: Session, change: Change) -> None:
+        if change.old is State.ESTABLISHED:
+            self.tally.lost(change.event)
         if change.new in (State.IDLE, State.ACTIVE) and change.old is not State.IDLE:
             if change.old is not State.ESTABLISHED and not self._another_under_way(session):
                 self._note_failure(change.reason)
@@ -437,6 +441,7 @@ class Peer:
             self._local.notify()
 
     def _note_fault(self, fault: str) -> None:
+        self.tally.faults += 1
         count = self._faults.admit(time.monotonic())
         if count:
             log.warning("UPDATE with a fault: %s", fault, extra=self._fields(count=count))
@@ -476,6 +481,7 @@ class Peer:
             self.settings,
             self._local,
             self._history,
+            self.tally,
             self._established or best,
             stopped=self._stopped or bool(self._held),
             end_of_rib=self._receiving.end_of_rib,

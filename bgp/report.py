@@ -12,6 +12,7 @@ from bgp.local import Local
 from bgp.session import Session
 from bgp.settings import UNKNOWN_AS, PeerSettings
 from bgp.status import FamilyStatus, PeerStatus, capability_names
+from bgp.tally import LOSSES, Tally, by_type
 from config.prefix import NAMES, Family, address_text
 
 
@@ -19,6 +20,7 @@ def report(
     settings: PeerSettings,
     local: Local,
     history: History,
+    tally: Tally,
     session: Session | None,
     *,
     stopped: bool,
@@ -78,6 +80,10 @@ def report(
         hostname=offer.hostname if offer else "",
         software=offer.software if offer else "",
         families={family: family_status(family) for family in sorted(settings.families)},
+        received=by_type(tally.received),
+        sent=by_type(tally.sent),
+        faults=tally.faults,
+        losses={loss: tally.losses[loss] for loss in LOSSES},
     )
 
 

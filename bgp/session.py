@@ -32,6 +32,7 @@ from bgp.fsm import (
 from bgp.fsm_table import Event, State
 from bgp.messages import BgpError, MessageType, Negotiated, Notification, Open, RouteRefresh
 from bgp.sockets import Endpoint
+from bgp.tally import Tally
 
 log = logging.getLogger("podroute.bgp")
 
@@ -40,6 +41,7 @@ class Owner(Protocol):
     """What a session needs of its peer; ``session`` is the one that calls."""
 
     read_buffer: bytearray
+    tally: Tally
 
     def local_open(self) -> Open:
         """Return the OPEN to send."""
@@ -98,6 +100,8 @@ class Session:
         self.messages_out = 0
         self._owner = owner
         self._connection: Connection | None = None
+        self._told = 0
+        """How much had been written with the last UPDATE."""
         self._framer = Framer()
         self._unread = False
         """Octets wait, and the owner knows."""
@@ -137,9 +141,17 @@ class Session:
         if self._connection is None or not messages:
             return
         self._connection.write(b"".join(messages))
+        self._told = self._connection.written
         self.messages_out += len(messages)
+        self._owner.tally.wrote(messages)
         self.fsm.update_sent(self._loop.time())
         self._note_progress()
+
+    @property
+    def unacknowledged(self) -> int:
+        """Octets up to the last UPDATE that the peer's TCP has not acknowledged; KEEPALIVEs after it do not count."""
+        connection = self._connection
+        return 0 if connection is None else max(0, connection.unacknowledged - (connection.written - self._told))
 
     @property
     def unread(self) -> int:
@@ -192,6 +204,7 @@ class Session:
         if self._connection is not None:
             self._connection.write(message)
             self.messages_out += 1
+            self._owner.tally.wrote((message,))
             self._note_progress()
 
     def _note_progress(self) -> None:
@@ -254,7 +267,7 @@ class Session:
         await connection.open()
         self._connection, self._framer, self._dialler = connection, Framer(), None
         self._unread = False
-        self.messages_in = self.messages_out = 0
+        self.messages_in = self.messages_out = self._told = 0
         self.handle(event)
 
     def _failed(self, reason: str) -> None:
@@ -295,10 +308,12 @@ class Session:
                 before = framer.pending
                 if fsm.state is State.ESTABLISHED and (bodies := framer.updates(budget)):
                     self.messages_in += len(bodies)
+                    self._owner.tally.received[MessageType.UPDATE] += len(bodies)
                     self._owner.updates(self, bodies)
                     updates = True
                 elif message := next(framer.messages(), None):
                     self.messages_in += 1
+                    self._owner.tally.received[message[0]] += 1
                     self._message(*message)
                 else:
                     break

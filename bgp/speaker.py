@@ -1,8 +1,6 @@
-"""The speaker: peers by name, the sockets that listen for them, and the one task that works for all of them.
+"""The speaker: peers by name, the sockets that listen for them, and what operators and the agent ask of them.
 
-Sessions only collect octets as they arrive. The task has them processed in slices, which marks what is to be decided,
-decides in slices and hands each session what its connection takes, so that neither a full table nor a slow peer holds
-the event loop.
+Sessions only collect octets as they arrive; ``bgp.turns`` has them processed, decided and answered in slices.
 """
 
 from __future__ import annotations
@@ -11,8 +9,6 @@ import asyncio
 import logging
 import random as random_module
 import socket
-import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
@@ -23,13 +19,14 @@ from bgp.listener import Listener
 from bgp.local import Local
 from bgp.messages import Notification
 from bgp.notifications import SHUTDOWN, shutdown_text
-from bgp.peer import LITTLE, Peer
+from bgp.peer import Peer
 from bgp.policy import REJECT, Policy, Source, shutting_down
 from bgp.quiet import Quiet
 from bgp.rib import Rib
 from bgp.settings import ListenRange, PeerSettings
 from bgp.sockets import Endpoint, OpenSocket, open_socket, reset
 from bgp.status import Convergence, PeerStatus, RangeStatus, SessionChange, SpeakerError
+from bgp.turns import Turns
 from config.nexthop import NextHopResolver, NextHops
 from config.prefix import NAMES, Family
 
@@ -37,21 +34,6 @@ log = logging.getLogger("podroute.bgp")
 
 DECONFIGURED = Notification(6, 3)
 """Cease/Peer De-configured (RFC 4486 section 4)."""
-
-_SLICE = 0.005
-"""Seconds of reading, of deciding and of writing in one turn of the event loop."""
-_LEAST, _MOST = 16, 8192
-"""Bounds of the number of prefixes decided in one slice."""
-_BACKLOG = 50_000
-"""Prefixes that wait to be decided at which no more octets are processed: peers are to slow down, not we to grow."""
-_READ = 16 * 1024
-"""Octets of one peer processed at a time; some 4,000 prefixes, or 300 with new attributes each."""
-_SPARED = 64 * 1024
-"""Octets heard from peers that say little ahead of others, until the decisions and the FIB do not lag behind."""
-_WRITE = 32 * 1024
-"""Octets taken from a peer's Adj-RIB-Out at a time."""
-_ACKNOWLEDGED = 0.01
-"""Seconds between two looks at TCP's send queues while somebody waits for them: the kernel has no event for it."""
 
 
 class Speaker:
@@ -101,8 +83,7 @@ class Speaker:
             cluster_id=cluster_id,
         )
         self._listen = tuple(listen)
-        self._on_failure = on_failure
-        self._fib_full = fib_full
+        self._turns = Turns(self.rib, fib_full, on_failure)
         self._local = Local(
             asn=asn,
             router_id=router_id,
@@ -114,30 +95,18 @@ class Speaker:
             end_of_rib_wait=end_of_rib_wait,
             restart=Restart(restart, self._complete, self._select),
             on_session=on_session,
-            wake=self._wake,
-            unread=self._work_on,
-            notify=self._notify,
+            wake=self._turns.wake,
+            unread=self._turns.read_on,
+            notify=self._turns.notify,
             gone=self._gone,
+            readers=self._turns.readers,
         )
         self._peers: dict[str, Peer] = {}
         self._by_endpoint: dict[Endpoint, Peer] = {}
         self._ranges = ListenRanges(listen_limit)
         self._dismissed: set[asyncio.Task[None]] = set()
         """Dynamic neighbours whose last connection is being closed."""
-        self._writers: deque[Peer] = deque()
-        """All peers; the one whose turn to write it is comes first."""
         self._listeners: list[Listener] = []
-        self._work = asyncio.Event()
-        self._idle = True
-        self._pending = False
-        """The RIB may have something to decide, or peers may have something to be written to them."""
-        self._lagging = False
-        """Decisions lag so far behind that no more octets are to be processed."""
-        self._spared = 0
-        """Octets processed since the decisions or the FIB began to lag behind."""
-        self._changed = asyncio.Event()
-        self._budget = 1024
-        self._task: asyncio.Task[None] | None = None
         self._restart_timers: list[asyncio.TimerHandle] = []
 
     async def start(self, *, retained: frozenset[Family] = frozenset(), expected: Iterable[str] = ()) -> None:
@@ -158,8 +127,7 @@ class Speaker:
             self._close_listeners()
             raise
         self._begin_restart(retained, expected)
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="bgp")
-        self._task.add_done_callback(self._ended)
+        self._turns.start()
         for peer in self._peers.values():
             peer.start()
 
@@ -169,10 +137,7 @@ class Speaker:
         for timer in self._restart_timers:
             timer.cancel()
         await asyncio.gather(*(peer.stop(notification) for peer in self._peers.values()), *self._dismissed)
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            self._task = None
+        await self._turns.stop()
 
     @property
     def ports(self) -> list[int]:
@@ -202,7 +167,7 @@ class Speaker:
         if other is not None:
             raise SpeakerError(f"peer {settings.name}: {other.name} is at {other.endpoint} already")
         self._peers[settings.name] = self._by_endpoint[peer.endpoint] = peer
-        self._writers.append(peer)
+        self._turns.writers.append(peer)
         self.rib.add_peer(
             RibPeer(
                 name=settings.name,
@@ -215,7 +180,7 @@ class Speaker:
                 send_paths=settings.add_path.send,
             )
         )
-        if self._task is not None:
+        if self._turns.begun:
             try:
                 self._set_password(peer)
             except SpeakerError:
@@ -238,13 +203,13 @@ class Speaker:
         """Take a peer off the lists, so that nothing reaches it any more. Raises KeyError."""
         peer = self._peers.pop(name)
         del self._by_endpoint[peer.endpoint]
-        self._writers.remove(peer)
+        self._turns.writers.remove(peer)
         return peer
 
     def _forget(self, name: str) -> None:
         self._local.restart.forget(name)
         self.rib.remove_peer(name)
-        self._wake()
+        self._turns.wake()
 
     # Listen ranges and their dynamic neighbours.
 
@@ -252,7 +217,7 @@ class Speaker:
         """Take connections from inside a prefix. Raises SpeakerError where the name is taken or the key is refused."""
         if settings.name in self._ranges:
             raise SpeakerError(f"listen range {settings.name} exists")
-        if self._task is not None:
+        if self._turns.begun:
             self._set_range_password(settings)
         self._ranges.add(settings)
 
@@ -292,7 +257,7 @@ class Speaker:
         """Forget a dynamic neighbour that has nothing left."""
         self._leave_range(self._unlist(name))
         self._forget(name)
-        self._notify()
+        self._turns.notify()
 
     def _dismiss(self, peer: Peer) -> None:
         """End with a dynamic neighbour."""
@@ -332,7 +297,7 @@ class Speaker:
     def set_policies(self, name: str, import_policy: Policy, export_policy: Policy) -> None:
         """Have other policies hold for a peer from now on, without touching its session. Raises KeyError."""
         self.rib.set_policies(name, import_policy, export_policy)
-        self._wake()
+        self._turns.wake()
 
     def shut_gracefully(self) -> None:
         """Announce all that is announced as what is to be avoided, because it will go soon (RFC 8326)."""
@@ -352,28 +317,28 @@ class Speaker:
     def originate(self, family: Family, prefix: bytes, *, owner: str, source: Source) -> None:
         """Advertise a prefix of our own (wire bytes); ``owner`` is who may retract it."""
         self.rib.originate(family, prefix, owner=owner, source=source)
-        self._wake()
+        self._turns.wake()
 
     def retract(self, family: Family, prefix: bytes, owner: str) -> None:
         self.rib.retract(family, prefix, owner)
-        self._wake()
+        self._turns.wake()
 
     def lend(self, family: Family, prefixes: Iterable[bytes]) -> None:
         """Let peers announce these more specifics of our own prefixes, and no others."""
         self.rib.lend(family, prefixes)
-        self._wake()
+        self._turns.wake()
 
     def next_hops_changed(self, changed: Iterable[tuple[bytes, str]]) -> None:
         """The resolver's answers for these ``(address, device)`` have changed, or the node's own addresses have."""
         self.rib.next_hops_changed(changed)
         for peer in self._peers.values():
             peer.next_hops_changed()
-        self._wake()
+        self._turns.wake()
 
     def fib_ready(self) -> None:
         """``fib_full`` does not hold any more: read on."""
-        if self._local.readers:
-            self._wake()
+        if self._turns.readers:
+            self._turns.wake()
 
     # Status.
 
@@ -391,7 +356,7 @@ class Speaker:
             what = "route selection" if family in self._local.restart.deferred else "completeness"
             names = ", ".join(sorted(peers))
             waiting.append(f"{what} ({NAMES[family]}) after our restart: End-of-RIB of {names}")
-        if not self._idle:
+        if not self._turns.idle:
             waiting.append("best paths to be decided")
         if not waiting:
             waiting = [
@@ -404,11 +369,11 @@ class Speaker:
     @property
     def idle(self) -> bool:
         """All that was received is decided, and written as far as the peers' connections take it."""
-        return self._idle
+        return self._turns.idle
 
     async def wait_converged(self) -> None:
         """Return once ``converged`` holds."""
-        await self._until(lambda: self.converged().ok)
+        await self._turns.until(lambda: self.converged().ok)
 
     async def flushed(self, name: str) -> bool:
         """Return True once all that is due to a peer is written and acknowledged by its TCP.
@@ -418,127 +383,25 @@ class Speaker:
         peer = self._peers.get(name)
         if peer is None:
             return False
-        await self._until(lambda: peer.established is None or (self._idle and not self._due(peer)))
+        await self._turns.until(lambda: peer.established is None or (self._turns.idle and not self._due(peer)))
         return peer.established is not None
 
     def advertised(self, family: Family, prefix: bytes) -> list[str]:
         """Return the peers to which a prefix of ours is announced, written and acknowledged by their TCP."""
-        if not self._idle:
+        if not self._turns.idle:
             return []
         return [name for name, peer in self._peers.items() if peer.has_told(family, prefix)]
 
     async def wait_advertised(self, family: Family, prefix: bytes) -> None:
         """Return once ``advertised`` names a peer."""
-        await self._until(lambda: bool(self.advertised(family, prefix)))
+        await self._turns.until(lambda: bool(self.advertised(family, prefix)))
 
     async def changed(self) -> None:
         """Return at the next change of a session, of a table or of what is advertised."""
-        await self._changed.wait()
+        await self._turns.changed()
 
     def _due(self, peer: Peer) -> bool:
         return self.rib.has_outgoing(peer.name) or peer.unacknowledged > 0
-
-    async def _until(self, holds: Callable[[], bool]) -> None:
-        while True:
-            # Before asking: an acknowledgement that arrives in between tells nobody
-            unacknowledged = self._idle and any(peer.unacknowledged for peer in self._peers.values())
-            if holds():
-                return
-            try:
-                async with asyncio.timeout(_ACKNOWLEDGED if unacknowledged else None):
-                    await self.changed()
-            except TimeoutError:
-                continue
-
-    # The task.
-
-    def _wake(self) -> None:
-        self._idle = False
-        self._pending = True
-        self._work.set()
-
-    def _work_on(self) -> None:
-        self._work.set()
-
-    def _notify(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    async def _run(self) -> None:
-        while True:
-            await self._work.wait()
-            self._work.clear()
-            if self._slice():
-                self._work.set()
-                await asyncio.sleep(0)  # what has arrived meanwhile comes behind us in this turn of the loop
-                await asyncio.sleep(0)
-            elif not self._idle and not self._local.readers:
-                self._idle = True
-                self._notify()
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        error = None if task.cancelled() else task.exception()
-        if error is not None:  # a fault of ours: the agent decides, the FIB stays as it is
-            log.critical("the BGP speaker has failed", exc_info=error)
-            self._on_failure(error)
-
-    def _slice(self) -> bool:
-        """Read, decide and write, each for some milliseconds; True: there is more to do at once."""
-        start = time.perf_counter()
-        if self._read_little(start + _SLICE) and self._local.readers:  # others take their time
-            self.rib.run_few(self._budget)
-        unread = self._read(time.perf_counter() + _SLICE)
-        if not self._pending:  # nothing but keepalives
-            return unread
-        self._pending = False
-        read = time.perf_counter()
-        more = self.rib.run(self._budget)
-        self._lagging = more and self.rib.waiting >= _BACKLOG
-        decided = time.perf_counter()
-        factor = _SLICE / max(decided - read, 1e-6)
-        if more or factor < 1.0:
-            self._budget = int(min(max(self._budget * min(factor, 2.0), _LEAST), _MOST))
-        self._pending = self._flush(decided + _SLICE) or more
-        return self._pending or unread
-
-    def _read_little(self, until: float) -> bool:
-        """Process what those have sent who have sent little, before anything else; True: there was something."""
-        readers = self._local.readers
-        some = False
-        for _ in range(len(readers)):
-            session = readers.popleft()
-            octets = session.unread
-            if octets > LITTLE or self._spared > _SPARED or time.perf_counter() > until:
-                readers.append(session)
-            else:
-                some = True
-                self._spared += octets
-                if session.read(LITTLE):
-                    readers.append(session)
-        return some
-
-    def _read(self, until: float) -> bool:
-        """Process what peers sent, each in turn, unless decisions or the FIB lag behind; True: there is more to do."""
-        readers = self._local.readers
-        full = self._fib_full()
-        if full or self._lagging:
-            return bool(readers) and not full
-        self._spared = 0
-        while readers and time.perf_counter() < until:
-            session = readers.popleft()
-            if session.read(_READ):
-                readers.append(session)
-        return bool(readers)
-
-    def _flush(self, until: float) -> bool:
-        """Let each peer write in turn; True: some have more, and time is up."""
-        satisfied = 0
-        while satisfied < len(self._writers):
-            if time.perf_counter() > until:
-                return True
-            satisfied = 0 if self._writers[0].flush(_WRITE) else satisfied + 1
-            self._writers.rotate(-1)
-        return False
 
     # Connections.
 
@@ -580,11 +443,11 @@ class Speaker:
         self.rib.select(family)
         fields = {"family": NAMES[family], "missing": ",".join(sorted(self._local.restart.waiting.get(family, ())))}
         log.info("route selection begins after our restart", extra={"fields": fields})
-        self._wake()
+        self._turns.wake()
 
     def _complete(self, family: Family) -> None:
         self.rib.complete(family)
-        self._wake()
+        self._turns.wake()
 
     def _deferral_over(self) -> None:
         for family, peers in self._local.restart.expire().items():

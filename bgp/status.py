@@ -99,12 +99,20 @@ class PeerStatus:
     incoming: bool
     """The present connection was initiated by the peer."""
     messages_in: int
+    """On the present connection."""
     messages_out: int
     capabilities: tuple[str, ...]
     """What the peer offered in its last OPEN, for people."""
     hostname: str
     software: str
     families: Mapping[Family, FamilyStatus] = field(default_factory=dict)
+    received: Mapping[str, int] = field(default_factory=dict)
+    """Messages of all connections by type, such as ``UPDATE``."""
+    sent: Mapping[str, int] = field(default_factory=dict)
+    faults: int = 0
+    """UPDATEs with a fault short of a session reset (RFC 7606), or with prefixes that are our own."""
+    losses: Mapping[str, int] = field(default_factory=dict)
+    """Sessions that ended, by what ended them (``bgp.tally.LOSSES``)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cni import verify
+from cni.calls import UNREADABLE, Calls
 from cni.delegate import Delegate, missing_addresses
 from cni.errors import CniError, Code
 from cni.follower import Follower, open_events
@@ -62,6 +63,7 @@ class Verbs:
         self._follower = Follower(addresses, links, worker)
         self._remover = Remover(addresses, hooks, links, worker, lambda link: self._follower.forget(link.index))
         self._delegate = Delegate(addresses)
+        self.calls = Calls()
         self._adding: set[str] = set()
         """Host ends that may be there before the ledger knows of them."""
 
@@ -70,17 +72,19 @@ class Verbs:
 
         Raises nothing that the call causes: every failure is an answer.
         """
+        start = time.perf_counter()
         try:
             request = parse(message)
         except CniError as error:
             log.warning("call refused", extra={"fields": {"code": error.code, "error": str(error)}})
+            self.calls.ended(UNREADABLE, error.code, time.perf_counter() - start)
             await deliver(Answer(1, encode_error(error, version_of(message.stdin))))
             return
         if not request.handle.container_id:
-            await deliver(await self._answer(request, message, netns))
+            await deliver(await self._answer(request, message, netns, start))
             return
         async with self._locks.hold(request.handle):
-            answer = await self._answer(request, message, netns)
+            answer = await self._answer(request, message, netns, start)
             if not await deliver(answer) and request.verb == "ADD" and not answer.status:
                 # Killed while it waited: the runtime counts this as failed, and may never ask for the deletion.
                 log.warning("plugin went away, pod undone", extra={"fields": {"pod": str(request.handle)}})
@@ -162,15 +166,18 @@ class Verbs:
             log.warning("addresses of a vanished pod released", extra={"fields": _fields(found)})
             return True
 
-    async def _answer(self, request: Request, message: Message, netns: int | None) -> Answer:
+    async def _answer(self, request: Request, message: Message, netns: int | None, start: float) -> Answer:
         try:
-            return Answer(0, await self._carry_out(request, message, netns))
+            answer = Answer(0, await self._carry_out(request, message, netns))
+            self.calls.ended(request.verb, 0, time.perf_counter() - start)
+            return answer
         except (CniError, AddressError) as error:
             fault = error if isinstance(error, CniError) else _no_address(error)
             log.warning("%s failed", request.verb, extra={"fields": _failure(request, fault)})
         except Exception as error:
             fault = CniError(Code.INTERNAL, f"{type(error).__name__} in podroute's agent; its log has more", str(error))
             log.exception("%s failed", request.verb, extra={"fields": _failure(request, fault)})
+        self.calls.ended(request.verb, fault.code, time.perf_counter() - start)
         return Answer(1, encode_error(fault, request.version))
 
     async def _carry_out(self, request: Request, message: Message, netns: int | None) -> bytes:

@@ -304,6 +304,17 @@ class Api(Section):
     socket: SocketPath = Field(default="/run/podroute/api.sock", description="the path of a Unix socket")
 
 
+class Metrics(Section):
+    """What may be read over TCP: metrics, health and the page."""
+
+    listen: Listen | None = Field(default=None, description='address:port such as "127.0.0.1:9179" or "[::]:9179"')
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Where to listen; None: nowhere."""
+        return None if self.listen is None else parse_listen(self.listen)
+
+
 class OnStop(Section):
     """What SIGTERM does, and `podroute stop` without a mode."""
 
@@ -337,6 +348,7 @@ class Config(Section):
     routes: Routes = Field(default=Routes(), description="a mapping of table, metric and so on")
     cni: Cni = Field(default=Cni(), description="a mapping of socket, mtu, binDir, confDir and so on")
     api: Api = Field(default=Api(), description="a mapping with socket")
+    metrics: Metrics = Field(default=Metrics(), description='a mapping with listen, such as {listen: "127.0.0.1:9179"}')
     log: Log = Field(default=Log(), description="a mapping of level and format")
     on_stop: OnStop = Field(default=OnStop(), description="a mapping of mode and drainTime")
 

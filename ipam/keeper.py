@@ -10,8 +10,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
 
 from config import prefix
 from config.model import Config
@@ -45,6 +47,9 @@ log = logging.getLogger("podroute.ipam")
 _ARRIVAL = 2.0
 """Seconds that a stop waits for a claim or release of a block under way."""
 
+ClaimResult = Literal["granted", "exhausted", "failed"]
+"""``exhausted``: the pools have no block left; ``failed``: the store did not answer, or refused."""
+
 BlocksChanged = Callable[[Sequence[Block], Sequence[Block]], None]
 """Called with blocks granted and blocks released."""
 
@@ -73,6 +78,8 @@ class BlockKeeper:
         self.holdings = Holdings()
         self.lost: dict[Key, OwnedBlock] = {}
         """Blocks whose addresses containers here use though the store does not say they are ours."""
+        self.claimed: Counter[ClaimResult] = Counter()
+        """What became of the claims of blocks so far."""
         self._growing = {family: asyncio.Lock() for family in FAMILIES}
         self._idle = IdleBlocks()
         self._dry: set[frozenset[str]] = set()
@@ -184,16 +191,27 @@ class BlockKeeper:
 
     async def _claim(self, claims: Claims, wants: Mapping[Family, Sequence[Pool]]) -> bool:
         """Claim one block per family and use it; return whether there was one for each."""
-        found = await claims.claim(list(wants.values()))
+        with self._counted():
+            found = await claims.claim(list(wants.values()))
         await self._grant([block for block in found if block is not None])
         for family, block in zip(wants, found, strict=True):
             names = [pool.name for pool in wants[family]]
+            self.claimed["exhausted" if block is None else "granted"] += 1
             if block is not None:
                 self._dry.discard(frozenset(names))
                 continue
             self._dry.add(frozenset(names))
             log.warning("no free block", extra={"fields": {"family": NAMES[family], "pools": ", ".join(names)}})
         return None not in found
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count a claim that fails."""
+        try:
+            yield
+        except IpamError:
+            self.claimed["failed"] += 1
+            raise
 
     async def _grant(self, blocks: Sequence[Block]) -> None:
         await self._adopt(blocks)
@@ -430,9 +448,11 @@ class BlockKeeper:
         index = pool.index(number)
         assert index is not None
         try:
-            block = await self.claims().claim_exactly(pool, index)
+            with self._counted():
+                block = await self.claims().claim_exactly(pool, index)
         except AddressInUseError as error:
             raise AddressInUseError(f"address {address} cannot be had here: {error}") from error
+        self.claimed["granted"] += 1
         await self._grant([block])
 
     def _serving(self, family: Family, names: Sequence[str], *, exact: bool = False) -> list[Pool]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 from labs.errors import LabError
 from labs.node import Node
+from labs.processes import Process
 from labs.rights import may_set_groups
 from labs.waiting import off_loop
 
 _SNIFF = Path(__file__).with_name("sniff.py")
+_LONGEST_DRAIN = 10.0
 
 
 class Capture:
@@ -46,7 +49,7 @@ class Capture:
         """End the capture; what was captured is in the file then."""
         if self._process is not None:
             process, self._process = self._process, None
-            process.send_signal(signal.SIGINT)
+            await off_loop(lambda: end(process))
             await off_loop(process.communicate)
         if self._file is not None:
             self._file.close()
@@ -59,6 +62,18 @@ class Capture:
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
         await self.stop()
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Interrupt a capture when it has written the packets that have come so far. Blocks meanwhile, 10 s at most.
+
+    Interrupted in between, it would leave those that it has not read yet: it waits for packets when there are none.
+    """
+    capturing = Process.of(process.pid)
+    deadline = time.monotonic() + _LONGEST_DRAIN
+    while capturing is not None and not capturing.waiting() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
 
 
 def command(interface: str, expression: tuple[str, ...] = ()) -> list[str]:

@@ -41,6 +41,13 @@ class Process:
             return False
         return int(fields[19]) == self.start and fields[0] not in "ZX"
 
+    def waiting(self) -> bool:
+        """Tell whether it waits for something, or is gone: it has nothing left to do by itself."""
+        try:
+            return _stat(self.pid)[0] in "SZX"
+        except (OSError, IndexError):
+            return True
+
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send a signal, unless the process is gone."""
         if self.running():

@@ -13,7 +13,7 @@ from pathlib import Path
 from config.kernel import COVER_METRIC, DEFAULT_METRIC, MAIN_TABLE, NEXT_HOP_IDS, POD_METRIC, ROUTE_PROTOCOL
 from config.nexthop import NextHopResolver, NextHops
 from config.prefix import BITS, FAMILIES, Family, address_text
-from routes import netlink
+from routes import causes, netlink
 from routes.differences import FibRoute
 from routes.encode import delete_nexthop
 from routes.installer import Installer, log_crash
@@ -108,7 +108,7 @@ class Fib:
             self._monitor.ignore(installer.open(receive_buffer=self._receive_buffer))
             if self._own_others:
                 await self._others.start()
-            self._monitor.subscribe(self._event, lambda: self.resync("netlink events were lost"))
+            self._monitor.subscribe(self._event, lambda: self.resync(causes.EVENTS_LOST))
             await self._adopt(installer, peers)
         except OSError as error:
             if installer is not None:
@@ -259,6 +259,10 @@ class Fib:
     def uses_objects(self) -> bool:
         """Whether routes go through next-hop objects."""
         return self._installer.registry.objects
+
+    def sizes(self) -> tuple[int, int]:
+        """Return how many next-hop objects and how many groups there are; without objects none."""
+        return self._installer.registry.sizes()
 
     @property
     def findings(self) -> list[str]:
@@ -462,7 +466,7 @@ class Fib:
             self._place_pod(family, prefix, link.name, None if event.gone else link)
             if link.up and not event.gone:
                 table = self._installer.table(family, POD_METRIC[family])
-                self._installer.repair(table, prefix, None, "link came up")
+                self._installer.repair(table, prefix, None, causes.LINK_UP)
 
     def _shown(self, family: Family, status: RouteStatus) -> FibRoute:
         assert self._shadows is not None

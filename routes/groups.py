@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from routes import causes
 from routes.encode import delete_nexthop, new_group, new_nexthop
 from routes.heirs import owner
 from routes.ids import IdPool
@@ -98,6 +99,13 @@ class Groups:
                     self._count_repairs(subject)
                 else:
                     self._group_refused(subject, operation, number, text)
+
+    def sizes(self) -> tuple[int, int]:
+        """Return how many next-hop objects and how many groups there are; without objects none."""
+        if not self.objects:
+            return 0, 0
+        groups = sum(isinstance(subject, Target) for subject in self._by_id.values())
+        return len(self._by_id) - groups, groups
 
     def known(self, identifier: int) -> bool:
         return identifier in self._by_id
@@ -211,7 +219,7 @@ class Groups:
                 target.id = 0
             self._write_group(target)
         elif number == errno.ENOENT and target.ready:
-            self._lost(target, "next-hop group missing when it was to change")
+            self._lost(target, causes.GROUP_MISSING)
         elif operation.group != tuple(target.group()):  # a member went while the request was on its way
             self._write_or_fail(target)
         elif self._to_be_asked_again(target, number):

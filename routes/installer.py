@@ -17,6 +17,7 @@ from pathlib import Path
 from config.prefix import Family, text
 from routes import guard, netlink
 from routes.batch import Batch
+from routes.causes import ANSWERS_LOST, DENIED, GROUP_REFUSED
 from routes.encode import Placement
 from routes.groups import PASSING, Operation
 from routes.heirs import moves
@@ -179,7 +180,9 @@ class Installer:
 
     @property
     def full(self) -> bool:
-        self._full = self._full or self._pressing > _FULL
+        if not self._full and self._pressing > _FULL:
+            self._full = True
+            self.counters["full"] += 1
         return self._full
 
     async def drained(self) -> None:
@@ -321,7 +324,7 @@ class Installer:
             self.registry.completed(operations, job.refused)
             if self.registry.doubtful:
                 self.registry.doubtful = False
-                self._on_unverified("the kernel refuses a next-hop group of ours")
+                self._on_unverified(GROUP_REFUSED)
             self._nexthops_done(job)
 
         targets = snapshot(self.registry) if self.registry.changed else None
@@ -385,7 +388,7 @@ class Installer:
             self._hurrying = False
             self._nexthops_idle.set()
         if not job.verified:
-            self._on_unverified("the kernel's answers were lost")
+            self._on_unverified(ANSWERS_LOST)
         self.schedule()
 
     def _ahead_done(self, job: Job) -> None:
@@ -405,13 +408,15 @@ class Installer:
         self._settle(table, batch)
         self.counters["requests"] += batch.size
         self.counters["refused"] += len(job.refused)
+        for number, count in Counter(number for number, _ in job.refused.values()).items():
+            self.counters[f"refused, {errno.errorcode.get(number, number)}"] += count
         if causes := self._repairing.get(table):
             self._count_repairs(job, causes)
         if not job.verified:
-            self._on_unverified("the kernel's answers were lost")
+            self._on_unverified(ANSWERS_LOST)
         if self._permitted(job) and self._denied:
             self._denied = False
-            self._on_unverified("permission was denied")
+            self._on_unverified(DENIED)
         self.schedule()
 
     def _settle(self, table: Table, batch: Batch) -> None:
@@ -441,7 +446,7 @@ class Installer:
             state = State.PENDING if number in PASSING else State.FAILED
             table.refused(shard, prefix, want, Failure(held, state, number, words))
             if number in (errno.EINVAL, errno.ENOENT) and want.id:
-                self._on_unverified("the kernel refuses a next-hop group of ours")
+                self._on_unverified(GROUP_REFUSED)
 
     def _in_the_way(self, table: Table, flight: Flight, prefix: bytes, want: Target, route: Route | None) -> None:
         """An entry with this prefix and metric exists where we thought there was none."""

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from math import lcm
 
 from config.nexthop import NextHopResolver, NextHops
+from routes import causes
 from routes.encode import delete_nexthop
 from routes.groups import PASSING, Groups, Operation
 from routes.heirs import Moves, alike, give_back, let_go, take_over
@@ -154,7 +155,7 @@ class Registry(Groups):
     def link_lost(self, ifindex: int) -> None:
         """The kernel has deleted, silently, the objects of a device that went down or lost its carrier."""
         for member in [m for m in self._members.values() if m.ifindex == ifindex]:
-            self._note_loss(member.users, [member.key], "link came up")
+            self._note_loss(member.users, [member.key], causes.LINK_UP)
             if self.objects:
                 self._drop(member)
         if not self.objects:

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from config.prefix import FAMILIES, Family
+from routes import causes
 from routes.compare import Drift, Finding, compare
 from routes.dumps import read_nexthops
 from routes.encode import delete_nexthop
@@ -89,6 +90,7 @@ class Reconciler:
         self._cause = self._cause or cause
         self._installer.doubt(True)
         self._installer.counters["resyncs"] += 1
+        self._installer.counters[f"resync, {cause}"] += 1
         self._wanted.set()
 
     def refresh(self) -> None:
@@ -135,9 +137,9 @@ class Reconciler:
         if not self._registry.known(identifier) or (others and event.gone):  # gone since: that id is ours again
             return
         if (
-            self._registry.vanished(identifier, "next-hop object deleted by another program")
+            self._registry.vanished(identifier, causes.OBJECT_DELETED)
             if event.gone
-            else self._registry.altered(event.nexthop, "next-hop object changed by another program")
+            else self._registry.altered(event.nexthop, causes.OBJECT_CHANGED)
         ):
             self._installer.counters["repaired next-hop objects"] += 1
             log.warning("somebody changed a next-hop object", extra={"fields": {"id": identifier, "port": event.port}})
@@ -154,9 +156,9 @@ class Reconciler:
         if route.protocol == self._protocol:
             if event.gone:
                 if want is not None or shard.unsettled(prefix):
-                    self._installer.repair(table, prefix, None, "route deleted by another program")
+                    self._installer.repair(table, prefix, None, causes.ROUTE_DELETED)
             elif want is not None and not want.matches(route):
-                self._installer.repair(table, prefix, self._installer.other, "route replaced by another program")
+                self._installer.repair(table, prefix, self._installer.other, causes.ROUTE_REPLACED)
         elif event.gone:
             if prefix in shard.failed and shard.failed[prefix].state is State.CONFLICT:
                 table.observe(prefix, None)
@@ -220,10 +222,10 @@ class Reconciler:
         for identifier in self._registry.expected():
             found = there.get(identifier)
             if found is None and self._registry.known(identifier):
-                self._registry.vanished(identifier, f"next-hop object missing, found by {cause}")
+                self._registry.vanished(identifier, causes.OBJECT_MISSING + causes.FOUND_BY + cause)
                 log.warning("a next-hop object has vanished", extra={"fields": {"id": identifier}})
             elif found is not None:
-                self._registry.altered(found, f"next-hop object altered, found by {cause}")
+                self._registry.altered(found, causes.OBJECT_ALTERED + causes.FOUND_BY + cause)
         for identifier in [i for i, found in there.items() if found.protocol != self._protocol]:
             self._registry.ids.reserve(identifier)
             del there[identifier]
@@ -234,9 +236,9 @@ class Reconciler:
         table = self._installer.table(family, metric)
         want = table.shard(prefix).desired.get(prefix)
         if drift is Drift.MISSING:
-            self._installer.repair(table, prefix, None, f"missing, found by {cause}")
+            self._installer.repair(table, prefix, None, causes.MISSING + causes.FOUND_BY + cause)
         elif want is not None:
-            self._installer.repair(table, prefix, self._installer.other, f"altered, found by {cause}")
+            self._installer.repair(table, prefix, self._installer.other, causes.ALTERED + causes.FOUND_BY + cause)
         elif route is not None:
             # A pod's route may be there before its expectation: only what two comparisons see is too much.
             pod = (
@@ -246,4 +248,4 @@ class Reconciler:
             if pod and key not in self._suspects:
                 suspects.add(key)
             else:
-                self._installer.repair(table, prefix, self._installer.other, f"surplus, found by {cause}")
+                self._installer.repair(table, prefix, self._installer.other, causes.SURPLUS + causes.FOUND_BY + cause)

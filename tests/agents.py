@@ -15,7 +15,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from agent.client import Client
 from tests.netns import Netns
@@ -23,6 +25,23 @@ from tests.netns import Netns
 PATIENCE = 60.0
 """Seconds that anything here may take; nothing should come near it."""
 _COMMAND = (sys.executable, "-c", "from agent.cli import main; main()")
+
+
+class Metrics:
+    """What ``/metrics`` says, by name and labels."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.families = list(text_string_to_metric_families(text))
+        self.values = {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in self.families
+            for sample in family.samples
+        }
+
+    def __call__(self, name: str, **labels: str) -> float:
+        whole = name if name.startswith("process_") else f"podroute_{name}"
+        return self.values[whole, frozenset(labels.items())]
 
 
 class Agent:
@@ -104,6 +123,27 @@ class Agent:
 
     async def get(self, path: str, **query: str | float) -> Any:
         return await asyncio.to_thread(self.client.get, path, **query)
+
+    async def read(self, path: str, accept: str = "") -> tuple[int, str, str]:
+        """Return status, content type and text of what the socket answers."""
+        connector = aiohttp.UnixConnector(str(self.socket))
+        async with (
+            aiohttp.ClientSession("http://agent", connector=connector, headers={"Accept": accept}) as session,
+            session.get(path) as answer,
+        ):
+            return answer.status, answer.headers["Content-Type"], await answer.text()
+
+    async def metrics(self) -> Metrics:
+        return Metrics((await self.read("/metrics"))[2])
+
+    async def metrics_when(self, name: str, value: float, **labels: str) -> Metrics:
+        """Scrape until a metric has a value; return all of that scrape."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                found = await self.metrics()
+                if found(name, **labels) == value:
+                    return found
+                await asyncio.sleep(0.05)
 
     async def peer(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = next(peer for peer in await self.get("/v1/peers") if peer["name"] == name)

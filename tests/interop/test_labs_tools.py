@@ -91,6 +91,21 @@ async def test_faults_of_links(net: Lab) -> None:
         await link.lose(0)
 
 
+async def test_a_capture_holds_all_that_came_before_its_end(net: Lab) -> None:
+    """Also where tcpdump had no time to read it: it is stopped here while the packets come."""
+    n1 = net.node("n1")
+    packets = Capture(n1, "eth1", "icmp", path=net.directory / "late.pcap")
+    await packets.start()
+    pid = int((await n1.run("pidof", "tcpdump")).stdout)
+    await n1.run("kill", "-STOP", str(pid))
+    await n1.ping("10.1.1.1", count=3, interval=0.01)
+    ending = asyncio.create_task(packets.stop())
+    await asyncio.sleep(0)
+    await n1.run("kill", "-CONT", str(pid))
+    await ending
+    assert packets_in(packets.path).count("ICMP echo") == 6
+
+
 async def test_the_commands(net: Lab, tmp_path: Path) -> None:
     assert "== tor1: bgpd.log" in podroute("logs", NAME).stdout
     assert "== n2" not in podroute("logs", NAME, "n1").stdout
@@ -115,7 +130,7 @@ async def test_the_commands(net: Lab, tmp_path: Path) -> None:
         await node.ping("10.1.1.1")
         child.terminate()
         child.communicate(timeout=10)
-    assert file.stat().st_size > 200
+    assert packets_in(file).count("ICMP echo") == 2, "the request and the reply"
 
     folder = tmp_path / "saved"
     assert podroute("save", NAME, str(folder)).stdout.strip() == str(folder)

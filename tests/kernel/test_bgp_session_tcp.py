@@ -444,6 +444,37 @@ async def test_a_missed_acknowledgement_is_looked_for(netns: Maker, monkeypatch:
         raw.close()
 
 
+async def test_a_keepalive_on_its_way_undoes_no_advertisement(netns: Maker) -> None:
+    """What the peer's TCP has acknowledged of the table stays so, whatever comes after it."""
+    ns, other = netns(), netns()
+    link(ns, "eth7", other, "eth9")
+    for end, device, last in ((ns, "eth7", 1), (other, "eth9", 2)):
+        end.run("ip", "addr", "add", f"192.0.2.{last}/24", "dev", device)
+    first, second = prefix.parse("10.64.0.0/26"), prefix.parse("10.64.1.0/26")
+    peers = [peer("b", "192.0.2.2", 65002, passive=True, families=frozenset((4,)))]
+    async with node_a(ns, peers=peers, listen=(("192.0.2.1", 179),)) as a:
+        a.speaker.originate(*first, owner="test", source="block")
+        raw = RawPeer(other, "192.0.2.2")
+        await raw.connect("192.0.2.1")
+        await raw.hello()
+        await raw.send(codec.KEEPALIVE + codec.encode_end_of_rib(4))
+        async with asyncio.timeout(PATIENCE):
+            await a.speaker.wait_converged()
+        session = a.speaker._peers["b"].established
+        assert session is not None
+        assert session.connection is not None
+        other.run("ip", "link", "set", "eth9", "down")  # from here on nothing is acknowledged
+        session._send(codec.KEEPALIVE)
+        assert session.connection.unacknowledged == len(codec.KEEPALIVE)
+        assert a.speaker.converged().ok
+        assert a.speaker.advertised(*first) == ["b"]
+        a.speaker.originate(*second, owner="test", source="block")
+        await a.until(lambda: a.speaker.idle, "the UPDATE")
+        assert a.speaker.advertised(*first) == a.speaker.advertised(*second) == []
+        assert a.speaker.converged().waiting_for[0].startswith("acknowledgement of ")
+        raw.close()
+
+
 async def test_a_peer_that_does_not_read_is_not_buffered_for(netns: Maker) -> None:
     """Back-pressure: what TCP does not take stays in the Adj-RIB-Out, and comes when the peer reads again."""
     ns = netns()

@@ -54,7 +54,7 @@ class Fixture:
             add_peer(self.node, peer)
             add_peer(peer, self.node)
             session(self.node, peer)
-        self.speaker._slice()
+        self.speaker._turns.turn()
         self.log.clear()
 
     def on_fib(self, family: Family, changes: list[tuple[Sequence[bytes], NextHops | None]]) -> None:
@@ -68,16 +68,16 @@ class Fixture:
         def process() -> None:
             self.log.append(f"{node.name} read")
             self.speaker.rib.receive_all(node.name, [body], print, little=unread <= LITTLE)
-            self.speaker._wake()
+            self.speaker._turns.wake()
 
-        self.speaker._local.readers.append(cast(Session, Arrived(unread, process)))
+        self.speaker._turns.readers.append(cast(Session, Arrived(unread, process)))
 
 
 async def test_who_says_little_is_read_and_decided_before_a_table() -> None:
     fixture = Fixture()
     fixture.arrive(0, TABLE, 50_000)
     fixture.arrive(1, FEW, 60)
-    fixture.speaker._slice()
+    fixture.speaker._turns.turn()
     assert fixture.log == ["little read", "3 told", "table read", "1000 told"]
 
 
@@ -85,17 +85,17 @@ async def test_who_says_little_is_told_to_the_fib_while_that_is_full() -> None:
     fixture = Fixture(full=True)
     fixture.arrive(0, TABLE, 50_000)
     fixture.arrive(1, FEW, 60)
-    assert not fixture.speaker._slice()
+    assert not fixture.speaker._turns.turn()
     assert fixture.log == ["little read", "3 told"]
 
 
 async def test_those_who_say_little_leave_others_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bgp.speaker._SPARED", 100)
+    monkeypatch.setattr("bgp.turns._SPARED", 100)
     fixture = Fixture()
     fixture.arrive(0, TABLE, 50_000)
     for _ in range(10):
         fixture.arrive(1, FEW, 60)
-    fixture.speaker._slice()
+    fixture.speaker._turns.turn()
     assert fixture.log.index("table read") == 3  # after two that said little, and what became of it
 
 
@@ -114,11 +114,11 @@ async def test_what_arrives_in_a_turn_is_there_in_the_next(monkeypatch: pytest.M
     def arrived() -> None:
         log.append(here.recv(100).decode())
 
-    monkeypatch.setattr(fixture.speaker, "_slice", turn)
+    monkeypatch.setattr(fixture.speaker._turns, "turn", turn)
     with here, there:
         loop.add_reader(here, arrived)
-        task: asyncio.Task[Any] = loop.create_task(fixture.speaker._run())
-        fixture.speaker._work.set()
+        task: asyncio.Task[Any] = loop.create_task(fixture.speaker._turns.run())
+        fixture.speaker._turns.read_on()
         await over.wait()
         task.cancel()
         loop.remove_reader(here)

@@ -1,0 +1,1 @@
+"""What the agent tells Prometheus: read when it is asked for, from what the rooms keep. Nothing is registered."""
