@@ -12,13 +12,19 @@ PYTEST := python -m pytest -n $(WORKERS) --durations=25
 # The tests of what is compiled that need neither root nor long tables.
 PLAIN := tests/unit/test_bgp_*.py tests/unit/test_routes_*.py tests/wire/test_bgp_differential.py tests/wire/test_bgp_fuzz.py
 
-.PHONY: help demo compiled image lab-down test test-plain unit lab big-lab lint format conformance interop fuzz flood hammer
+.PHONY: help demo install uninstall compiled image lab-down test test-plain unit lab big-lab lint format conformance interop fuzz flood hammer
 .PHONY: hammer-fib bench-bgp bench-cni bench-fib bench-ipam scenarios setup setup-tests venv lock clean
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
 demo: setup  ## the main job: two racks, four nodes, eight pods, real ToR routers (KEEP=1 leaves it up)
 	@python -m labs.demo $(if $(KEEP),--keep)
+
+install:  ## install this checkout on this machine, as docs/install.md says; starts nothing
+	@sh agent/install.sh
+
+uninstall:  ## take what `make install` installed away again; configuration and state stay
+	@sh agent/install.sh --remove
 
 lab-down: setup  ## remove the lab that `make demo KEEP=1` left up
 	@python -m labs.demo --down

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
+import os
 import sys
 from typing import Any
 from urllib.parse import quote
@@ -56,6 +58,13 @@ def main() -> None:
         # The reader went away (`podroute routes | head`): not an error of ours.
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        click.echo(f"podroute: the output cannot be written ({error.strerror}): make room", err=True)
+        # Or the interpreter tries once more as it ends, and complains
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def asks_agent(command: Any) -> Any:

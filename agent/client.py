@@ -6,6 +6,7 @@ import http.client
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlencode
 
@@ -40,18 +41,20 @@ class Client:
 
     def get(self, path: str, **query: str | float | None) -> Any:
         """Return the JSON answer of ``GET path``. Raises AgentUnavailableError, AgentRefusedError."""
-        with self._response("GET", path, query) as response:
-            return json.loads(response.read())
+        return self._whole("GET", path, query)
 
     def post(self, path: str, **query: str | float | None) -> Any:
-        with self._response("POST", path, query) as response:
-            return json.loads(response.read())
+        return self._whole("POST", path, query)
 
     def stream(self, path: str, **query: str | float | None) -> Iterator[Any]:
         """Yield the objects of an NDJSON answer as they arrive."""
-        with self._response("GET", path, query) as response:
+        with self._explained(), self._response("GET", path, query) as response:
             for line in response:
                 yield json.loads(line)
+
+    def _whole(self, method: str, path: str, query: dict[str, str | float | None]) -> Any:
+        with self._explained(), self._response(method, path, query) as response:
+            return json.loads(response.read())
 
     def _response(self, method: str, path: str, query: dict[str, str | float | None]) -> http.client.HTTPResponse:
         given = {key: value for key, value in query.items() if value is not None}
@@ -60,18 +63,37 @@ class Client:
         try:
             connection.request(method, target, headers={"Connection": "close"})
             response = connection.getresponse()
-        except (OSError, http.client.HTTPException) as error:
+        except BaseException:
             connection.close()
-            what = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise AgentUnavailableError(
-                f"no agent answers on {self.socket_path} ({what}): "
-                "start one with `podroute agent`, or name its socket with --socket"
-            ) from error
+            raise
         # The response owns the socket from here on ("Connection: close").
         if response.status >= 400:
             with response:
                 raise AgentRefusedError(_error_text(response.read(), response.status))
         return response
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Raise AgentUnavailableError for whatever keeps an agent from answering, or from finishing its answer."""
+        try:
+            yield
+        except PermissionError as error:
+            raise AgentUnavailableError(
+                f"{self.socket_path} may not be used ({error.strerror}): ask as root"
+            ) from error
+        except TimeoutError as error:
+            raise AgentUnavailableError(
+                f"the agent on {self.socket_path} does not answer within {self.timeout:g} s: stopped, or overloaded"
+            ) from error
+        except OSError as error:
+            raise AgentUnavailableError(
+                f"no agent answers on {self.socket_path} ({error.strerror or error}): "
+                "start one with `podroute agent`, or name its socket with --socket"
+            ) from error
+        except (http.client.HTTPException, ValueError) as error:
+            raise AgentUnavailableError(
+                f"what answers on {self.socket_path} is no agent's API, or it broke off: name api.socket with --socket"
+            ) from error
 
 
 def _error_text(body: bytes, status: int) -> str:

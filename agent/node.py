@@ -219,7 +219,7 @@ class Node:
         stack.callback(self.monitor.stop)
         self._check_pools()
         self._set_sysctls()
-        await self._masquerade()
+        await self._masquerade(self.config.cni.masquerade)
         await self.resolver.start()
         self.monitor.subscribe(self._kernel_event, lambda: self.speaker.next_hops_changed(()))
         stack.push_async_callback(self.resolver.stop)
@@ -230,7 +230,7 @@ class Node:
         await self.fib.start(peers={*self._peers, *self._mesh.sessions, *self._expected})
         stack.push_async_callback(self._stop_fib)
         await self.ipam.start()
-        stack.push_async_callback(self.ipam.stop)
+        stack.push_async_callback(self._stop_ipam)
         stack.push_async_callback(self.cni.stop)  # before its start: it also clears up a start that failed
         await self.cni.start()
         self.fib.expectations_complete()
@@ -306,14 +306,19 @@ class Node:
 
     async def _stop_fib(self) -> None:
         await self.fib.stop(keep=self.stop_mode != "purge")
+        if self.stop_mode == "purge":
+            await self._masquerade(False)
 
-    async def _masquerade(self) -> None:
-        """Set masquerade up or remove it, as configured; where it is off, a node without nft is fine."""
-        pools = self.config.pools.values() if self.config.cni.masquerade else ()
+    async def _stop_ipam(self) -> None:
+        await self.ipam.stop(leave=self.stop_mode == "purge")
+
+    async def _masquerade(self, wanted: bool) -> None:
+        """Set masquerade up or remove it; where it is off, a node without nft is fine."""
+        pools = self.config.pools.values() if wanted else ()
         try:
             await asyncio.to_thread(masquerade.apply, [(pool.family, pool.prefix) for pool in pools])
         except masquerade.MasqueradeError as error:
-            if self.config.cni.masquerade:
+            if wanted:
                 raise StartError(str(error)) from error
             log.warning("an earlier run's masquerade may be left", extra={"fields": {"error": str(error)}})
 

@@ -38,7 +38,7 @@ def status(answer: Answer) -> None:
     console.print(Text.assemble(("node ", "dim"), (node["name"], "bold"), f"  AS {node['as']}  {node['routerId']}"))
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
-    grid.add_column()
+    grid.add_column(overflow="fold")
     grid.add_row(
         "agent",
         f"podroute {answer['version']} ({answer['form']['name']}), {answer['state']}, up {duration(answer['uptime'])}",

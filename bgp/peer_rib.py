@@ -31,7 +31,8 @@ class PeerRib:
         self._first: dict[Family, int] = {4: 0, 6: 0}
         """How many of its paths have been taken without a decision since the beginning."""
         self.refused: dict[Family, dict[bytes, bytes]] = {4: {}, 6: {}}
-        """Prefixes that are not accepted because they are ours, and which of ours they touch."""
+        """Prefixes that are not accepted because they are ours, and which of ours they touch; empty where the peer's
+        path could not be used anyway."""
         self.imported: Interned[tuple[Path, Changes], Path] = Interned()
         """What import policy made of a path."""
 

@@ -522,9 +522,11 @@ class Rib:
     def _import(self, rib: PeerRib, family: Family, prefix: bytes, path: Path | None) -> Path | None:
         violated = self.own[family].violated(prefix)
         if path is not None and violated is not None:
-            if prefix not in rib.refused[family]:
+            refused = rib.refused[family]
+            # Our own announcement that comes back, our AS in its path, is no news: some peers send it to everybody
+            if not path.fault and not refused.get(prefix):
                 self._on_refused(rib.settings.name, family, prefix, violated)
-            rib.refused[family][prefix] = violated
+            refused[prefix] = b"" if path.fault else violated
             return None
         rib.refused[family].pop(prefix, None)
         if path is None:

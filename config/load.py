@@ -17,8 +17,10 @@ from config.problems import ConfigError, Location, Problem, shown
 API_VERSION = "podroute/v1"
 
 # Stands for what is missing or wrong while the rest is checked
-_NODE = {"name": "node", "as": 64512, "routerId": "192.0.2.1"}
+_NODE = {"name": "node", "as": 64512, "routerId": "192.0.2.1", "addresses": ["192.0.2.1"]}
 _LEAVES = {"as": 64512, "action": "accept"}
+# Stands for what is wrong, where its absence would mean something to others
+_STAND_INS: dict[Location, Any] = {("node", "addresses"): ["192.0.2.1"], ("ipam", "reclaimAfter"): 86400}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +85,10 @@ def _validate(data: dict[str, Any]) -> tuple[Config | None, list[Problem]]:
         problems = list(explain(error, data))
         remainder = _without_faults(data)
         seen = {problem.location for problem in problems}
-        if remainder is not None:
-            problems += [problem for problem in checks.check(remainder) if problem.location not in seen]
+        labels_known = not any(location[:2] in (("node",), ("node", "labels")) for location in seen)
+        for problem in checks.check(remainder) if remainder is not None else ():
+            if problem.location not in seen and (labels_known or problem.location[-2:] != ("splitBy", "label")):
+                problems.append(problem)
         return None, problems
     return config, list(checks.check(config))
 
@@ -123,15 +127,23 @@ def _supply(data: Any, location: Location) -> bool:
 def _remove(data: Any, location: Location) -> bool:
     """Take out one value, or the nearest one around it that is there; return whether anything was.
 
-    An item of a list takes those behind it along, so that the others keep their indexes.
+    An item of a list takes those behind it along, so that the others keep their indexes, and the first one the list. A
+    listen range takes its peer along, which would have neither that nor an address.
     """
     if not location:
         return False
     if location == ("node",):
         data["node"] = dict(_NODE)
         return True
+    if location[-1] == "listenRange":
+        location = location[:-1]
     around, last = _at(data, location[:-1]), location[-1]
-    if isinstance(around, list) and isinstance(last, int) and last < len(around):
+    stand_in = _STAND_INS.get(location)
+    if stand_in is not None and isinstance(around, dict) and around.get(last) != stand_in:
+        around[last] = stand_in
+    elif last == 0 and isinstance(around, list):
+        return _remove(data, location[:-1])
+    elif isinstance(around, list) and isinstance(last, int) and last < len(around):
         del around[last:]
     elif isinstance(around, dict) and last in around:
         del around[last]

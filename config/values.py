@@ -216,7 +216,8 @@ def _path_count(value: Any) -> Any:
 def _pattern(pattern: re.Pattern[str], right: str) -> BeforeValidator:
     def check(value: Any) -> Any:
         if not isinstance(value, str):
-            raise wrong(value, f'{right}; put it in quotes: "{str(value).lower()}"' if value is not None else right)
+            plain = isinstance(value, (int, float))
+            raise wrong(value, f'{right}; put it in quotes: "{str(value).lower()}"' if plain else right)
         if not pattern.fullmatch(value):
             raise wrong(value, right)
         return value

@@ -50,7 +50,8 @@ async def blocks(store: Store) -> list[Block]:
 
 
 async def reclaim(store: Store, name: str, *, quarantine: int = QUARANTINE, revision: int = 0) -> list[Block]:
-    """Take the blocks of a dead node away from it and return them; they can be claimed after ``quarantine`` seconds.
+    """Take the blocks of a dead node away from it and return them; they can be claimed after ``quarantine`` seconds (0:
+    at once).
 
     Until then each keeps a record, which no claim gets past and which names nobody as its owner: it is bound to a
     lease, so the store itself frees the block. One with addresses on loan rests until the last is returned. What the
@@ -72,7 +73,7 @@ async def reclaim(store: Store, name: str, *, quarantine: int = QUARANTINE, revi
             )
         uuid = records.decode_node(entry).uuid
         touched = await blocks_of(store, uuid)
-        lease = await store.grant(max(quarantine, 1))
+        lease = await store.grant(quarantine) if quarantine else 0
         writes: list[Write] = [_without(found.key, block, uuid, name, lease) for found, block in touched]
         goodbye = [Delete(one) for one in (key, records.usage_key(name), records.offer_key(name))]
         if await _commit(store, [Unchanged(key, entry.modified), Unchanged(live, 0)], touched, writes, goodbye):
@@ -122,11 +123,13 @@ async def change_pool(store: Store, name: str, *, aggregate: Aggregate | None = 
             return changed
 
 
-def _without(key: str, block: Block, uuid: str, name: str, lease: int) -> Put:
-    """Return what remains of a block's record without a node."""
+def _without(key: str, block: Block, uuid: str, name: str, lease: int) -> Write:
+    """Return what remains of a block's record without a node; ``lease``: of one without owner, 0: nothing does."""
     left = replace(block, loans=tuple(loan for loan in block.loans if loan.uuid != uuid))
     if block.uuid == uuid:
         left = replace(left, owner=f"{name} (reclaimed)", uuid="")
+    if not (lease or left.uuid or left.loans):
+        return Delete(key)
     return put_block(key, left, lease)
 
 

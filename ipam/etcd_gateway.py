@@ -35,6 +35,7 @@ _IDLE = 3.0
 _INVALID_ARGUMENT, _NOT_FOUND, _DENIED, _EXHAUSTED, _UNAVAILABLE, _UNAUTHENTICATED = 3, 5, 7, 8, 14, 16
 _NOT_PROPOSED = ("etcdserver: no leader", "etcdserver: not capable", "etcdserver: server stopped")
 """Refusals that are sure to have changed nothing."""
+_NO_AUTHENTICATION = "authentication is not enabled"
 _OLD_TOKEN = "revision of auth store is old"
 """Users or roles have changed since a token that says of when it is (JWT) was given."""
 
@@ -216,10 +217,13 @@ class Gateway:
             raise NotFoundError(text)
         who = f"as user {self._user}" if self._user else "without a user"
         if code in (_DENIED, _UNAUTHENTICATED) or "authentication" in text or "user name is empty" in text:
-            raise StoreDeniedError(
-                f"store {self.url} refuses us {who} ({text}): set user and passwordFile under `store`, and give that "
-                "user a role with read and write on the prefix /podroute/v1/"
+            right = (
+                "set user and passwordFile under `store`, and give that user a role with read and write on the prefix "
+                "/podroute/v1/"
             )
+            if _NO_AUTHENTICATION in text:
+                right = "turn it on (etcdctl auth enable), or leave user and passwordFile out"
+            raise StoreDeniedError(f"store {self.url} refuses us {who} ({text}): {right}")
         if code == _EXHAUSTED:
             raise StoreError(
                 f"store {self.url} is full ({text}): compact and defragment it, then disarm its alarm (etcdctl)"

@@ -119,6 +119,12 @@ class Membership:
         if tasks:
             await asyncio.wait(tasks)
 
+    async def leave(self) -> None:
+        """Have the node count as dead from now on, once it has stopped. Raises IpamError."""
+        if self.claims is None:
+            raise StoreUnavailableError(self._problem)
+        await self._store.revoke(self._lease)
+
     def join_again(self) -> None:
         """Compare with the store once more, as something was left undecided or has been changed by others."""
         self._again.set()

@@ -19,10 +19,11 @@ from typing import Any
 from config.model import Config
 from config.prefix import Family
 from config.values import RESERVED_NETWORK
-from ipam import choice, records
+from ipam import choice, cluster, records
 from ipam.choice import Usage
 from ipam.errors import (
     FencedError,
+    IpamError,
     NoPoolError,
     NotRunningError,
     StoreUnavailableError,
@@ -48,6 +49,8 @@ log = logging.getLogger("podroute.ipam")
 LEDGER_FILE = "ledger.db"
 COOL_DOWN = 5.0
 """Seconds that a released address rests while another one can be had."""
+_FAREWELL = 10.0
+"""Seconds that the store has to take in that this node is gone."""
 
 
 class Ipam:
@@ -104,8 +107,12 @@ class Ipam:
             await self.stop()
             raise
 
-    async def stop(self) -> None:
-        """Finish what is under way and close ledger and store; blocks and addresses stay ours."""
+    async def stop(self, *, leave: bool = False) -> None:
+        """Finish what is under way and close ledger and store; blocks and addresses stay ours.
+
+        ``leave``: of a node that is removed. The store is told that it lives no more, and where nothing here has an
+        address, its blocks and its record go.
+        """
         self._started = False
         await self.keeper.stop()
         await self._turns.over()
@@ -114,6 +121,8 @@ class Ipam:
         self.keeper.detach()
         if membership is not None:
             await membership.stop()
+            if leave:
+                await self._leave(membership)
         await self.ledger.close()
         if self._store is not None and self._given_store is None:
             await self._store.close()
@@ -292,6 +301,23 @@ class Ipam:
         self.keeper.start()
         self._fence.started()
         self._started = True
+
+    async def _leave(self, membership: Membership) -> None:
+        """Say goodbye for good, as far as the store answers in time: else its lease ends by itself."""
+        assert self._store is not None
+        try:
+            async with asyncio.timeout(_FAREWELL):
+                await membership.leave()
+                if self.ledger.by_handle:
+                    return
+                for key in list(self.ledger.blocks):
+                    await self.ledger.disown(*key)
+                given = await cluster.reclaim(self._store, self._identity.name, quarantine=0)
+        except (IpamError, TimeoutError) as error:
+            why = str(error) or f"it took longer than {_FAREWELL:g} s"
+            log.warning("the store still has this node's blocks: reclaim it", extra={"fields": {"why": why}})
+        else:
+            log.info("blocks given back", extra={"fields": {"blocks": ", ".join(block.cidr for block in given)}})
 
     def _record(self) -> NodeRecord:
         node, ipam = self._config.node, self._config.ipam

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -20,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from labs.errors import LabError
+from labs.fabric import converge
 from labs.lab import Lab
 from labs.leftovers import Host
 from labs.node import Node
@@ -29,6 +31,7 @@ from labs.teardown import take_down
 TOPOLOGY = "two-racks"
 NODES = ("n1", "n2", "n3", "n4")
 TORS = ("tor1", "tor2")
+ROUTERS = ("spine", *TORS)
 PODS_PER_NODE = 2
 CONVERGENCE = 60
 """Seconds that the agents are given; two or three are usual."""
@@ -73,7 +76,7 @@ async def demo(show: Show, *, name: str, keep: bool) -> None:
     kept = False
     try:
         nodes = [net.node(name) for name in NODES]
-        await _converge(show, nodes)
+        await _converge(show, net, nodes)
         show.step(f"{PODS_PER_NODE} containers on every node, through the installed CNI plugin")
         pods = await _pods(show, nodes)
         await _tables(show, net, nodes)
@@ -101,7 +104,7 @@ async def _ask(node: Node, *arguments: str) -> Any:
     return json.loads(said)
 
 
-async def _converge(show: Show, nodes: list[Node]) -> None:
+async def _converge(show: Show, net: Lab, nodes: list[Node]) -> None:
     show.step("The agents are asked until the fabric has converged")
     await net_ready(nodes)
     command = ("podroute", "wait-converged", "--json", "--timeout", str(CONVERGENCE))
@@ -112,6 +115,23 @@ async def _converge(show: Show, nodes: list[Node]) -> None:
         show.check(bool(answer.get("converged")), f"{node.name} has converged" + (f": no, {why}" if why else ""))
         if not answer:
             show.say(f"log of {node.name}: {node.log.read_text()[-2000:]}")
+    # Convergence of a node says nothing of what others, and kernels of routers, are still to hear.
+    await converge(net, timeout=CONVERGENCE)
+    blocks = {block for node in nodes for block in await node.agent.blocks()}
+    for name in ROUTERS:
+        router = net.node(name)
+        await net.wait_for(f"routes to all blocks on {name}", partial(_forwards, router, blocks), timeout=CONVERGENCE)
+
+
+async def _forwards(router: Node, blocks: set[str]) -> bool:
+    """Tell whether a router's kernel has BGP's routes to all blocks."""
+    return blocks <= {route["dst"] for route in await _fib(router)}
+
+
+async def _fib(router: Node) -> list[Any]:
+    """Return the routes of BGP in a router's kernel, as ip(8) shows them."""
+    said = [await router.run("ip", "-j", family, "route", "show", "proto", "bgp") for family in ("-4", "-6")]
+    return [route for one in said for route in json.loads(one.stdout)]
 
 
 async def net_ready(nodes: list[Node]) -> None:
@@ -119,7 +139,7 @@ async def net_ready(nodes: list[Node]) -> None:
 
     async def one(node: Node) -> None:
         socket = node.root / "run/podroute/api.sock"
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + CONVERGENCE
         while not socket.exists():
             if node.process is None or time.monotonic() > deadline:
                 raise LabError(f"the agent on {node.name} does not run:\n{node.logs()}")
@@ -183,13 +203,8 @@ async def _tables(show: Show, net: Lab, nodes: list[Node]) -> None:
     show.step("What the ToRs have in their own FIB (ip route, protocol bgp)")
     rows = []
     for name in TORS:
-        tor = net.node(name)
-        for family in ("-4", "-6"):
-            said = await tor.run("ip", "-j", family, "route", "show", "proto", "bgp")
-            rows += [
-                [name, route["dst"], route.get("gateway", ""), route.get("dev", "")]
-                for route in json.loads(said.stdout)
-            ]
+        fib = await _fib(net.node(name))
+        rows += [[name, route["dst"], route.get("gateway", ""), route.get("dev", "")] for route in fib]
         held = {row[1] for row in rows if row[0] == name}
         show.check(blocks_by_prefix.keys() <= held, f"{name} forwards to all {len(blocks_by_prefix)} blocks")
     show.table("", ("ROUTER", "PREFIX", "VIA", "DEVICE"), [row for row in rows if row[1] in blocks_by_prefix])
@@ -262,12 +277,12 @@ async def _delete(show: Show, nodes: list[Node], pods: list[Pod]) -> None:
 
 async def _freed(node: Node) -> Any:
     """Return the node's blocks once nothing is used; addresses come free a moment after DEL was answered."""
-    for _ in range(20):
+    deadline = time.monotonic() + CONVERGENCE
+    while True:
         blocks = await _ask(node, "blocks")
-        if not any(block["used"] for block in blocks):
-            break
+        if not any(block["used"] for block in blocks) or time.monotonic() > deadline:
+            return blocks
         await asyncio.sleep(0.1)
-    return blocks
 
 
 def _look_around(show: Show, name: str, pods: list[Pod]) -> None:

@@ -84,7 +84,13 @@ def pcap(ctx: click.Context, name: str, place: str, expression: tuple[str, ...],
             stdout = printer.stdin
         elif str(output) != "-":
             stdout = stack.enter_context(output.open("wb"))
-        found = Lab.find(name).node(node)
+        try:
+            found = Lab.find(name).node(node)
+        except LabError:
+            if printer is not None:
+                printer.kill()  # it would complain of a capture without a beginning
+                printer.wait()
+            raise
         argv = capture.command(interface or "any", expression)
         child = found.popen(*argv, stdin=subprocess.DEVNULL, stdout=stdout, stderr=None)
         if printer is not None and printer.stdin is not None:

@@ -180,7 +180,7 @@ class Node:
         argv = ["ping", "-n", "-c", str(count), "-i", str(interval), "-W", str(wait)]
         argv += ["-I", source] if source else []
         argv += ["-s", str(size)] if size is not None else []
-        result = await self.run(*argv, destination, check=False, timeout=count * (interval + 1) + wait + 10)
+        result = await self.run(*argv, destination, check=False, timeout=count * (interval + 1) + wait + 60)
         counted = re.search(r"(\d+) packets transmitted, (\d+) received", result.stdout)
         sent, received = (int(counted[1]), int(counted[2])) if counted else (0, 0)
         return Ping(sent, received, result.stdout + result.stderr)
@@ -208,7 +208,7 @@ class Node:
             process = self.namespaces.background(self.command, env=self.env, log=log)
         self._record.write_text(f"{process.pid} {process.start}\n" if process else "")
 
-    async def stop(self, number: int = signal.SIGTERM, *, timeout: float = 10.0) -> None:  # noqa: ASYNC109
+    async def stop(self, number: int = signal.SIGTERM, *, timeout: float = 60.0) -> None:  # noqa: ASYNC109
         """Send the node's own command a signal and wait until it is gone. Raises LabError after ``timeout`` seconds."""
         process = self.process
         if process is None:

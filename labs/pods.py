@@ -102,7 +102,7 @@ class Pod:
         """Connect to another pod's server, and return the address that it saw."""
         target = server.address(family)
         code = (
-            f"import socket as s; c = s.create_connection(({target!r}, {PORT}), 5); print(c.recv(99).decode(), end='')"
+            f"import socket as s; c = s.create_connection(({target!r}, {PORT}), 30); print(c.recv(99).decode(), end='')"
         )
         return (await self.run("/usr/bin/python3", "-I", "-c", code)).strip()
 

@@ -82,7 +82,7 @@ async def _save_node(node: Node, folder: Path) -> None:
         return
     for file, command in {**EVERYWHERE, **BY_ROLE[role_of(node)]}.items():
         try:
-            done = await node.run(*command, check=False, timeout=10)
+            done = await node.run(*command, check=False, timeout=30)
             text = done.stdout + done.stderr
         except LabError as error:
             text = f"{error}\n"

@@ -30,7 +30,7 @@ def take_down(
         found = True
         for process in processes:
             process.kill()
-        if left := await_end(processes, timeout=10):
+        if left := await_end(processes, timeout=60):
             numbers = ", ".join(str(process.pid) for process in left)
             raise LabError(f"lab `{name}`: processes {numbers} do not end when they are killed")
     remove_from_host(name)

@@ -40,7 +40,8 @@ class Metrics:
         }
 
     def __call__(self, name: str, **labels: str) -> float:
-        return self.values[f"podroute_{name}", frozenset(labels.items())]
+        whole = name if name.startswith("process_") else f"podroute_{name}"
+        return self.values[whole, frozenset(labels.items())]
 
 
 class Agent:
@@ -134,6 +135,15 @@ class Agent:
 
     async def metrics(self) -> Metrics:
         return Metrics((await self.read("/metrics"))[2])
+
+    async def metrics_when(self, name: str, value: float, **labels: str) -> Metrics:
+        """Scrape until a metric has a value; return all of that scrape."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                found = await self.metrics()
+                if found(name, **labels) == value:
+                    return found
+                await asyncio.sleep(0.05)
 
     async def peer(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = next(peer for peer in await self.get("/v1/peers") if peer["name"] == name)

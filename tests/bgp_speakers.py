@@ -18,7 +18,7 @@ from config.nexthop import Gateway, NextHops, Resolution
 from config.prefix import Family
 from tests.netns import Netns
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds that anything in these tests may take; nothing should come near it."""
 
 

@@ -48,7 +48,7 @@ def remove_cgroups(lab: str) -> None:
         kernel.unshare(kernel.CLONE_NEWNS)
         kernel.mount("none", "/", flags=kernel.MS_REC | kernel.MS_PRIVATE)
         kernel.mount("cgroup2", CGROUPS, "cgroup2")
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         for top in Path(CGROUPS).glob(cgroup_name(lab, "*")):
             for directory, _, _ in os.walk(top, topdown=False):
                 while True:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.netns import Netns
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds that a daemon may take to start or to end."""
 BIRD_CONF = "/run/bird/bird.conf"
 GOBGP_CONF, GOBGP_LOG = "/run/gobgp/gobgp.toml", "/run/gobgp/log"

@@ -18,6 +18,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -96,6 +97,8 @@ def spawn(config: Config, until: float) -> int:
         status = 0
     except IpamError:
         status = 0  # the store was away for too long, or the time over
+    except Exception:
+        traceback.print_exc()
     finally:
         os._exit(status)
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 from labs.kernel import interface_running
 
 CLONE_NEWNET = 0x40000000
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds that a carrier may take; it takes milliseconds."""
 WITHOUT_CAPABILITIES = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
 """Put before a command: it keeps the user, who may own the files that it reads, and can do nothing privileged."""

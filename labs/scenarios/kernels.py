@@ -92,13 +92,17 @@ async def _daemon(story: Story) -> None:
     await story.until("BIRD has done what it does", partial(_birdc, n1))
     await story.rest(2.0)
     for block in blocks:
-        found = await _routes(n1, block)
-        shown = (await n1.agent.routes(prefix=block))[0]
-        owners = ", ".join(str(route.get("protocol")) for route in found)
-        story.event(f"{block} in the kernel: {owners}; podroute says: {shown['kernel']} {shown['problem']}".strip())
         # The kernel takes the second of them only from who asks for a place beside the first.
-        expected = "installed" if owners == "201" else "conflict"
-        story.check(shown["kernel"] == expected, f"podroute tells the state of {block} as it is: {shown['kernel']}")
+        await _told(story, block)
+    for block in blocks:
+        (route,) = [route for route in await _routes(n1, block) if route.get("protocol") == "201"]
+        words = ("via", GATEWAYS[blocks.index(block)], "dev", "eth1", "proto", "bird", "metric", str(route["metric"]))
+        await n1.run("ip", family_of(block), "route", "replace", block, *words)
+        story.event(f"somebody puts BIRD's route to {block} in the place of podroute's")
+    await story.rest(2.0)
+    for block in blocks:
+        story.check(await _owners(n1, block) == ["bird"], f"podroute leaves BIRD's route to {block} in its place")
+        await _told(story, block)
     bird.terminate()
     story.event("BIRD is ended, and takes its routes along")
     for block in blocks:
@@ -113,8 +117,21 @@ async def _birdc(node: Node) -> bool:
     )
 
 
+async def _told(story: Story, block: str) -> None:
+    """Check that podroute says what is so: installed where the route is its own, conflict where it is another's."""
+    n1 = story.node("n1")
+    owners = await _owners(n1, block)
+    shown = (await n1.agent.routes(prefix=block))[0]
+    text = f"{block} in the kernel: {', '.join(owners)}; podroute says: {shown['kernel']} {shown['problem']}".strip()
+    story.check(shown["kernel"] == ("installed" if owners == ["201"] else "conflict"), text)
+
+
+async def _owners(node: Node, prefix: str) -> list[str]:
+    return [str(route.get("protocol")) for route in await _routes(node, prefix)]
+
+
 async def _own(node: Node, prefix: str) -> bool:
-    return [route.get("protocol") for route in await _routes(node, prefix)] == ["201"]
+    return await _owners(node, prefix) == ["201"]
 
 
 SCENARIOS = (

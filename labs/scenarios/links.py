@@ -10,7 +10,7 @@ from pathlib import Path
 from labs.impairments import Link
 from labs.node import Node
 from labs.scenarios.files import Given, configured, own_file
-from labs.scenarios.looking import sessions
+from labs.scenarios.looking import established_counts, sessions
 from labs.scenarios.routers import two_ways
 from labs.scenarios.story import Scenario, Story
 from labs.topology import Bind, Topology
@@ -111,7 +111,7 @@ def _full_table(plan: Topology, directory: Path) -> Topology:
 
 async def _slow(story: Story) -> None:
     n1, tor = story.node("n1"), story.node("tor2")
-    before = await _established(n1)
+    before = await established_counts(n1)
     for place in ("tor2:eth1", "n1:eth2"):
         await Link.find(story.net, place).rate(RATE)
     story.event(f"the link between tor2 and n1 is limited to {RATE} in both directions")
@@ -124,13 +124,9 @@ async def _slow(story: Story) -> None:
     taken = await story.until("n1's kernel has none of them left", partial(_holds, n1, 0), timeout=120)
     story.figure("until the last is out of it", f"{taken / 1000:.1f} s")
     await story.settle()
-    story.check(await _established(n1) == before, "no session of n1 was lost")
+    story.check(await established_counts(n1) == before, "no session of n1 was lost")
     states = await sessions(n1)
     story.check(set(states) == {"Established"}, f"n1's sessions: {', '.join(states)}")
-
-
-async def _established(node: Node) -> list[int]:
-    return [peer["establishedCount"] for peer in await node.agent.get("/v1/peers")]
 
 
 async def _holds(node: Node, wanted: int) -> bool:

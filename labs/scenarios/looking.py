@@ -41,6 +41,11 @@ async def sessions(node: Node) -> list[str]:
     return [peer["state"] for peer in await node.agent.get("/v1/peers")]
 
 
+async def established_counts(node: Node) -> list[int]:
+    """Return how often each session of a node has been established since its agent started."""
+    return [peer["establishedCount"] for peer in await node.agent.get("/v1/peers")]
+
+
 async def none_established(node: Node) -> bool:
     return "Established" not in await sessions(node)
 

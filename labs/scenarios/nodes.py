@@ -10,7 +10,9 @@ from labs.node import Node
 from labs.pods import Pod
 from labs.scenarios.files import Given, configured, edit
 from labs.scenarios.looking import all_established, configure, ended, gone, has_route
+from labs.scenarios.routers import replacing
 from labs.scenarios.story import Scenario, Story
+from labs.scenarios.watch import Watch
 from labs.topology import Topology
 from labs.waiting import together
 
@@ -45,8 +47,14 @@ NEIGHBOURS = (
 
 
 async def _renumbered(story: Story) -> None:
+    tor, n1, n2 = (story.node(name) for name in ("tor1", "n1", "n2"))
+    async with Watch(tor, n1, n2) as watch:
+        await _renumber(story, tor, n1)
+    watch.judge_kept(story, [*await n1.agent.blocks(), *await n2.agent.blocks()])
+
+
+async def _renumber(story: Story, tor: Node, n1: Node) -> None:
     """Other addresses on the link beside the old ones, other sessions, then the old ones go."""
-    tor, n1 = story.node("tor1"), story.node("n1")
     before = story.pod("n1").addresses
     await n1.run("ip", "addr", "add", f"{NEW}.2/30", "dev", "eth1")
     await n1.run("ip", "addr", "add", f"{NEW6}:2/64", "dev", "eth1")
@@ -76,6 +84,10 @@ async def _renumbered(story: Story) -> None:
         f"via {OLD}.1" not in found and f"via {OLD6}:1" not in found, "no route of n1 leads to the old addresses"
     )
     story.check(story.pod("n1").addresses == before, "the pod on n1 has the addresses that it had")
+
+
+def _renumbering(plan: Topology, directory: Path) -> Topology:
+    return replacing(configured(plan, directory), directory)
 
 
 def _peer_anew(given: Given) -> None:
@@ -162,7 +174,7 @@ SCENARIOS = (
         promise="A node gets other addresses and another router ID; its pods keep theirs and lose no packet.",
         topology="one-tor",
         steps=_renumbered,
-        prepare=configured,
+        prepare=_renumbering,
     ),
     Scenario(
         name="block-added-and-released",

@@ -1,13 +1,15 @@
 """One end of a stream of numbered UDP packets in both directions, at a fixed rate over several ports.
 
 Stands alone (``python3 -I probe.py OWN OTHER PORT PORTS RATE``), because it runs inside a container. Prints ``ready``;
-a line on standard input starts it, the end of the input stops it, and then it prints one JSON object: what it sent and
-what it got. Times are seconds of CLOCK_MONOTONIC, which all network namespaces of a host share.
+a line on standard input starts it, another has it stop sending and print ``stopped``; at the end of the input it takes
+what has arrived, and prints one JSON object: what it sent and what it got. Times are seconds of CLOCK_MONOTONIC, which
+all network namespaces of a host share.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import select
 import socket
 import struct
@@ -18,7 +20,7 @@ from typing import Any
 
 PACKET = struct.Struct("!Qd")
 LINGER = 0.5
-"""Seconds to wait for packets on their way, once both ends have stopped."""
+"""Seconds to wait for packets on their way, once both ends have stopped sending."""
 
 
 class Stream:
@@ -76,20 +78,25 @@ def main() -> None:
     sys.stdin.readline()
     interval, turn = 1 / rate, 0
     due = time.monotonic()
-    end: float | None = None
-    while end is None or time.monotonic() < end:
-        now = time.monotonic()
-        if end is None and now >= due:
+    sending, end = True, math.inf
+    while (now := time.monotonic()) < end:
+        if sending and now >= due:
             streams[turn % ports].send(now)
             turn += 1
             due = max(due + interval, now - interval)
-        wait = (due if end is None else end) - time.monotonic()
-        for number, _ in poll.poll(max(0.0, wait * 1000)):
+        wait = min(due if sending else math.inf, end) - time.monotonic()
+        for number, _ in poll.poll(None if wait == math.inf else max(0.0, wait * 1000)):
             if number:
                 by_number[number].receive()
-            elif end is None:
+            elif sending:
+                sys.stdin.readline()
+                sending = False
+                print("stopped", flush=True)
+            else:
                 end = time.monotonic() + LINGER
                 poll.unregister(0)
+    for stream in streams:  # that time may have passed while nothing could be read
+        stream.receive()
     print(json.dumps([stream.report() for stream in streams]), flush=True)
 
 

@@ -76,7 +76,8 @@ def _section(shown: Shown) -> str:
         f"<p>Lab: {escape(result.lab)}, as it was before.</p>{result.picture}",
     ]
     if shown.beside:
-        parts += [f"<h3>The same with {escape(shown.beside.daemon)} in podroute's place</h3>", _run(shown.beside)]
+        parts.append(f"<h3>The same with {escape(shown.beside.daemon)} in podroute's place</h3>")
+        parts += ["<p>For comparison: what fails here counts for nothing above.</p>", _run(shown.beside)]
     return "\n".join([*parts, "</section>"])
 
 

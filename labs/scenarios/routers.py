@@ -17,7 +17,7 @@ from labs.topology import Topology
 from labs.waiting import together
 
 
-async def two_ways(story: Story, wanted: int = 2, *, within: float = 10.0) -> None:
+async def two_ways(story: Story, wanted: int = 2, *, within: float = 60.0) -> None:
     """Wait until the nodes' kernels have that many ways to each other's blocks, some seconds at most."""
     waiting = []
     for node, other in (("n1", "n2"), ("n2", "n1")):
@@ -57,10 +57,14 @@ def _bgpd_ends(number: signal.Signals) -> Callable[[Story], Awaitable[None]]:
     return steps
 
 
-def _graceful(plan: Topology, directory: Path) -> Topology:
-    """Turn graceful restart on. A zebra that is not told otherwise deletes an IPv6 route before it puts the new one."""
+def replacing(plan: Topology, directory: Path) -> Topology:
+    """Have tor1's zebra replace IPv6 routes: if not told so, it deletes a route before it puts the new one."""
     option = 'zebra_options="--v6-rr-semantics'
-    plan = own_file(plan, directory, "tor1", FRR_DAEMONS, lambda text: text.replace('zebra_options="', option))
+    return own_file(plan, directory, "tor1", FRR_DAEMONS, lambda text: text.replace('zebra_options="', option))
+
+
+def _graceful(plan: Topology, directory: Path) -> Topology:
+    plan = replacing(plan, directory)
     words = "router bgp 65011\n bgp graceful-restart\n bgp graceful-restart preserve-fw-state\n"
     return own_file(plan, directory, "tor1", FRR_CONFIG, lambda text: text.replace("router bgp 65011\n", words))
 

@@ -31,7 +31,8 @@ class Gap:
 
     @property
     def milliseconds(self) -> float:
-        return (self.end - self.start) * 1000
+        """How long nothing arrived; a time in which the sender was held up, and sent nothing, does not count."""
+        return min(self.end - self.start, (self.lost + 1) * PORTS / RATE) * 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,14 @@ class Traffic:
 
     async def stop(self) -> list[Flow]:
         """Stop, and return what became of every packet. Raises LabError where an end is gone."""
+        # None stops listening before all have stopped sending: a busy machine may have come to some of them only.
+        for process in self._running:
+            if process.stdin:
+                process.stdin.write(b"stop\n")
+                process.stdin.flush()
+        for process in self._running:
+            if process.stdout is None or await off_loop(process.stdout.readline) != b"stopped\n":
+                raise LabError("a probe ended without a word")
         for process in self._running:
             if process.stdin:
                 process.stdin.close()

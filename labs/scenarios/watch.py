@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
+from collections.abc import Collection
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,16 @@ class Watch:
         for name, lines in self.lines.items():
             text = f"{what}: routes that changed in the kernel of {name}: {len(lines)}"
             story.check(not lines, text + "".join(f"; {line}" for line in lines[:3]))
+
+    def judge_kept(self, story: Story, prefixes: Collection[str]) -> None:
+        """Check that no route to any of the prefixes was deleted anywhere, not even for a moment."""
+        for name, lines in self.lines.items():
+            # "Deleted PREFIX ..." or "Deleted unreachable PREFIX ..."
+            deleted = [
+                line for line in lines if line.startswith("Deleted") and not set(line.split()[1:3]).isdisjoint(prefixes)
+            ]
+            text = f"routes to {', '.join(prefixes)} that the kernel of {name} was without: {len(deleted)}"
+            story.check(not deleted, text + "".join(f"; {line}" for line in deleted[:3]))
 
     async def _listen(self, node: Node) -> subprocess.Popen[bytes]:
         process = node.popen("stdbuf", "-oL", "ip", "monitor", "route", "nexthop", stdout=subprocess.PIPE)

@@ -231,7 +231,9 @@ async def test_our_shutdown_text_is_shown_by_frr(rack: Rack) -> None:
     text = "draining this node"
     async with rack.speaker(tor4(), farewell=Notification(6, 2, shutdown_text(text))) as node:
         await converged(node)
-    neighbor = await rack.neighbor(NODE4)
+    async with asyncio.timeout(PATIENCE):  # FRR reads our last words when it comes to it
+        while (neighbor := await rack.neighbor(NODE4))["bgpState"] == "Established":  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
     assert neighbor["lastErrorCodeSubcode"] == "0602"
     assert neighbor["lastShutdownDescription"] == text
 

@@ -11,7 +11,7 @@ import pytest
 
 from labs.lab import Lab
 
-pytestmark = [pytest.mark.root, pytest.mark.usefixtures("nothing_left"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("nothing_left"), pytest.mark.timeout(240)]
 
 NAME = f"demo-{os.getpid()}"
 

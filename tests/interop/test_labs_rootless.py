@@ -40,7 +40,7 @@ async def main():
         await asyncio.gather(*(node.run("podroute", "cni", "install") for node in nodes))
         pods = await start_pods([nodes[0], nodes[-1]], 1)
         for address in pods[1].addresses:
-            assert await pods[0].ping(address), address
+            await net.wait_for(f"answer of {address}", lambda: pods[0].ping(address))
         peers = await net.node("tor1").frr_json("show bgp summary json")
         print(sorted(peer["state"] for peer in peers["ipv4Unicast"]["peers"].values()))
 
@@ -95,7 +95,7 @@ def captured(home: Path, *options: str) -> str:
             assert line, "pcap has ended"
         podroute(home, "exec", NAME, "n1", "ping", "-c", "2", "-i", "0.01", "10.1.1.1")
         child.terminate()
-        return child.communicate(timeout=20)[0]
+        return child.communicate(timeout=60)[0]
 
 
 def may_have_namespaces() -> bool:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -429,6 +430,11 @@ async def test_a_cancelled_start_leaves_nothing(path: Path, name: str) -> None:
         assert name not in Lab.names()
 
 
+def programs(listed: dict[str, Any]) -> dict[str, list[str]]:
+    """Return what runs in each node by what `podroute lab ps --json` says of a lab."""
+    return {node["name"]: sorted(process["name"] for process in node["processes"]) for node in listed["nodes"]}
+
+
 def test_the_command_line(path: Path, name: str) -> None:
     def podroute(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -448,8 +454,11 @@ def test_the_command_line(path: Path, name: str) -> None:
         assert (again.returncode, again.stderr.splitlines()[-1][:6]) == (1, "Error:")
         (listed,) = json.loads(podroute("ps", name, "--json").stdout)
         assert [node["name"] for node in listed["nodes"]] == ["r1", "r2", "n1"]
-        running = {node["name"]: sorted(process["name"] for process in node["processes"]) for node in listed["nodes"]}
-        assert running == {"r1": ["bgpd", "staticd", "zebra"], "r2": ["bgpd", "staticd", "zebra"], "n1": ["sleep"]}
+        wanted = {"r1": ["bgpd", "staticd", "zebra"], "r2": ["bgpd", "staticd", "zebra"], "n1": ["sleep"]}
+        deadline = time.monotonic() + 60
+        while (running := programs(listed)) != wanted:  # n1's shell has yet to become its program
+            assert time.monotonic() < deadline, running
+            (listed,) = json.loads(podroute("ps", name, "--json").stdout)
         assert name in podroute("ps").stdout
         done = podroute("exec", name, "n1", "sh", "-c", "hostname; echo -n $0; exit 3", "-x")
         assert (done.returncode, done.stdout) == (3, "n1\n-x")
@@ -488,6 +497,6 @@ async def test_the_fabric_of_shipped_topologies(topology: str, router: str, sess
 
         async def learned() -> bool:
             routes = json.loads((await net.node("tor1").run("ip", "-j", "route")).stdout)
-            return {r["dst"]: r["prefsrc"] for r in routes if r.get("protocol") == "bgp"} == everything
+            return {r["dst"]: r.get("prefsrc") for r in routes if r.get("protocol") == "bgp"} == everything
 
         await net.wait_for("routes of the other rack and the spine", learned)

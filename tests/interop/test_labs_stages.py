@@ -49,7 +49,7 @@ async def test_nodes_wait_for_each_other(tmp_path: Path) -> None:
           exec: [{{command: ls /absent}}]
     first:
       cmd: sh -c 'ls /sys/class/net > {tmp_path}/first; sleep 0.3; touch /run/well; exec sleep 1000'
-      healthcheck: {{test: [CMD-SHELL, 'test -e /run/well'], interval: 1, retries: 5}}
+      healthcheck: {{test: [CMD-SHELL, 'test -e /run/well'], interval: 1, retries: 60}}
     job:
       cmd: sh -c 'sleep 0.2; echo done > {tmp_path}/job'
 """,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+from functools import partial
 from itertools import permutations
 
 import pytest
 
 from labs.fabric import converge, podroute_nodes
-from labs.lab import TOPOLOGIES, load
+from labs.lab import TOPOLOGIES, Lab, load
+from labs.node import Node
 from labs.pods import Pod, start_pods
 from labs.runner import lab
 
@@ -36,15 +38,15 @@ async def test_it_converges_and_pods_reach_each_other(topology: str) -> None:
         await asyncio.gather(*(node.run("podroute", "cni", "install") for node in nodes))
         pods = await start_pods(nodes, 1)
         pairs = list(permutations(pods, 2))
-        lost = [pair for pair, held in zip(pairs, await asyncio.gather(*map(reach, pairs)), strict=True) if not held]
-        assert not lost, [f"{a.node.name} to {b.node.name}" for a, b in lost]
+        await asyncio.gather(*(reach(net, source, target) for source, target in pairs))
         if client := net.nodes.get("client"):
-            assert all([await client.ping(address) for pod in pods for address in pod.addresses])
+            await asyncio.gather(*(reach(net, client, pod) for pod in pods))
 
 
-async def reach(pair: tuple[Pod, Pod]) -> bool:
-    source, target = pair
-    return all([await source.ping(address) for address in target.addresses])
+async def reach(net: Lab, source: Pod | Node, target: Pod) -> None:
+    """Wait until all addresses of a pod answer: the kernels of routers have routes after they have passed them on."""
+    for address in target.addresses:
+        await net.wait_for(f"answer of {address} to {source.name}", partial(source.ping, address))
 
 
 @pytest.mark.parametrize("topology", ["dual-tor", "mixed"])
@@ -56,9 +58,9 @@ async def test_two_tors_are_two_ways(topology: str) -> None:
         block = (await net.node("n2").agent.blocks())[0]
 
         async def both() -> bool:
-            (route,) = await net.node("n1").agent.routes(prefix=block)
-            used = sorted(path["nextHop"] for path in route["paths"] if path["used"])
-            return used == ["10.1.1.1", "10.2.1.1"] and len(route["installed"]) == 2
+            routes = await net.node("n1").agent.routes(prefix=block)
+            used = [sorted(path["nextHop"] for path in route["paths"] if path["used"]) for route in routes]
+            return used == [["10.1.1.1", "10.2.1.1"]] and len(routes[0]["installed"]) == 2
 
         await net.wait_for("two next hops to the block of n2", both)
 
@@ -70,9 +72,9 @@ async def test_podroute_reflects() -> None:
         block = (await net.node("n2").agent.blocks())[0]
 
         async def by_both() -> bool:
-            (route,) = await net.node("n1").agent.routes(prefix=block)
-            assert {path["nextHop"] for path in route["paths"]} <= {"10.9.0.2"}
-            return sorted(path["peer"] for path in route["paths"]) == ["rr1-v4", "rr2-v4"]
+            paths = [path for route in await net.node("n1").agent.routes(prefix=block) for path in route["paths"]]
+            assert {path["nextHop"] for path in paths} <= {"10.9.0.2"}
+            return sorted(path["peer"] for path in paths) == ["rr1-v4", "rr2-v4"]
 
         await net.wait_for("paths by both reflectors", by_both)
 

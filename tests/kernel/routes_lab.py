@@ -63,8 +63,14 @@ def via(*hops: str) -> NextHops:
 
 
 def uplinks(make: Callable[[], Netns], count: int = 2) -> tuple[Netns, Netns]:
-    """Return (node, fabric), joined by ``count`` links: up0 has 10.0.0.1/24 and fd00:0::1/64, up1 10.0.1.1/24..."""
+    """Return (node, fabric), joined by ``count`` links: up0 has 10.0.0.1/24 and fd00:0::1/64, up1 10.0.1.1/24...
+
+    Their addresses are in use at once: duplicate address detection would have the kernel tell of them a second later,
+    into the middle of what a test counts.
+    """
     node, fabric = make(), make()
+    for ns in (node, fabric):
+        ns.run("sysctl", "-qw", "net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0")
     for number in range(count):
         link(node, f"up{number}", fabric, f"down{number}")
         for ns, name, host in ((node, f"up{number}", 1), (fabric, f"down{number}", 2)):

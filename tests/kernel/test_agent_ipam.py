@@ -220,10 +220,9 @@ async def test_a_dead_nodes_blocks_are_reclaimed_and_it_finds_out(
     assert rests["owner"] == "b (reclaimed)"
 
     await b.start()
-    status = await until(b, "/v1/status", lambda status: status["store"]["lostBlocks"])
+    status = await until(b, "/v1/status", lambda status: status["store"]["lostBlocks"] and status["blocks"])
     assert status["store"]["lostBlocks"] == [block["prefix"]]
     assert block["prefix"] not in status["blocks"]
-    assert status["blocks"]
     async with asyncio.timeout(PATIENCE):
         while address in b.ns.run("ip", "route"):  # noqa: ASYNC110 (the kernel)
             await asyncio.sleep(0.05)

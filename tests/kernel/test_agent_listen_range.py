@@ -89,6 +89,7 @@ async def test_reload_touches_only_the_sessions_of_what_changed(pair: Pair, tmp_
     peers["rack6"]["holdTime"] = 6
     assert reload(pair.b, "--dry-run")["resets"] == ["rack6"]
     assert reload(pair.b)["resets"] == ["rack6"]
+    await pair.a.until("'establishedCount': 2", "", "v6")
     await pair.a.converged()
     assert (await pair.b.peer("rack6/fd00::1"))["holdTime"] == 6
     assert await counts(pair.a) == {"v4": 1, "v6": 2}

@@ -53,8 +53,7 @@ async def test_policies_and_prefixes_change_without_a_reset(pair: Pair) -> None:
     await pair.a.converged()
     assert await sessions(pair.a) == {"v4": 1, "v6": 1}
     assert block not in pair.ns_a.run("ip", "route")
-    await pair.b.converged()
-    assert ANYCAST in await pair.b.routes()
+    await pair.b.until(ANYCAST, "/v1/routes")
 
 
 async def test_a_dry_run_names_what_would_reset_and_does_nothing(pair: Pair) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+import signal
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -54,14 +54,19 @@ async def test_graceful_leaves_routes_on_both_sides(pair: Pair) -> None:
 
 async def test_drain_leads_traffic_away_and_says_goodbye(pair: Pair) -> None:
     """RFC 8326: seen as to be avoided first, then withdrawn, and the session ends with a reason."""
-    pair.a.config["onStop"] = {"mode": "drain", "drainTime": 2}
+    pair.a.config["onStop"] = {"mode": "drain", "drainTime": 600}
     await pair.start()
     block, kept = await block_of(pair), routes(pair.ns_a)
     assert pair.a.process is not None
     pair.a.process.terminate()
-    async with aclosing(paths_to(pair, block)) as paths:
-        preferences = {path["localPref"] async for path in paths if "graceful-shutdown" in path["communities"]}
-    assert preferences == {0}
+    shown = await pair.b.until("graceful-shutdown", "/v1/routes")
+    assert [path["localPref"] for path in shown[block]["paths"]] == [0]
+    assert (await pair.a.get("/v1/status"))["state"] == "draining"
+    await pair.a.stop(signal.SIGKILL)
+    pair.a.config["onStop"]["drainTime"] = 0
+    await pair.a.start()
+    await pair.a.converged()
+    pair.a.process.terminate()
     peer = await lost(pair)
     assert peer["lastReceived"]["text"] == 'Cease/Hard Reset: Cease/Administrative Shutdown: "node drained"'
     await pair.b.without(block)
@@ -70,10 +75,13 @@ async def test_drain_leads_traffic_away_and_says_goodbye(pair: Pair) -> None:
 
 
 async def test_purge_removes_everything(pair: Pair) -> None:
+    pair.a.config["cni"]["masquerade"] = True
     await pair.start()
     block = await block_of(pair)
+    assert "podroute" in pair.ns_a.run("nft", "list", "tables")
     assert await stopped(pair, "--mode", "purge") == "stopping, mode purge"
-    assert routes(pair.ns_a) == ""
+    assert routes(pair.ns_a) == pair.ns_a.run("nft", "list", "tables") == ""
+    assert block not in [one["prefix"] for one in await pair.b.get("/v1/ipam/blocks")], "it is free again"
     peer = await lost(pair)
     assert peer["lastReceived"]["text"] == 'Cease/Hard Reset: Cease/Administrative Shutdown: "node removed"'
     await pair.b.without(block)
@@ -82,10 +90,3 @@ async def test_purge_removes_everything(pair: Pair) -> None:
 async def test_an_unknown_mode_is_refused(pair: Pair) -> None:
     await pair.a.start()
     assert pair.a.command("stop", "--mode", "now").returncode == 2
-
-
-async def paths_to(pair: Pair, block: str) -> AsyncGenerator[dict[str, Any], None]:
-    """Yield the path to a block again and again, as long as it is there."""
-    while found := await pair.b.routes(prefix=block):
-        for path in found[block]["paths"]:  # none: withdrawn, and the kernel has yet to be told
-            yield path

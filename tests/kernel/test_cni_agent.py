@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from agent.privileges import NEEDED, USEFUL
-from tests.agents import Agent, agents
+from tests.agents import PATIENCE, Agent, agents
 from tests.netns import Netns, link
 
 pytestmark = pytest.mark.root
@@ -78,12 +78,16 @@ async def call(
 
 async def status_becomes(agent: Agent, code: int | None) -> dict[str, Any]:
     """Ask for STATUS until it answers with this code, None for ready."""
-    async with asyncio.timeout(30):
-        while True:
-            said = await call(agent, "STATUS") or {}
-            if said.get("code") == code:
-                return dict(said)
-            await asyncio.sleep(0.05)
+    said: dict[str, Any] = {}
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                said = dict(await call(agent, "STATUS") or {})
+                if said.get("code") == code:
+                    return said
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise AssertionError(f"{said}\n{agent.log}") from None
 
 
 class TestStatus:
@@ -201,7 +205,7 @@ async def test_an_ipv6_block_on_a_bridge_has_no_cover(pair: Pair, netns: MakeNet
 
 async def until(holds: Callable[[], bool]) -> None:
     """Wait for the kernel to be as expected."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while not holds():  # noqa: ASYNC110 -- the kernel tells nobody here
             await asyncio.sleep(0.02)
 

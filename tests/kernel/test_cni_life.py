@@ -204,7 +204,7 @@ class TestDelete:
         original = PodLinks.delete_cut
 
         def delete_cut(links: PodLinks) -> None:
-            assert deleted.wait(20)
+            assert deleted.wait(60)
             original(links)
 
         monkeypatch.setattr(PodLinks, "delete_cut", delete_cut)
@@ -388,7 +388,7 @@ class TestCollect:
 
         def slow_look(links: PodLinks) -> list[HostLink]:
             looking.set()
-            made.wait(10)
+            made.wait(60)
             return look(links)
 
         def told_make(*arguments: Any) -> Any:
@@ -409,7 +409,7 @@ class TestCollect:
             if by == "GC"
             else self._check(node.server.verbs)
         )
-        await asyncio.to_thread(looking.wait, 10)
+        await asyncio.to_thread(looking.wait, 60)
         pod = netns()
         adding = asyncio.create_task(node.add("c1", pod))
         await collecting

@@ -327,7 +327,7 @@ async def test_a_changed_mac_is_followed(node: Node, netns: MakeNetns) -> None:
     added = await node.add("c1", pod)
     name = host_ifname(Handle("podroute", "c1", "eth0"))
     pod.run("ip", "link", "set", "eth0", "address", "02:00:00:00:00:01")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while node.host.run("ip", "neigh", "show", "dev", name).count("02:00:00:00:00:01 PERMANENT") < 2:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert pings(node.host, *added.addresses)
@@ -356,7 +356,7 @@ async def test_a_pod_of_an_earlier_release_is_finished(node: Node, netns: MakeNe
     assert pings(node.host, *added.addresses)
     assert await node.call("CHECK", "c1", pod.path, prevResult=added.json) == (0, b"", "")
     pod.run("ip", "link", "set", "eth0", "address", "02:00:00:00:00:01")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while node.host.run("ip", "neigh", "show", "dev", name).count("02:00:00:00:00:01 PERMANENT") < 2:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
@@ -373,7 +373,7 @@ async def test_a_host_end_that_went_down_and_up_has_its_neighbours(node: Node, n
     node.host.run("ip", "link", "set", name, "up")
     if away:
         await node.start()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while node.host.run("ip", "neigh", "show", "dev", name).count("PERMANENT") < 2:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     for family, address in zip(("-4", "-6"), added.addresses, strict=True):  # which is the Fib's part

@@ -120,9 +120,7 @@ async def test_replaced_by_a_foreign_route(netns: Maker, state: Path) -> None:
         node.learn("192.0.2.0/24", via("a=10.0.0.2"))
         await node.drained()
         ns.run("ip", "route", "replace", "192.0.2.0/24", "via", "10.0.1.2", "metric", "20", "proto", "static")
-        async with asyncio.timeout(30):
-            await node.told.wait()
-        assert node.results[-1].state is State.CONFLICT
+        await node.until(State.CONFLICT, "192.0.2.0/24")
         assert routes(ns, 4) == {}
         assert set(routes(ns, 4, protocol=4)) == {"192.0.2.0/24 metric 20"}
         seen.events.clear()

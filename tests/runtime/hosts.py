@@ -59,11 +59,11 @@ async def agent_starts(net: Lab, node: Node) -> None:
 
 
 async def agent_answers(net: Lab, node: Node) -> None:
-    await net.wait_for(f"agent on {node.name}", lambda: ask(node, "status"), timeout=20)
+    await net.wait_for(f"agent on {node.name}", lambda: ask(node, "status"), timeout=60)
 
 
 async def converges(node: Node) -> None:
-    done = await node.run("podroute", "wait-converged", "--timeout", "30", check=False, timeout=40)
+    done = await node.run("podroute", "wait-converged", "--timeout", "60", check=False, timeout=70)
     assert done.returncode == 0, f"{done.stderr}\n{node.log.read_text()[-4000:]}"
 
 
@@ -83,7 +83,7 @@ async def nothing_left(net: Lab) -> None:
     Awaited: a deletion is answered when the container is cut off, and its address is free some time later.
     """
     for node in (net.node(name) for name in NODES):
-        deadline = asyncio.get_running_loop().time() + 10
+        deadline = asyncio.get_running_loop().time() + 60
         while found := await _traces(node):
             assert asyncio.get_running_loop().time() < deadline, "\n".join([node.name, *found])
             await asyncio.sleep(0.1)
@@ -109,9 +109,9 @@ async def enter(node: Node, pid: int, *argv: str, check: bool = True) -> str:
 
 
 async def reaches(node: Node, pid: int, destinations: Sequence[str]) -> None:
-    """Hold that a container (process 1: the node itself) reaches addresses; up to 5 s until the first answer each."""
+    """Hold that a container (process 1: the node itself) reaches addresses; up to 30 s until the first answer each."""
     for address in destinations:
-        said = await enter(node, pid, "ping", "-n", "-c", "1", "-i", "0.2", "-w", "5", address, check=False)
+        said = await enter(node, pid, "ping", "-n", "-c", "1", "-i", "0.2", "-w", "30", address, check=False)
         assert "bytes from" in said, f"{node.name}, process {pid}: {address} does not answer\n{said}"
 
 

@@ -102,5 +102,10 @@ async def test_addresses_for_containers_of_another_plugin(hosts: Hosts, main: st
     for name in ("one", "two"):
         await hosts.podman.remove(name)
     assert await pods(hosts.node) == []
-    kept = [(block["used"], block["reserved"]) for block in await ask(hosts.node, "blocks")]
-    assert kept == [(0, 3), (0, 2)], "what is set aside stays so"
+
+    async def freed() -> bool:
+        return not any(block["used"] for block in await ask(hosts.node, "blocks"))
+
+    await hosts.net.wait_for("addresses to be free", freed)
+    kept = [block["reserved"] for block in await ask(hosts.node, "blocks")]
+    assert kept == [3, 2], "what is set aside stays so"

@@ -34,4 +34,11 @@ def test_what_may_change() -> None:
         "advertise: [10.1.0.0/24]\nonStop: {mode: drain}\n"
     )
     steps = plan(config(BEFORE), config(after), {}, {})
-    assert (steps.advertised, steps.onlink) == (("10.1.0.0/24",), ("10.9.0.0/24",))
+    assert (steps.advertised, steps.onlink, steps.metrics) == (("10.1.0.0/24",), ("10.9.0.0/24",), ())
+
+
+def test_where_metrics_are_served_may_change() -> None:
+    here = "metrics: {listen: '127.0.0.1:9179'}\n"
+    assert plan(config(""), config(here), {}, {}).metrics == ("127.0.0.1:9179",)
+    assert plan(config(here), config("metrics: {}"), {}, {}).metrics == ("nowhere",)
+    assert plan(config(here), config(here), {}, {}).metrics == ()

@@ -594,6 +594,19 @@ def test_own_block_is_not_taken_over(prefix: str, refused: bool) -> None:
         assert [r.ineligible for r in explained.routes if r.peer == "a"] == [f"refused: {A4} is our own"]
 
 
+def test_our_own_announcement_that_comes_back_is_refused_without_a_word() -> None:
+    """Some routers send everything to everybody; what is worth a line in the log is somebody else's announcement."""
+    a, b, c = chain(TRANSIT, 65001, 65002, 65001)
+    c.originate(A4)
+    a.originate(A4)
+    settle(a, b, c)
+    assert c.rib.counts("b")[4].refused == 1
+    assert c.faults == []
+    b.originate(A4)
+    settle(a, b, c)
+    assert c.faults == [f"refused {A4}: {A4} is our own"]
+
+
 def test_guard_follows_the_blocks() -> None:
     """A block that comes evicts what a peer has announced before; one that goes lets it in again."""
     a, b = pair()

@@ -86,6 +86,25 @@ def peer(**values: str) -> str:
                 'must be a prefix such as "10.64.0.0/16" or "fd00:64::/48"',
             ],
         ),
+        ("metrics: {listen: '127.0.0.1:9179'}", []),
+        ("metrics: {listen: '[fd00::1]:9179'}", []),
+        ("metrics: {}", []),
+        *(
+            (
+                f"metrics: {{listen: {value}}}",
+                [f'f:metrics.listen: is {shown}, must be address:port such as "0.0.0.0:179" or "[::]:179"'],
+            )
+            for value, shown in {
+                "9179": "9179",
+                "':9179'": '":9179"',
+                "localhost:9179": '"localhost:9179"',
+                "127.0.0.1": '"127.0.0.1"',
+                "127.0.0.1:0": '"127.0.0.1:0"',
+                "'::1:9179'": '"::1:9179"',
+                "127.0.0.1:65536": '"127.0.0.1:65536"',
+            }.items()
+        ),
+        ("metrics: {port: 9179}", ["f:metrics.port: is not a known key, must be one of listen"]),
         (
             "routes: {onlink: {192.0.2.0/24: lo, 198.51.100.0/24: 7, 203.0.113.0/24: an interface}}",
             [

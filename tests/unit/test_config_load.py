@@ -253,6 +253,33 @@ def test_unknown_keys_get_a_suggestion(path: list[str | int], line: str) -> None
     assert found[0].startswith(line)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "bgp: {listen: [nonsense]}",
+        "bgp: {listen: nonsense}",
+        "node: {name: n1, as: 65001, routerId: 10.1.1.2, labels: {rack: r1}, addresses: [nonsense]}",
+        "node: {name: n1, as: 65001, routerId: 10.1.1.2, labels: nonsense, addresses: [10.1.1.2]}",
+        "node: nonsense",
+        "ipam: {reclaimAfter: nonsense, fenceAfter: 60}",
+        "peers: {range: {listenRange: nonsense, as: external, import: accept, export: accept}}",
+    ],
+)
+def test_a_wrong_value_does_not_make_others_look_wrong(change: str) -> None:
+    good = yaml.safe_load(
+        """
+        apiVersion: podroute/v1
+        node: {name: n1, as: 65001, routerId: 10.1.1.2, labels: {rack: r1}, addresses: [10.1.1.2]}
+        pools: {pods4: {cidr: 10.64.0.0/16, splitBy: {label: rack, size: 22}}}
+        mesh: {all: {select: {}}}
+        peers: {range: {listenRange: 10.2.0.0/24, as: external, import: accept, export: accept}}
+        """
+    )
+    assert lines(yaml.safe_dump(good, sort_keys=False)) == []
+    (line,) = lines(yaml.safe_dump({**good, **yaml.safe_load(change)}, sort_keys=False))
+    assert "nonsense" in line
+
+
 def test_missing_values() -> None:
     assert lines("pools: {p: {}}\npeers: {t: {}}\n") == [
         "f:apiVersion: is missing, must be podroute/v1",

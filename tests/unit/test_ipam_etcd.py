@@ -218,11 +218,14 @@ async def test_users_and_passwords(tmp_path: Path) -> None:
         return str(path)
 
     with etcd() as cluster:
-        secure(cluster)
 
         def settings(user: str, secret: str) -> Settings:
             return Settings.model_validate({"url": cluster.url, "user": user, "passwordFile": password(secret)})
 
+        async with opened(settings("pod", "hunter2")) as store:
+            with pytest.raises(StoreDeniedError, match=r"\): turn it on .* or leave user and passwordFile out$"):
+                await store.list(ALL)
+        secure(cluster)
         async with opened(settings("pod", "hunter2")) as store:
             made = await store.transact([], [Put("/t/a", b"1")])
             async with aclosing(store.watch(ALL, made.revision)) as watch:

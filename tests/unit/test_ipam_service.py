@@ -15,7 +15,7 @@ import yaml
 from config.load import check_text
 from config.model import Config
 from config.prefix import Family
-from ipam import records
+from ipam import cluster, records
 from ipam.errors import (
     AddressInUseError,
     AddressNotInPoolError,
@@ -363,6 +363,30 @@ async def test_everything_is_there_after_a_restart(start: Start, tmp_path: Path)
         "c": given["c"],
     }
     assert texts(await again.allocate(handle("d"))) not in [texts(one) for one in given.values()]
+
+
+async def test_a_node_that_leaves_gives_everything_back(start: Start, tmp_path: Path) -> None:
+    other, ipam = await start("n2"), await start()
+    await ipam.allocate(handle("a"))
+    await ipam.release(handle("a"))
+    await ipam.stop(leave=True)
+    keys = [entry.key for entry in (await other.shared().list(Range.below(f"{records.ROOT}/"))).entries]
+    assert not [key for key in keys if key.endswith("/n1")]
+    assert sorted(block.owner for block in await cluster.blocks(other.shared())) == ["n2", "n2"]
+    again = await start()
+    assert len(again.blocks()) == 2, "others, or the same: it starts as one that was never there"
+
+
+async def test_a_node_that_leaves_with_containers_keeps_their_blocks_and_can_be_reclaimed(start: Start) -> None:
+    other, ipam = await start("n2"), await start()
+    given = await ipam.allocate(handle("a"))
+    blocks = [block.prefix for block in ipam.blocks()]
+    await ipam.stop(leave=True)
+    assert {block.prefix for block in await cluster.blocks(other.shared())} >= set(blocks)
+    again = await start()
+    assert await again.allocate(handle("a")) == given
+    await again.stop(leave=True)
+    assert {block.prefix for block in await cluster.reclaim(other.shared(), "n1", quarantine=1)} == set(blocks)
 
 
 async def test_stopped_means_stopped(start: Start) -> None:

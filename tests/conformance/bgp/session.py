@@ -11,7 +11,7 @@ from struct import pack
 
 from tests.conformance.bgp import wire
 
-PATIENCE = 12.0
+PATIENCE = 15.0
 """Seconds that a speaker may take for anything without a timer in it."""
 RETRY = 0.3
 

@@ -12,7 +12,7 @@ from tests.conformance.bgp.cases import Case, Result
 from tests.conformance.bgp.session import Connection, EndedError, NotRunError, Observer, Target, established
 
 WORKERS = 8
-CASE_TIME = 45.0
+CASE_TIME = 60.0
 """Seconds after which a case is given up."""
 _KEEPALIVE = 2.0
 

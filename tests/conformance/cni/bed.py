@@ -20,7 +20,7 @@ from tests.netns import Netns, output
 
 PATIENCE = 60.0
 """Seconds for one call of a plugin."""
-SOON = 5.0
+SOON = 10.0
 """Seconds for what a plugin does after its answer."""
 
 
