@@ -27,11 +27,23 @@ async def two_ways(story: Story, wanted: int = 2, *, within: float = 60.0) -> No
     await together(waiting)
 
 
+DEAF = """table inet starting {
+  chain in { type filter hook input priority 0; tcp dport 179 drop; }
+  chain out { type filter hook output priority 0; tcp dport 179 drop; }
+}"""
+
+
 async def start_bgpd(router: Node) -> None:
-    """Start an FRR's bgpd again, and hand it the configuration."""
+    """Start an FRR's bgpd again, and hand it the configuration, before it hears from its peers.
+
+    It takes that line by line. A session that comes up meanwhile is closed by a later line: a second restart within the
+    first, at which stale routes have to go (RFC 4724 section 4.2). On a busy machine there is time for that.
+    """
     variables = frr.parse((router.root / "etc/frr/daemons").read_text())
+    await router.run("nft", "-f", "-", input=DEAF)
     await router.run(*frr.commands(variables)["bgpd"])
     await frr.load(router)
+    await router.run("nft", "delete", "table", "inet", "starting")
 
 
 async def _end(router: Node, daemon: str, number: signal.Signals) -> None:
