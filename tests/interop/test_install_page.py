@@ -144,6 +144,12 @@ async def reach_each_other(pods: list[Pod]) -> None:
             assert await source.ping(address, wait=10), f"{source.node.name} does not reach {address}"
 
 
+async def forwards(router: Node, blocks: list[str]) -> bool:
+    """Tell whether a router's kernel, which may lag behind what the router tells, has routes to all of these blocks."""
+    shown = [(await router.run("ip", "-j", family, "route")).stdout for family in ("-4", "-6")]
+    return {*blocks} <= {route["dst"] for one in shown for route in json.loads(one)}
+
+
 async def two_ways(node: Node, target: Node) -> bool:
     """Tell whether all routes to the other node's blocks, and the default ones, lead over both routers."""
     wanted = {*await target.agent.blocks(), "0.0.0.0/0", "::/0"}
@@ -180,6 +186,9 @@ async def test_the_rack_of_the_page(tmp_path: Path) -> None:
             for step in page.starting():
                 await machine.sh(step)
         await converge(net)
+        blocks = [block for machine in machines for block in await machine.node.agent.blocks()]
+        for name in ("tor1", "tor2"):
+            await net.wait_for(f"routes to all blocks on {name}", partial(forwards, net.node(name), blocks))
         pods = await start_pods([machine.node for machine in machines], 1)
         await reach_each_other(pods)
         await net.wait_for("two ways from n1 to n2", lambda: two_ways(one.node, two.node))
