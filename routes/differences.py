@@ -29,6 +29,7 @@ class FibRoute(NamedTuple):
     state: State
     errno: int
     text: str
+    """Why it is not installed, or what the kernel says where it refuses a change of its group."""
 
     @property
     def ways(self) -> tuple[str, ...]:
@@ -75,7 +76,10 @@ def _difference(route: FibRoute, there: KernelRoute | None, foreign: Sequence[Ke
     if there is None:
         return "missing", "not in the kernel; it is repaired when the loss is seen"
     if set(there.ways) != set(route.ways):
-        return "altered", f"leads {', '.join(there.ways) or 'nowhere'}; it is repaired when that is seen"
+        leads = f"leads {', '.join(there.ways) or 'nowhere'}"
+        if route.text:
+            return "altered", f"{leads}; the kernel refuses its next-hop group: {route.text}"
+        return "altered", f"{leads}; it is repaired when that is seen"
     better = next((entry for entry in foreign if entry.metric < route.metric), None)
     if better is None:
         return State.INSTALLED.value, ""

@@ -49,6 +49,7 @@ from routes.netlink import (
     NLM_F_REPLACE,
     RTM_DELNEXTHOP,
     RTM_DELROUTE,
+    RTM_GETNEXTHOP,
     RTM_NEWNEXTHOP,
     RTM_NEWROUTE,
     attribute,
@@ -119,8 +120,8 @@ def route_batch(shape: Shape, prefixes: Sequence[bytes], first: int = 0) -> byte
 
 
 def numbered(requests: Sequence[bytes]) -> bytes:
-    """Return framed requests as one buffer, numbered by place."""
-    return b"".join([r[:8] + struct.pack("=I", number) + r[12:] for number, r in enumerate(requests)])
+    """Return framed requests as one buffer, numbered by place. Empty ones are places only."""
+    return b"".join([r[:8] + struct.pack("=I", number) + r[12:] for number, r in enumerate(requests) if r])
 
 
 def via_nexthop(nexthop: int) -> bytes:
@@ -185,6 +186,11 @@ def new_group(
         inner += attribute(NHA_RES_GROUP_UNBALANCED_TIMER, struct.pack("=I", resilience.unbalanced_timer))
         body += attribute(NLA_F_NESTED | NHA_RES_GROUP, inner)
     return message(RTM_NEWNEXTHOP, NLM_F_REPLACE if replace else ADD, body)
+
+
+def get_nexthop(identifier: int) -> bytes:
+    """Frame the question for one object or group: RTM_NEWNEXTHOP, or ENOENT."""
+    return message(RTM_GETNEXTHOP, 0, NHMSG.pack(0, 0, 0, 0, 0) + attribute(NHA_ID, struct.pack("=I", identifier)))
 
 
 def delete_nexthop(identifier: int) -> bytes:

@@ -266,9 +266,15 @@ class Fib:
 
     @property
     def findings(self) -> list[str]:
-        """What is not as configured, because the kernel cannot do it."""
-        refusal = self._installer.registry.refusal
-        return [f"routes.resilient has no effect, the kernel refuses such groups: {refusal}"] if refusal else []
+        """What is not as configured or desired, because the kernel cannot do it."""
+        registry = self._installer.registry
+        found = [
+            f"the kernel refuses {count} next-hop groups: {text}; asked again at the next change and every minute"
+            for text, count in registry.refusals().items()
+        ]
+        if registry.refusal:
+            found.append(f"routes.resilient has no effect, the kernel refuses such groups: {registry.refusal}")
+        return found
 
     def route(self, family: Family, prefix: bytes) -> list[FibRoute]:
         """Return what there is of one prefix: at most one route of each metric."""
@@ -467,6 +473,7 @@ class Fib:
         status = self._shadows.shown(family, status)
         known = status.desired or status.kernel
         kind, hops = (known.kind, known.key) if known is not None else (Kind.OTHER, ())
+        refused = status.desired.text if status.desired is not None else ""
         return FibRoute(
             status.prefix,
             status.metric,
@@ -476,7 +483,7 @@ class Fib:
             self._leads(status.kernel),
             status.state,
             status.errno,
-            status.text,
+            status.text or refused,
         )
 
     def _leads(self, target: Target | None) -> tuple[str, ...]:

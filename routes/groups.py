@@ -21,6 +21,11 @@ from routes.target import Loss, Member, MemberKey, Target
 
 log = logging.getLogger("podroute.routes")
 
+PASSING = (errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EBUSY, errno.EINTR)
+"""Refusals that say nothing of what was asked."""
+_ATTEMPTS = 3
+"""So often is the same asked at once, as of a route; then again with the next ``refresh``."""
+
 
 class Operation(NamedTuple):
     """One request to the kernel. ``subject`` is None for deletions, whose refusal means that it is gone already."""
@@ -75,7 +80,9 @@ class Groups:
                 continue
             number, text = refused.get(place, (0, ""))
             if isinstance(subject, Member):
-                if number and self._members.get(subject.key) is subject:
+                if not number:
+                    subject.attempts = 0
+                elif self._members.get(subject.key) is subject:
                     self._member_refused(subject, number, text)
                 continue
             subject = owner(subject)
@@ -88,6 +95,7 @@ class Groups:
                     self._without_resilience(operation.doubt)
             if operation.version == subject.version:
                 if not number:
+                    subject.attempts = 0
                     self._count_repairs(subject)
                 else:
                     self._group_refused(subject, operation, number, text)
@@ -114,7 +122,7 @@ class Groups:
 
     def _realize(self, target: Target, wanted: dict[MemberKey, int]) -> None:
         """Give a target these members and tell the kernel."""
-        target.errno, target.text = 0, ""
+        target.errno, target.text, target.attempts = 0, "", 0
         surplus = [target.members.pop(key) for key in list(target.members) if key not in wanted]
         for key in wanted:
             if key not in target.members:
@@ -175,11 +183,16 @@ class Groups:
 
     def _member_refused(self, member: Member, number: int, text: str) -> None:
         users = list(member.users)
-        del self._by_id[member.id]
-        if number == errno.EEXIST:  # somebody has taken that id; it stays reserved
+        if self._to_be_asked_again(member, number):
+            self._create(member)
+        elif number == errno.EEXIST:  # another program has that id
+            del self._by_id[member.id]
+            self.ids.free(member.id)
+            self.ids.reserve(member.id)
             member.id = self.ids.take()
             self._create(member)
         else:
+            del self._by_id[member.id]
             self.ids.free(member.id)
             del self._members[member.key]
             for target in users:
@@ -188,17 +201,30 @@ class Groups:
         for target in users:
             self._write_or_fail(target)
 
+    @staticmethod
+    def _to_be_asked_again(subject: Member | Target, number: int) -> bool:
+        """Tell whether what the kernel refused with this errno is worth another try at once."""
+        subject.attempts += 1
+        if number in PASSING and subject.attempts < _ATTEMPTS:
+            return True
+        subject.attempts = 0
+        return False
+
     def _group_refused(self, target: Target, operation: Operation, number: int, text: str) -> None:
         if number == errno.EEXIST:
-            if not target.ready:  # somebody has taken that id; else an earlier request of ours has made it
+            if not target.ready:  # another program has that id; else an earlier request of ours has made it
                 del self._by_id[target.id]
+                self.ids.free(target.id)
+                self.ids.reserve(target.id)
                 target.id = 0
             self._write_group(target)
         elif number == errno.ENOENT and target.ready:
             self._lost(target, causes.GROUP_MISSING)
         elif operation.group != tuple(target.group()):  # a member went while the request was on its way
             self._write_or_fail(target)
-        elif target.resilience is not None and not target.ready:  # is that why? A plain one tells
+        elif self._to_be_asked_again(target, number):
+            self._write_group(target, operation.doubt)
+        elif target.resilience is not None and not target.ready and number not in PASSING:  # why? A plain one tells
             target.resilience = None
             self._write_group(target, text)
         else:

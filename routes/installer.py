@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from config.prefix import Family, text
-from routes import netlink
+from routes import guard, netlink
 from routes.batch import Batch
 from routes.causes import ANSWERS_LOST, DENIED, GROUP_REFUSED
-from routes.encode import Placement, numbered
-from routes.groups import Operation
+from routes.encode import Placement
+from routes.groups import PASSING, Operation
 from routes.heirs import moves
 from routes.leftovers import save, snapshot
 from routes.live import protocol_name
@@ -55,7 +55,6 @@ _LULL, _HOLD = 0.05, 1.0
 table each takes the kernel a fraction of what it takes among its neighbours, and a group may lose all its routes."""
 _GONE = (errno.ESRCH, errno.ENOENT)
 _DENIED = (errno.EPERM, errno.EACCES)
-_PASSING = (errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EBUSY, errno.EINTR)
 
 
 def log_crash(task: asyncio.Task[None]) -> None:
@@ -215,13 +214,12 @@ class Installer:
     def urgent(self, requests: Sequence[bytes]) -> None:
         """Send past everything that waits, in a thread: the kernel may take its time over these."""
         if requests and self._urgent is not None:
-            self._submit(self._urgent, NexthopJob(self._nexthops_done, requests))
+            self._submit(self._urgent, NexthopJob(self._nexthops_done, requests, self._protocol))
 
     def at_once(self, requests: Sequence[bytes]) -> None:
         """Send before this returns. For what takes the kernel no longer than handing it to a thread would take us."""
         if requests and self._instant is not None:
-            self._instant.send(numbered(requests))
-            netlink.receive_refusals(self._instant)  # the requests are also among the gathered ones
+            guard.send(self._instant, requests, self._protocol)  # they are also among the gathered requests
 
     def refresh(self) -> None:
         """Have next-hop groups follow what their next hops resolve to now.
@@ -237,7 +235,7 @@ class Installer:
     def raw(self, requests: list[bytes]) -> None:
         """Send requests whose refusal is of no interest, in order with the others."""
         if requests and self._writer is not None:
-            self._submit(self._writer, NexthopJob(self._nexthops_done, requests))
+            self._submit(self._writer, NexthopJob(self._nexthops_done, requests, self._protocol))
 
     def repair(self, table: Table, prefix: bytes, held: Target | None, cause: str) -> None:
         """The kernel holds something else than it should; ``cause`` is logged and counted once it is right again."""
@@ -322,13 +320,8 @@ class Installer:
         self.schedule()
 
     def _send(self, operations: list[Operation], writer: Writer) -> None:
-        sent = [operation for operation in operations if operation.request]
-
         def done(job: Job) -> None:
-            # Without next-hop objects an operation has no request: it waits for the state file only.
-            places = {id(operation): place for place, operation in enumerate(operations)}
-            refused = {places[id(sent[place])]: answer for place, answer in job.refused.items()}
-            self.registry.completed(operations, refused)
+            self.registry.completed(operations, job.refused)
             if self.registry.doubtful:
                 self.registry.doubtful = False
                 self._on_unverified(GROUP_REFUSED)
@@ -338,7 +331,9 @@ class Installer:
         self.registry.changed = False
         path = self._state_file
         keep = (lambda: save(path, targets)) if targets is not None else None
-        self._submit(writer, NexthopJob(done, [operation.request for operation in sent], keep))
+        # Without next-hop objects an operation has no request: it waits for the state file only.
+        requests = [operation.request for operation in operations]
+        self._submit(writer, NexthopJob(done, requests, self._protocol, keep))
 
     def _submit(self, writer: Writer, job: NexthopJob) -> None:
         self._nexthops_idle.clear()
@@ -439,7 +434,7 @@ class Installer:
         held = before if before is not None and not before.absent else None
         if want is None:
             if number not in _GONE:
-                state = State.PENDING if number in _PASSING else State.FAILED
+                state = State.PENDING if number in PASSING else State.FAILED
                 table.refused(shard, prefix, want, Failure(held, state, number, words))
         elif number == errno.EEXIST:
             self._in_the_way(table, flight, prefix, want, job.found.get(place))
@@ -448,7 +443,7 @@ class Installer:
             if held is not None:
                 table.refused(shard, prefix, want, Failure(held, State.PENDING, number, words))
         else:
-            state = State.PENDING if number in _PASSING else State.FAILED
+            state = State.PENDING if number in PASSING else State.FAILED
             table.refused(shard, prefix, want, Failure(held, state, number, words))
             if number in (errno.EINVAL, errno.ENOENT) and want.id:
                 self._on_unverified(GROUP_REFUSED)

@@ -149,7 +149,7 @@ class Reader:
         unknown = [i for i, nexthop in ours.items() if i not in known and nexthop.members]
         unknown += [i for i, nexthop in ours.items() if i not in known and not nexthop.members]
         for identifier in unknown:
-            self._registry.ids.reserve(identifier)
+            self._registry.ids.adopt(identifier)
         count = sum(self._read_routes(sock, family, place) for family in FAMILIES)
         return Leftovers(unknown, count, adopted)
 

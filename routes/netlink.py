@@ -57,6 +57,10 @@ class Refusal(NamedTuple):
     errno: int
     text: str
 
+    @property
+    def words(self) -> str:
+        return self.text or os.strerror(self.errno)
+
 
 class DumpInterruptedError(OSError):
     """The kernel's table changed under a dump, which may have missed or doubled entries."""
@@ -140,27 +144,33 @@ def refusal(data: bytes, msg: Message) -> Refusal:
 
 
 def receive_refusals(sock: socket.socket) -> tuple[list[Refusal], bool]:
-    """Read what the kernel refused of the requests just sent; it answers before send() returns, so this never waits.
+    """Read what the kernel refused of the requests just sent.
 
     The flag is False where answers were lost (ENOBUFS): what was sent is then unverified.
     """
-    refused: list[Refusal] = []
+    answers, whole = receive_answers(sock)
+    found = (refusal(data, msg) for data, msg in answers if msg.kind == NLMSG_ERROR)
+    return [answer for answer in found if answer.errno], whole
+
+
+def receive_answers(sock: socket.socket) -> tuple[list[tuple[bytes, Message]], bool]:
+    """Read the answers to what was just sent; the kernel answers before send() returns, so this never waits.
+
+    The flag is False where some were lost (ENOBUFS).
+    """
+    answers: list[tuple[bytes, Message]] = []
     whole = True
     while True:
         try:
             data = sock.recv(RECEIVE, socket.MSG_DONTWAIT)
         except BlockingIOError:
-            return refused, whole
+            return answers, whole
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
             whole = False
             continue
-        for msg in messages(data):
-            if msg.kind == NLMSG_ERROR:
-                answer = refusal(data, msg)
-                if answer.errno:
-                    refused.append(answer)
+        answers += [(data, msg) for msg in messages(data)]
 
 
 def dump(sock: socket.socket, kind: int, payload: bytes, *, needle: bytes = b"") -> Iterator[tuple[bytes, Message]]:
@@ -186,7 +196,7 @@ def dump(sock: socket.socket, kind: int, payload: bytes, *, needle: bytes = b"")
                 answer = refusal(data, msg)
                 if answer.errno == errno.ENOENT:
                     return
-                raise OSError(answer.errno, answer.text or os.strerror(answer.errno))
+                raise OSError(answer.errno, answer.words)
             if not needle or data.find(needle, msg.start, msg.end) >= 0:
                 yield data, msg
 

@@ -17,7 +17,7 @@ from math import lcm
 from config.nexthop import NextHopResolver, NextHops
 from routes import causes
 from routes.encode import delete_nexthop
-from routes.groups import Groups, Operation
+from routes.groups import PASSING, Groups, Operation
 from routes.heirs import Moves, alike, give_back, let_go, take_over
 from routes.interfaces import Interfaces
 from routes.messages import Nexthop, Resilience
@@ -55,6 +55,10 @@ class Registry(Groups):
         yield from self._targets.values()
         yield from self._orphans
         yield from self._leaving
+
+    def refusals(self) -> Counter[str]:
+        """Return how many groups are not as they are to be for want of something that passes, by the kernel's words."""
+        return Counter(target.text for target in self if target.wanted and target.errno in PASSING)
 
     def target(self, key: NextHops) -> Target:
         """Return the target of a set of next hops; a new one is ``absent`` if none of them resolves."""
@@ -170,16 +174,25 @@ class Registry(Groups):
         return subject is not None
 
     def altered(self, nexthop: Nexthop, cause: str) -> bool:
-        """Compare an object in the kernel with ours of that id, and claim it back; False if there was no need."""
+        """Compare an object in the kernel with ours of that id, and claim it back; False if there was no need.
+
+        One that another program has taken over is left to it.
+        """
         subject = self._by_id.get(nexthop.id)
+        taken_over = nexthop.protocol != self._protocol
         if isinstance(subject, Member):
             key = subject.key
-            if (nexthop.gateway, nexthop.ifindex, nexthop.onlink) != (key.gateway, subject.ifindex, key.onlink):
+            there = nexthop.gateway, nexthop.ifindex, nexthop.onlink
+            if taken_over or there != (key.gateway, subject.ifindex, key.onlink):
                 self._note_loss(subject.users, [subject.key], cause)
                 self._drop(subject)
                 return True
         elif isinstance(subject, Target):  # its creation may have been answered, or be about to be
-            if not alike(nexthop.resilience, subject.resilience):
+            if taken_over:
+                if not subject.ready:  # the answer will say whose the id is
+                    return False
+                self._lost(subject, cause)
+            elif not alike(nexthop.resilience, subject.resilience):
                 self._outdate(subject)
             elif sorted(nexthop.members) == subject.group() and nexthop.resilience == subject.resilience:
                 return False
@@ -238,14 +251,14 @@ class Registry(Groups):
             if member is None:
                 member = self._members[member_key] = Member(member_key, ifindex, object_id)
                 if object_id:
-                    self.ids.reserve(object_id)
+                    self.ids.adopt(object_id)
                     self._by_id[object_id] = member
             member.users.add(target)
             target.members[member_key] = member
             target.weights[member_key] = weight
         target.hops = target.paths()
         if identifier:
-            self.ids.reserve(identifier)
+            self.ids.adopt(identifier)
             self._by_id[identifier] = target
         if self.objects and not alike(resilience, self.resilience):
             self._outdate(target)

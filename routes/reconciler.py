@@ -131,9 +131,10 @@ class Reconciler:
 
     def _nexthop(self, event: NexthopEvent) -> None:
         identifier = event.nexthop.id
-        if not self._registry.known(identifier):
-            if event.nexthop.protocol != self._protocol:
-                (self._registry.ids.free if event.gone else self._registry.ids.reserve)(identifier)
+        others = event.nexthop.protocol != self._protocol
+        if others:
+            (self._registry.ids.release if event.gone else self._registry.ids.reserve)(identifier)
+        if not self._registry.known(identifier) or (others and event.gone):  # gone since: that id is ours again
             return
         if (
             self._registry.vanished(identifier, causes.OBJECT_DELETED)
@@ -217,7 +218,7 @@ class Reconciler:
     def _compare_objects(self, objects: list[Nexthop], cause: str) -> None:
         if not self._registry.objects:
             return
-        there = {nexthop.id: nexthop for nexthop in objects if nexthop.protocol == self._protocol}
+        there = {nexthop.id: nexthop for nexthop in objects}
         for identifier in self._registry.expected():
             found = there.get(identifier)
             if found is None and self._registry.known(identifier):
@@ -225,6 +226,9 @@ class Reconciler:
                 log.warning("a next-hop object has vanished", extra={"fields": {"id": identifier}})
             elif found is not None:
                 self._registry.altered(found, causes.OBJECT_ALTERED + causes.FOUND_BY + cause)
+        for identifier in [i for i, found in there.items() if found.protocol != self._protocol]:
+            self._registry.ids.reserve(identifier)
+            del there[identifier]
         self._installer.raw([delete_nexthop(i) for i in there if not self._registry.known(i)])
 
     def _act(self, family: Family, finding: Finding, cause: str, suspects: set[tuple[Family, int, bytes]]) -> None:

@@ -47,13 +47,15 @@ class Loss(NamedTuple):
 class Member:
     """One next-hop object, in all groups that need it."""
 
-    __slots__ = ("id", "ifindex", "key", "users")
+    __slots__ = ("attempts", "id", "ifindex", "key", "users")
 
     def __init__(self, key: MemberKey, ifindex: int, identifier: int) -> None:
         self.key = key
         self.ifindex = ifindex
         self.id = identifier
         self.users: set[Target] = set()
+        self.attempts = 0
+        """How often in turn the kernel has refused it for a reason that passes."""
 
 
 class Target:
@@ -68,6 +70,7 @@ class Target:
     __slots__ = (
         "_shapes",
         "absent",
+        "attempts",
         "current",
         "errno",
         "heir",
@@ -114,6 +117,8 @@ class Target:
         self.current = True
         self.successor: Target | None = None
         self.version = 0
+        self.attempts = 0
+        """How often in turn the kernel has refused the group for a reason that passes."""
         self.errno = 0
         self.text = ""
         # The one or two routes to a pod are written once: keeping how would be the most of what a pod takes.

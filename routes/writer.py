@@ -17,10 +17,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from routes import bulk, netlink
+from routes import bulk, guard, netlink
 from routes.batch import Batch
 from routes.dumps import read_routes
-from routes.encode import MOST, Placement, numbered
+from routes.encode import Placement
 from routes.messages import Route, decode_route, match_request
 
 log = logging.getLogger("podroute.routes")
@@ -41,22 +41,20 @@ class Job(ABC):
     def run(self, sock: socket.socket) -> None:
         """Send the requests and note what the kernel refuses. Runs in the writer's thread."""
 
-    def _heed(self, sock: socket.socket, start: int) -> None:
-        """Note what the kernel refused of what was sent last, the first of it at place ``start``."""
-        refusals, whole = netlink.receive_refusals(sock)
-        for refusal in refusals:
-            self.refused[start + refusal.sequence] = refusal.errno, refusal.text or os.strerror(refusal.errno)
-        self.verified &= whole
-
 
 class NexthopJob(Job):
     """Requests for next-hop objects, after the state file that tells whose they are."""
 
     def __init__(
-        self, done: Callable[[Job], None], requests: Sequence[bytes], save: Callable[[], None] | None = None
+        self,
+        done: Callable[[Job], None],
+        requests: Sequence[bytes],
+        protocol: int,
+        save: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(done)
         self._requests = requests
+        self._protocol = protocol
         self._save = save
 
     def run(self, sock: socket.socket) -> None:
@@ -65,9 +63,8 @@ class NexthopJob(Job):
                 self._save()
             except OSError as error:
                 log.error("cannot write the state file: %s", error)
-        for start in range(0, len(self._requests), MOST):
-            sock.send(numbered(self._requests[start : start + MOST]))
-            self._heed(sock, start)
+        self.refused, whole = guard.send(sock, self._requests, self._protocol)
+        self.verified &= whole
 
 
 class RouteJob(Job):
@@ -82,7 +79,9 @@ class RouteJob(Job):
     def run(self, sock: socket.socket) -> None:
         for start, buffers in self.batch.sends():
             bulk.send(sock, buffers)
-            self._heed(sock, start)
+            refusals, whole = netlink.receive_refusals(sock)
+            self.refused.update((start + one.sequence, (one.errno, one.words)) for one in refusals)
+            self.verified &= whole
         taken = [place for place, (number, _) in self.refused.items() if number == errno.EEXIST]
         if taken:
             self._look(sock, taken)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import struct
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path as File
@@ -16,8 +17,8 @@ from random import Random
 from typing import Any
 
 from config.nexthop import NextHops
-from routes import netlink
-from routes.encode import ADD
+from routes import guard, netlink
+from routes.encode import ADD, new_nexthop, numbered
 from routes.installer import Installer
 from routes.messages import (
     RTN_UNICAST,
@@ -30,19 +31,22 @@ from routes.messages import (
     Resilience,
     Route,
     RouteEvent,
+    decode_nexthop,
 )
 from routes.monitor import Monitor
 from routes.others import Others
 from routes.reconciler import Reconciler
 from routes.target import Target
 from routes.writer import Job, NexthopJob, RouteJob, Writer
-from tests.unit.test_routes_nexthops import A, B, C, Objects, prepared
+from tests.unit.test_routes_nexthops import FIRST_ID, A, B, C, Objects, prepared
 
 HOPS = {hop.peer: hop for hop in (A, B, C)}
 PREFIXES = [bytes([24, 10, 0, number]) for number in range(12)]
 METRIC = 20
 _SOMEBODY = 99
 """Netlink port of another program."""
+_OTHERS, _OTHERS_LINK = 11, 50
+"""Protocol of its objects, and their interface."""
 _IDLE_TURNS = 40
 """In so many turns of the loop the installer has followed what there was to follow."""
 
@@ -54,6 +58,22 @@ class Kernel(Objects):
         super().__init__()
         self.routes: dict[bytes, int | tuple[Path, ...]] = {}
         self.events: deque[Event] = deque()
+        self.strangers: dict[int, Nexthop] = {}
+        """Another program's objects, which nobody else may touch."""
+
+    @property
+    def ours(self) -> list[int]:
+        return sorted(self.there.keys() - self.strangers.keys())
+
+    def add_stranger(self, identifier: int) -> None:
+        """Another program makes an object, or takes one over that is no group."""
+        made = Nexthop(identifier, _OTHERS, bytes((10, 9, 9, 9)), _OTHERS_LINK, ())
+        self.there[identifier] = self.strangers[identifier] = made
+        self.events.append(NexthopEvent(made, False, _SOMEBODY))
+
+    def remove_stranger(self, identifier: int) -> None:
+        del self.strangers[identifier]
+        self.delete(identifier, by_somebody=True)
 
     def delete(self, identifier: int, *, by_somebody: bool = False) -> bool:
         before = dict(self.there)
@@ -112,18 +132,39 @@ class Queue(Writer):
         self.jobs.append(job)
 
 
-class Instant(socket.socket):
-    """Tells the kernel of this world at once what it is sent, and never has an answer."""
+class Netlink(socket.socket):
+    """A socket to the kernel of this world, for next-hop objects."""
 
-    kernel: Kernel
+    @classmethod
+    def to(cls, kernel: Kernel) -> Netlink:
+        made = cls.__new__(cls)
+        made._kernel, made._answers = kernel, deque()
+        return made
 
     def send(self, data: Any, flags: int = 0) -> int:
         for message in netlink.messages(data):
-            self.kernel.one(data[message.start - 16 : message.end])
+            answer = self._answer(message, data[message.start - 16 : message.end])
+            if answer:
+                self._answers.append(numbered([*[b""] * message.sequence, answer]))
         return len(data)
 
     def recv(self, *_: int) -> bytes:
+        if self._answers:
+            return self._answers.popleft()
         raise BlockingIOError
+
+    def _answer(self, message: netlink.Message, request: bytes) -> bytes:
+        if message.kind != netlink.RTM_GETNEXTHOP:
+            number = self._kernel.one(request)
+            return netlink.message(netlink.NLMSG_ERROR, 0, struct.pack("=i", -number)) if number else b""
+        (asked,) = netlink.messages(request)
+        found = self._kernel.there.get(decode_nexthop(request, asked).id)
+        if found is None:
+            return netlink.message(netlink.NLMSG_ERROR, 0, struct.pack("=i", -errno.ENOENT))
+        return new_nexthop(found.id, found.protocol, found.gateway or b"none", found.ifindex)
+
+    _kernel: Kernel
+    _answers: deque[bytes]
 
 
 class World:
@@ -146,8 +187,7 @@ class World:
             on_unverified=self._doubt,
             on_room=lambda: None,
         )
-        instant = self.installer._instant = Instant.__new__(Instant)
-        instant.kernel = self.kernel
+        self._netlink = self.installer._instant = Netlink.to(self.kernel)
         self.queues = Queue(), Queue()
         self.installer._writer, self.installer._urgent = self.queues
         self.table = self.installer.table(4, METRIC)
@@ -214,19 +254,39 @@ class World:
     def meddle(self, _: str) -> None:
         """Somebody deletes an object, a group or a route, or changes a group."""
         kernel, choose = self.kernel, self.random
-        groups = [nexthop for nexthop in kernel.there.values() if nexthop.members]
+        ours = kernel.ours
+        groups = [kernel.there[i] for i in ours if kernel.there[i].members]
         if groups and choose.random() < 0.3:
             group = choose.choice(groups)
             other = choose.choice([i for i, nexthop in kernel.there.items() if not nexthop.members])
             changed: Nexthop = group._replace(members=((other, 1),))
             kernel.there[group.id] = changed
             kernel.events.append(NexthopEvent(changed, False, _SOMEBODY))
-        elif kernel.there and choose.random() < 0.6:
-            kernel.delete(choose.choice(sorted(kernel.there)), by_somebody=True)
+        elif ours and choose.random() < 0.6:
+            kernel.delete(choose.choice(ours), by_somebody=True)
         elif kernel.routes:
             prefix = choose.choice(sorted(kernel.routes))
             kernel.events.append(RouteEvent(kernel.route(prefix), True, False, _SOMEBODY))
             del kernel.routes[prefix]
+
+    def scarcity(self, _: str) -> None:
+        """The kernel runs out of memory for a while, or has some again."""
+        self.kernel.scarce = self.random.choice((0, 1, 2, 5))
+
+    def stranger(self, _: str) -> None:
+        """Another program takes an id that we have, had, or are about to have, or parts from one."""
+        kernel, choose = self.kernel, self.random
+        if kernel.strangers and choose.random() < 0.3:
+            kernel.remove_stranger(choose.choice(sorted(kernel.strangers)))
+            return
+        singles = [i for i in kernel.ours if not kernel.there[i].members]
+        if singles and choose.random() < 0.4:
+            kernel.add_stranger(choose.choice(singles))
+            return
+        coming = self.registry.ids.take()
+        self.registry.ids.free(coming)
+        free = [i for i in range(max(FIRST_ID, coming - 9), coming + 3) if i not in kernel.there]
+        kernel.add_stranger(choose.choice(free))
 
     async def turn(self, count: int) -> None:
         for _ in range(count):
@@ -238,8 +298,7 @@ class World:
         if queues:
             job = self.random.choice(queues).jobs.popleft()
             if isinstance(job, NexthopJob):
-                refused = enumerate(map(self.kernel.one, job._requests))
-                job.refused.update((place, (number, f"errno {number}")) for place, number in refused if number)
+                job.refused = guard.send(self._netlink, job._requests, job._protocol)[0]
             elif isinstance(job, RouteJob):
                 self._write(job)
             self._answers.append(job)
@@ -262,8 +321,16 @@ class World:
             self.installer.refresh()
             self.table.retry(lambda _: True)
 
-    async def rest(self) -> None:
-        """Let everything be well, and come to its end."""
+    async def rest(self, *, periodic: bool = False) -> None:
+        """Let everything be well, and come to its end; ``periodic``: then there is the periodic comparison, too."""
+        self.kernel.scarce = 0
+        await self._end()
+        if periodic:
+            self.doubted = True
+            self._compare_routes()
+            await self._end()
+
+    async def _end(self) -> None:
         for peer in sorted(HOPS):
             self.back(peer)
             if HOPS[peer].address in self.kernel.bad:
@@ -290,6 +357,18 @@ class World:
 
     def _some(self) -> list[bytes]:
         return self.random.sample(PREFIXES, self.random.choice((1, 2, 12)))
+
+    def _compare_routes(self) -> None:
+        for prefix in PREFIXES:
+            shard = self.table.shard(prefix)
+            want = shard.desired.get(prefix)
+            if shard.unsettled(prefix):
+                continue
+            if prefix not in self.kernel.routes:
+                if want is not None and not want.absent and want.ready:
+                    self.installer.repair(self.table, prefix, None, "a comparison")
+            elif want is None or not want.matches(self.kernel.route(prefix)):
+                self.installer.repair(self.table, prefix, self.installer.other, "a comparison")
 
     def _doubt(self, _: str) -> None:
         self.doubted = True

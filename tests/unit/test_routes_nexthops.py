@@ -20,6 +20,7 @@ from routes.netlink import RTM_NEWNEXTHOP, messages
 from routes.nexthops import Registry
 from routes.target import Kind, Target
 
+FIRST_ID = 1000
 A, B, C = (NextHop(peer, bytes([10, 0, number, 2])) for number, peer in enumerate("abc"))
 
 
@@ -50,6 +51,8 @@ class Objects:
         self.taken: set[int] = set()
         self.bad: set[bytes] = set()
         self.plain_only = False
+        self.scarce = 0
+        """So many of the next requests for objects find no memory."""
 
     def run(self, operations: list[Operation]) -> dict[int, tuple[int, str]]:
         refused = {}
@@ -65,6 +68,9 @@ class Objects:
         nexthop = decode_nexthop(request, msg)
         replace = bool(msg.flags & 0x100)
         if msg.kind == RTM_NEWNEXTHOP:
+            if self.scarce:
+                self.scarce -= 1
+                return errno.ENOMEM
             if nexthop.gateway in self.bad:
                 return errno.ENETUNREACH
             if any(member not in self.there for member, _ in nexthop.members):
@@ -106,7 +112,7 @@ def prepared(objects: bool = True, resilience: Resilience | None = None) -> tupl
     registry = Registry(
         resolver=resolver,
         interfaces=interfaces,
-        ids=range(1000, 2000),
+        ids=range(FIRST_ID, FIRST_ID + 1000),
         protocol=201,
         objects=objects,
         resilience=resilience,
