@@ -1,6 +1,7 @@
 """The agent's HTTP API on its Unix socket: what the command line, tests and other programs read.
 
-Where the configuration says so, what is in ``agent.observing`` is served over TCP too, and nothing else.
+``GET /metrics``, ``/healthz`` and ``/readyz`` are those of ``agent.observing``, which are served over TCP too where the
+configuration says so, with the page and nothing else.
 
 ``GET /v1/status``, ``/v1/peers``, ``/v1/blocks`` and ``/v1/pods`` answer JSON; ``/v1/routes`` streams one JSON object a
 line (NDJSON), in slices, so that a full table neither fills memory nor holds the event loop; ``/v1/converged`` answers

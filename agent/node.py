@@ -45,7 +45,7 @@ from config.load import load
 from config.model import DEFAULT_PATH, Config
 from config.nexthop import NextHops
 from config.prefix import NAMES, Family, text
-from config.problems import ConfigError
+from config.problems import ConfigError, Problem
 from config.routes import Resilient
 from ipam.given import Assignment as Given
 from ipam.quarantine import Running
@@ -214,7 +214,10 @@ class Node:
         """Start the parts; what was started stops in reverse order when the stack unwinds."""
         await self.monitor.start()
         stack.callback(self.monitor.stop)
-        self._check_pools()
+        await self.ipam.open()
+        stack.push_async_callback(self.ipam.stop)
+        if problems := self.overlaps():
+            raise StartError("; ".join(f"{problem.path}: {problem.text}" for problem in problems))
         self._set_sysctls()
         await self._masquerade(self.config.cni.masquerade)
         await self.resolver.start()
@@ -465,11 +468,9 @@ class Node:
         for problem in settings.problems:
             log.warning(problem)
 
-    def _check_pools(self) -> None:
-        """Refuse pools that overlap a subnet of this node's own."""
-        problems = overlaps_with_subnets(self.config, self.monitor.interfaces.subnets())
-        if problems:
-            raise StartError("; ".join(f"{problem.path}: {problem.text}" for problem in problems))
+    def overlaps(self) -> list[Problem]:
+        """Return which pools overlap a subnet of this node's own, but for those that plugins got from us."""
+        return overlaps_with_subnets(self.config, self.monitor.interfaces.subnets(), self.ipam.subnets())
 
 
 def _resilience(configured: Resilient | None) -> Resilience | None:

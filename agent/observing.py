@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from agent import page
 from agent.metrics.scrape import scrape
 from agent.node import Node
 
@@ -32,7 +33,7 @@ def routes(node: Node) -> list[web.RouteDef]:
 
 
 def application(node: Node) -> web.Application:
-    """Return what is served over TCP."""
+    """Return what is served over TCP: also the page, for people."""
     app = web.Application()
-    app.add_routes(routes(node))
+    app.add_routes([*routes(node), *page.routes(node)])
     return app

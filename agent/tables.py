@@ -10,6 +10,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from agent.durations import duration
+
 Answer = Mapping[str, Any]
 
 _UNLIMITED = 10_000
@@ -257,18 +259,6 @@ def ipam_pools(answer: Iterable[Answer]) -> None:
 
 def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f} %" if whole else ""
-
-
-def duration(seconds: float) -> str:
-    """Return ``"12 s"``, ``"3 min 20 s"``, ``"5 h 12 min"`` or ``"3 d 4 h"``."""
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
 def _table(*columns: str) -> Table:

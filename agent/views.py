@@ -18,7 +18,6 @@ from bgp.messages import ADD_PATH_TEXT
 from bgp.status import NotificationRecord, PeerStatus, RangeStatus
 from cni import hooks
 from config import prefix
-from config.check import overlaps_with_subnets
 from config.compiled import form
 from config.prefix import FAMILIES, NAMES, Family, of_address
 from ipam.ledger import Attachment
@@ -297,9 +296,7 @@ async def fib_counts(node: Node, family: Family) -> dict[str, int]:
 
 async def findings_of(node: Node) -> list[str]:
     """Return what would break routing here though it is not the agent's to change."""
-    interfaces = node.monitor.interfaces
-    pools = overlaps_with_subnets(node.config, interfaces.subnets())
-    found = [f"{problem.path}: {problem.text}" for problem in pools]
+    found = [f"{problem.path}: {problem.text}" for problem in node.overlaps()]
     found += node.fib.findings if node.running else []
     return found + await asyncio.to_thread(findings, node.uplinks())
 

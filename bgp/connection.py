@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Callable
@@ -14,6 +15,12 @@ READ_SIZE = 64 * 1024
 WRITE_HIGH, WRITE_LOW = 128 * 1024, 32 * 1024
 LINGER = 2.0
 """Seconds that a closing connection may take to deliver what is written and to see the peer's end."""
+
+CLOSED = "the peer closed the connection"
+CLOSINGS = frozenset(
+    {CLOSED, *(f"connection lost: {os.strerror(number)}" for number in (errno.ECONNRESET, errno.EPIPE))}
+)
+"""How a connection that the peer has closed ends, by what was on its way then."""
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -131,7 +138,7 @@ class Connection(asyncio.BufferedProtocol):
         if not self._finished:
             self._finished = True
             self._abort_later()
-            self._lost("the peer closed the connection")
+            self._lost(CLOSED)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from bgp.decision import Options, decide, rank
 from bgp.interning import Interned
 from bgp.paths import Path, Peer
-from bgp.table import PLACE, TOP, Table
+from bgp.table import Table
 from config.nexthop import NextHops
-from config.prefix import LEAD, Family, Run
+from config.place import PLACE, TOP, Run
+from config.prefix import LEAD, Family
 
 
 class Selection:

@@ -11,7 +11,8 @@ from itertools import chain
 from struct import iter_unpack
 
 from bgp.containers import Neighbours
-from config.prefix import LEAD, Run
+from config.place import Run
+from config.prefix import LEAD
 
 PATH_ID = 4
 """Octets of a path identifier (RFC 7911 section 3)."""
@@ -54,7 +55,6 @@ def _one_by_one(data: bytes, bits: int, lead: int) -> list[bytes]:
     """Decode prefixes with ``lead`` octets before each."""
     size = len(data)
     found: list[bytes] = []
-    append = found.append
     at = 0
     while at < size:
         start = at + lead
@@ -68,9 +68,9 @@ def _one_by_one(data: bytes, bits: int, lead: int) -> list[bytes]:
             raise ValueError(f"prefix of length {length} is cut short")
         host = 0xFF >> (length & 7) if length & 7 else 0
         if host and data[end - 1] & host:
-            append(data[at : end - 1] + bytes((data[end - 1] & ~host,)))
+            found.append(data[at : end - 1] + bytes((data[end - 1] & ~host,)))
         else:
-            append(data[at:end])
+            found.append(data[at:end])
         at = end
     return found
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Protocol
 
 from bgp import codec
-from bgp.connection import READ_SIZE, Connection
+from bgp.connection import CLOSED, CLOSINGS, READ_SIZE, Connection
 from bgp.framing import Framer
 from bgp.fsm import (
     Change,
@@ -35,6 +35,8 @@ from bgp.sockets import Endpoint
 from bgp.tally import Tally
 
 log = logging.getLogger("podroute.bgp")
+
+TURNED_AWAY = f"{CLOSED} without an OPEN: it may not expect this node, or not from this address"
 
 
 class Owner(Protocol):
@@ -277,7 +279,7 @@ class Session:
             if self._connection is None:
                 return
         if self.state is State.OPEN_SENT:
-            reason += " without an OPEN"
+            reason = TURNED_AWAY if reason in CLOSINGS else f"{reason} without an OPEN"
         self.handle(Event.TcpConnectionFails, reason=reason)
 
     def _resume(self) -> None:

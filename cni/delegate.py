@@ -18,10 +18,9 @@ from cni.request import Request
 from cni.result import Ip, Result, Route
 from config import prefix
 from config.prefix import BITS, Family
-from config.values import RESERVED_NETWORK
+from config.values import GATEWAY, RESERVED_NETWORK
 
 _DEFAULT: dict[Family, str] = {4: "0.0.0.0/0", 6: "::/0"}
-GATEWAY = "gateway"
 
 
 class Delegate:

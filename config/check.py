@@ -87,12 +87,15 @@ def warnings(config: Config) -> Iterator[Problem]:
         yield Problem(("peers",), text)
 
 
-def overlaps_with_subnets(config: Config, subnets: Iterable[str]) -> list[Problem]:
+def overlaps_with_subnets(config: Config, subnets: Iterable[str], lent: Iterable[str] = ()) -> list[Problem]:
     """Return a problem for every pool of this node that overlaps one of the node's own subnets.
 
     ``subnets`` are prefixes such as ``"10.1.1.0/24"``; host bits are ignored, so a kernel's address serves as it is.
+    ``lent`` are blocks out of which other plugins address their links: what lies in one of them is as it should be.
     """
-    own = [ip_network(subnet, strict=False) for subnet in subnets]
+    used = list(lent)
+    given = (ip_network(subnet, strict=False) for subnet in subnets)
+    own = [subnet for subnet in given if not any(_within(str(subnet), block) for block in used)]
     return [
         Problem(
             ("pools", name, "cidr"),

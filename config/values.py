@@ -21,6 +21,9 @@ MAX_SOCKET_PATH = 107
 RESERVED_NETWORK = "-"
 """Stands for the name of a network, and is none: its handles keep addresses of a block from containers."""
 
+GATEWAY = "gateway"
+"""What the address of a block that another main plugin's links have is kept for."""
+
 _NODE_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _LABEL_KEY = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_./]{0,251}[A-Za-z0-9])?")

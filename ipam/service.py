@@ -16,9 +16,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from config import prefix
 from config.model import Config
 from config.prefix import Family
-from config.values import RESERVED_NETWORK
+from config.values import GATEWAY, RESERVED_NETWORK
 from ipam import choice, cluster, records
 from ipam.choice import Usage
 from ipam.errors import (
@@ -94,6 +95,20 @@ class Ipam:
         self._turns: Turns[Handle] = Turns()
         self._fence = Fence(config.state_dir, config.ipam.fence_seconds, self._on_standing, clock=clock)
 
+    async def open(self) -> None:
+        """Read what an earlier run left, and touch no store yet: ``subnets`` answers. Raises IpamError.
+
+        What is opened is closed by ``stop``, whether or not there was a ``start``.
+        """
+        try:
+            config = self._config
+            self._state = await asyncio.to_thread(StateDirectory, config.state_dir)
+            self._identity = await asyncio.to_thread(self._state.identity, config.node.name)
+            await self.ledger.open()
+        except BaseException:
+            await self.stop()
+            raise
+
     async def start(self) -> None:
         """Join the cluster, find what an earlier run left, and have one block per family that a pool here serves.
 
@@ -138,6 +153,11 @@ class Ipam:
     def blocks(self) -> list[Block]:
         """Return the blocks that are ours, which is what the agent advertises."""
         return [held.block for held in self.keeper.holdings.blocks.values()]
+
+    def subnets(self) -> list[str]:
+        """Return the blocks that are subnets on the links of another main plugin: their gateways are kept for these."""
+        blocks = (prefix.text(*key) for key in self.ledger.blocks)
+        return [block for block in blocks if self.ledger.given.get(Handle(RESERVED_NETWORK, block, GATEWAY))]
 
     def usage(self) -> list[Usage]:
         return self.keeper.usage()
@@ -261,13 +281,12 @@ class Ipam:
     # Start
 
     async def _start(self) -> None:
-        config, node = self._config, self._config.node
-        self._state = await asyncio.to_thread(StateDirectory, config.state_dir)
-        self._identity = await asyncio.to_thread(self._state.identity, node.name)
+        config = self._config
+        if self._state is None:
+            await self.open()
         self.keeper.pools = [Pool.of(name, pool) for name, pool in config.pools_here().items()]
         self.keeper.not_advertised = {name for name, pool in config.pools.items() if pool.not_advertised}
         self._fence.open()
-        await self.ledger.open()
         if self.ledger.blank and self._running_pods is not None:
             running = self._running_pods
             await quarantine(self.ledger, self.keeper.pools, await asyncio.to_thread(lambda: list(running())))

@@ -77,7 +77,7 @@ def build(mounts: Iterable[Mount], *, sysfs: bool = True) -> None:
         if not has_user(_user("frr")):
             _rename_root()
         for path in PRIVATE:
-            _make_directories(path, mounted)
+            _make_directories(path)
             kernel.mount("tmpfs", path, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=755")
         for mount, descriptor in sources:
             target = os.path.realpath(mount.target)
@@ -88,9 +88,9 @@ def build(mounts: Iterable[Mount], *, sysfs: bool = True) -> None:
                         f"{mount.place}: this host has no directory /{top} to show {mount.target} in, "
                         "bind to a path below one that exists"
                     )
-                overlay(f"/{top}", mounted)
+                overlay(f"/{top}", _mount_points())
                 overlaid.add(top)
-            _bind(descriptor, target, mount.read_only, mounted)
+            _bind(descriptor, target, mount.read_only)
 
 
 def _user(name: str) -> int:
@@ -115,7 +115,7 @@ def _rename_root() -> None:
         kernel.mount(str(own), f"/etc/{file}", flags=kernel.MS_BIND)
 
 
-def _make_directories(path: str, mounted: Iterable[str]) -> None:
+def _make_directories(path: str) -> None:
     """Make a directory and those above it; where root may not write in one of them, an overlay is put over it.
 
     That is so in a user namespace, for directories of users that it does not have.
@@ -126,7 +126,7 @@ def _make_directories(path: str, mounted: Iterable[str]) -> None:
         if not os.path.isdir(directory):
             above = os.path.dirname(directory)
             if not os.access(above, os.W_OK):
-                overlay(above, mounted)
+                overlay(above, _mount_points())  # with what has been mounted here since
             os.mkdir(directory, 0o755)
 
 
@@ -138,12 +138,12 @@ def _mount_points() -> list[str]:
     return sorted({point for point in points if not point.startswith("/run/")})
 
 
-def _bind(descriptor: int, target: str, read_only: bool, mounted: Iterable[str]) -> None:
+def _bind(descriptor: int, target: str, read_only: bool) -> None:
     source = f"/proc/self/fd/{descriptor}"
     if os.path.isdir(source):
-        _make_directories(target, mounted)
+        _make_directories(target)
     else:
-        _make_directories(os.path.dirname(target), mounted)
+        _make_directories(os.path.dirname(target))
         if not os.path.exists(target):
             os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
     kernel.mount(source, target, flags=kernel.MS_BIND | kernel.MS_REC)

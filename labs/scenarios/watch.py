@@ -14,8 +14,10 @@ from labs.waiting import off_loop, together
 if TYPE_CHECKING:
     from labs.scenarios.story import Story
 
-_MARK = ("blackhole", "192.0.2.255/32", "table", "4242", "proto", "kernel")
-"""FRR's zebra makes nothing of routes that claim to be the kernel's own."""
+_TABLE = "4242"
+_FIRST, _LAST = "192.0.2.254", "192.0.2.255"
+"""Routes to them come and go to see what a monitor has heard: in a table that nobody uses, and as the kernel's own, of
+which FRR's zebra makes nothing."""
 
 
 class Watch:
@@ -25,20 +27,18 @@ class Watch:
         self._nodes = nodes
         self.lines: dict[str, list[str]] = {}
         """By name of the node."""
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._monitors: list[_Monitor] = []
 
     async def __aenter__(self) -> Watch:
-        self._processes = await together(self._listen(node) for node in self._nodes)
+        self._monitors = [_Monitor(node) for node in self._nodes]
+        await together(monitor.has_heard(_FIRST) for monitor in self._monitors)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        for node, process in zip(self._nodes, self._processes, strict=True):
-            process.terminate()
-            stdout, _ = await off_loop(process.communicate)
-            said = [line for line in stdout.decode(errors="replace").splitlines() if line.strip()]
-            self.lines[node.name] = [line for line in said if "192.0.2.255" not in line]
+        for node, monitor in zip(self._nodes, self._monitors, strict=True):
+            self.lines[node.name] = await monitor.end()
 
     def judge(self, story: Story, what: str) -> None:
         """Check that nothing changed anywhere."""
@@ -56,13 +56,31 @@ class Watch:
             text = f"routes to {', '.join(prefixes)} that the kernel of {name} was without: {len(deleted)}"
             story.check(not deleted, text + "".join(f"; {line}" for line in deleted[:3]))
 
-    async def _listen(self, node: Node) -> subprocess.Popen[bytes]:
-        process = node.popen("stdbuf", "-oL", "ip", "monitor", "route", "nexthop", stdout=subprocess.PIPE)
-        stream = process.stdout
-        # It says nothing when it listens: a route of our own in an unused table shows that it does.
-        waiting = asyncio.ensure_future(off_loop(stream.readline if stream else bytes))
-        while not waiting.done():
-            await node.run("ip", "route", "replace", *_MARK)
-            await node.run("ip", "route", "del", *_MARK)
-        await waiting
-        return process
+
+class _Monitor:
+    """``ip monitor`` in a node, read as it speaks."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._said: list[str] = []
+        self._process = node.popen("stdbuf", "-oL", "ip", "monitor", "route", "nexthop", stdout=subprocess.PIPE)
+        self._reading = asyncio.ensure_future(off_loop(self._read))
+
+    def _read(self) -> None:
+        for line in self._process.stdout or ():
+            self._said.append(line.decode(errors="replace").rstrip())
+
+    async def has_heard(self, mark: str) -> None:
+        """Return when it has told what there was so far: it does not say when it begins to listen, nor when it has."""
+        route = ("blackhole", mark, "table", _TABLE, "proto", "kernel")
+        while not self._reading.done() and not any(mark in line.split() for line in self._said):
+            await self._node.run("ip", "route", "replace", *route)
+            await self._node.run("ip", "route", "del", *route)
+
+    async def end(self) -> list[str]:
+        """Return the changes, once all of them are told."""
+        await self.has_heard(_LAST)
+        self._process.terminate()
+        await self._reading
+        await off_loop(self._process.communicate)
+        return [line for line in self._said if line and f" table {_TABLE} " not in f"{line} "]

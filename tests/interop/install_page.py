@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -111,7 +112,7 @@ def topology(directory: Path) -> Path:
         "etcd": {
             "image": "quay.io/coreos/etcd:v3.4.23",
             "cmd": etcd,
-            "env": {"ETCD_UNSUPPORTED_ARCH": "arm64"},
+            "env": {"ETCD_UNSUPPORTED_ARCH": os.uname().machine},
             "binds": [f"{directory}/{name}:/etc/etcd/{name}:ro" for name in ("ca.pem", "etcd.pem", "etcd.key")],
             "exec": [f"ip addr add {host}/24 dev eth0" for host in ETCD],
         },
@@ -134,8 +135,8 @@ def topology(directory: Path) -> Path:
             for name in NODES
         },
     }
-    links = [_link("etcd", "eth0", "management"), _link("tor1", "swp1", "rack1")]
-    links.append(_link("tor2", "swp1", "rack2", "10.1.2.1/24", "fd00:1:2::1/64"))
+    links = [_link("etcd", "eth0", "management")]
+    links += [_link(f"tor{net}", "swp1", f"rack{net}", f"10.1.{net}.1/24", f"fd00:1:{net}::1/64") for net in (1, 2)]
     for number, name in enumerate(NODES, 11):
         links.append(_link(name, "eth0", "management", f"192.0.2.{number}/24"))
         links += [

@@ -187,7 +187,7 @@ async def test_a_tor_that_does_not_come_back_loses_its_routes_after_its_restart_
     await asyncio.to_thread(rack.frr.configure, f"router bgp {TOR_AS}", "bgp graceful-restart restart-time 2")
     await asyncio.to_thread(rack.frr.vtysh, "-c", "clear bgp *")
     for name in ("tor-v4", "tor-v6"):  # FRR's last words come after vtysh's
-        await until(rack.agent, name, lambda peer: peer["establishedCount"] == 2)
+        await until(rack.agent, name, lambda peer: peer["establishedCount"] > 1)
     await rack.converged()
     await asyncio.to_thread(rack.frr.end, "bgpd", signal.SIGKILL)
     await become(lambda: "192.0.2.0/24" not in rack.node.run("ip", "route"))

@@ -162,9 +162,9 @@ async def test_a_session_that_the_router_begins(bench: Bench) -> None:
             assert node.fib[entry(LEARNED[2])][0].address == packed(ROUTER6)
         with bench.works("shutdown text in"):
             await asyncio.to_thread(bench.router.shut, "until nine")
-            status = await node.lost("tor")
             # FRR wraps it into a Hard Reset (RFC 8538 section 3.1) where both ends speak graceful restart.
-            assert status.reason.endswith('Cease/Administrative Shutdown: "until nine"')
+            told = 'Cease/Administrative Shutdown: "until nine"'
+            await node.until(lambda: node.status("tor").reason.endswith(told), "the text")
 
 
 async def test_a_session_without_hold_time(bench: Bench) -> None:

@@ -152,6 +152,20 @@ def test_what_is_mounted_where_the_user_may_not_look_is_left_out(home: Path) -> 
 
 
 @pytest.mark.skipif(not may_have_namespaces(), reason="this kernel lets no ordinary user have namespaces")
+def test_a_private_place_that_the_host_has_stays_private_beside_one_that_it_lacks(home: Path) -> None:
+    """podman's package makes /var/lib/cni; /var/lib, where root alone may write, gets an overlay for the other one."""
+    file = home / "x.clab.yml"
+    file.write_text(f"name: {NAME}\ntopology:\n  nodes:\n    n: {{kind: linux, image: x, network-mode: none}}\n")
+    script = 'mount -t tmpfs x /var && mkdir -p /var/lib/cni/networks /var/log /var/tmp && exec "$@"'
+    up = podroute(home, "up", str(file), wrap=("unshare", "--mount", "sh", "-c", script, "sh"))
+    assert up.returncode == 0, up.stderr
+    script = "touch /var/lib/podroute/own /var/lib/cni/own && ls /var/lib/cni"
+    found = podroute(home, "exec", NAME, "n", "--", "sh", "-c", script)
+    assert (found.stdout, found.stderr) == ("own\n", "")
+    assert podroute(home, "down", NAME).returncode == 0
+
+
+@pytest.mark.skipif(not may_have_namespaces(), reason="this kernel lets no ordinary user have namespaces")
 def test_what_only_root_can_do_is_refused(home: Path) -> None:
     file = home / "x.clab.yml"
     file.write_text(

@@ -118,6 +118,8 @@ async def test_the_commands(net: Lab, tmp_path: Path) -> None:
     assert "drop" not in podroute("impair", NAME, "n1:eth1", "--clear").stdout
     refused = podroute("impair", NAME, "n7:eth1", "--down")
     assert (refused.returncode, "has no node `n7`" in refused.stderr) == (1, True)
+    stranger = podroute("pcap", f"{NAME}-not", "n1:eth1")
+    assert (stranger.returncode, stranger.stderr.count("\n")) == (1, 1), stranger.stderr
     for command in (("graph", NAME, "-o", "/gone/lab.svg"), ("pcap", "-w", "/gone/lab.svg", NAME, "n1:eth1")):
         nowhere = podroute(*command)
         assert (nowhere.returncode, nowhere.stderr) == (1, "Error: /gone/lab.svg: No such file or directory\n")

@@ -19,6 +19,7 @@ from tests.netns import WITHOUT_CAPABILITIES, Netns, link
 
 pytestmark = pytest.mark.root
 
+DEBIAN = Path("/usr/lib/cni")
 POOLS = {"pods4": {"cidr": "10.64.0.0/16", "blockSize": 26}, "pods6": {"cidr": "fd00:64::/48", "blockSize": 122}}
 
 
@@ -259,6 +260,34 @@ async def test_a_pool_that_overlaps_a_subnet_of_the_node(pair: Pair) -> None:
         "podroute: pools.pods4.cidr: 10.0.0.0/16 overlaps 10.0.0.0/24, a subnet of this node, "
         "must be addresses that no link uses"
     )
+
+
+@pytest.mark.skipif(not (DEBIAN / "bridge").exists(), reason="needs Debian's containernetworking-plugins")
+@pytest.mark.parametrize("more", [{"type": "ptp"}, {"type": "bridge", "bridge": "br0", "isGateway": True}], ids=str)
+async def test_links_of_other_plugins_have_their_subnets_from_us(
+    pair: Pair, netns: Callable[[], Netns], more: Mapping[str, Any]
+) -> None:
+    """An agent starts again beside them, and says nothing about them."""
+    await pair.start()
+    call(pair.a, "VERSION", pair.ns_a, "")  # installs podroute's
+    pod = netns()
+    config = {"cniVersion": "1.0.0", "name": "other", "ipam": {"type": "podroute"}, **more}
+    environment = {"CNI_CONTAINERID": "c1", "CNI_NETNS": pod.path, "CNI_IFNAME": "eth0"}
+    path = f"CNI_PATH={pair.a.config['cni']['binDir']}:{DEBIAN}"
+    words = [f"{key}={value}" for key, value in environment.items()]
+
+    def run(verb: str) -> str:
+        command = pair.ns_a.command("env", path, *words, f"CNI_COMMAND={verb}", str(DEBIAN / more["type"]))
+        return subprocess.run(command, input=json.dumps(config), capture_output=True, text=True, timeout=30).stdout
+
+    added = [ip["address"].partition("/")[0] for ip in json.loads(run("ADD"))["ips"]]
+    await pair.a.stop(signal.SIGKILL)
+    await pair.a.start()
+    await pair.a.converged()
+    held = json.dumps(await pair.a.get("/v1/pods"))
+    assert [address in held for address in added] == [True, True]
+    assert "subnet of this node" not in json.dumps(await pair.a.get("/v1/status"))
+    assert not run("DEL")
 
 
 async def test_a_mistyped_key_names_its_place(pair: Pair) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import NamedTuple
 
 import pytest
@@ -25,6 +25,7 @@ HERE = "127.0.0.1:9179"
 class Answer(NamedTuple):
     status: int
     text: str
+    headers: Mapping[str, str]
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ async def ask(agent: Agent, path: str, *, method: str = "GET", host: str = "127.
         with contextlib.closing(http.client.HTTPConnection(host, port, timeout=30)) as connection:
             connection.request(method, path)
             answer = connection.getresponse()
-            return Answer(answer.status, answer.read().decode())
+            return Answer(answer.status, answer.read().decode(), dict(answer.getheaders()))
 
     return await asyncio.to_thread(agent.ns.call, connected)
 
@@ -50,7 +51,7 @@ async def ask(agent: Agent, path: str, *, method: str = "GET", host: str = "127.
 async def test_it_serves_what_changes_nothing_and_nothing_else(pair: Pair) -> None:
     await pair.start()
     assert "\npodroute_ready 1.0\n" in (await ask(pair.a, "/metrics")).text
-    assert await ask(pair.a, "/healthz") == await ask(pair.a, "/readyz") == (200, "ok\n")
+    assert (await ask(pair.a, "/healthz"))[:2] == (await ask(pair.a, "/readyz"))[:2] == (200, "ok\n")
     assert (await ask(pair.a, "/healthz", method="HEAD")).status == 200
     for path in ("/v1/status", "/v1/peers", "/v1/routes", "/v1/ipam/show"):
         assert (await ask(pair.a, path)).status == 404
@@ -71,7 +72,7 @@ async def test_without_a_line_in_the_file_nothing_listens(pair: Pair) -> None:
 
 async def test_not_ready_says_why(pair: Pair) -> None:
     await pair.a.start()  # b is not there to be told
-    status, text = await ask(pair.a, "/readyz")
+    status, text, _ = await ask(pair.a, "/readyz")
     assert status == 503
     assert text.startswith("51: no peer has been told of 10.64.")
     assert (await pair.a.read("/readyz"))[::2] == (status, text)
@@ -155,3 +156,29 @@ async def test_a_connection_that_is_kept_open_holds_up_neither_reload_nor_stop(p
         await move(pair.a, "127.0.0.1:9180")
         assert (await ask(pair.a, "/healthz", port=9180)).status == 200
         assert await pair.a.stop() == 0
+
+
+async def test_the_page(pair: Pair) -> None:
+    await pair.start()
+    whole = await ask(pair.a, "/")
+    assert (whole.status, whole.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    assert whole.headers["Content-Security-Policy"].startswith("default-src 'none'; ")
+    assert "2 of 2 established" in whole.text
+    (block,) = [block["prefix"] for block in await pair.b.get("/v1/blocks") if block["family"] == "ipv4"]
+    explained = await ask(pair.a, f"/explain?prefix={block}")
+    assert explained.headers["Content-Security-Policy"] == whole.headers["Content-Security-Policy"]
+    assert f"<p>{block}</p>" in explained.text
+    assert "installed" in explained.text
+    nonsense = await ask(pair.a, "/explain?prefix=%3Cb%3Enonsense")
+    assert nonsense.status == 200
+    assert "<b>" not in nonsense.text
+    assert "must be such as 10.64.0.0/26" in nonsense.text
+
+    # What a peer's operator says is shown, and nothing else
+    done = await asyncio.to_thread(pair.b.command, "peer", "v4", "shutdown", "--text", "<img src=x onerror=alert(1)>")
+    assert done.returncode == 0
+    await pair.a.until("onerror", "", "v4")
+    now = (await ask(pair.a, "/now")).text
+    assert "&lt;img src=x onerror=alert(1)&gt;" in now
+    assert "<img" not in now
+    assert (await pair.a.read("/now"))[0] == 404  # the page is for browsers, which do not come by the socket

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -59,7 +60,9 @@ async def test_drain_leads_traffic_away_and_says_goodbye(pair: Pair) -> None:
     block, kept = await block_of(pair), routes(pair.ns_a)
     assert pair.a.process is not None
     pair.a.process.terminate()
-    shown = await pair.b.until("graceful-shutdown", "/v1/routes")
+    async with asyncio.timeout(PATIENCE):
+        while "graceful-shutdown" not in str(shown := await pair.b.routes(prefix=block)):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
     assert [path["localPref"] for path in shown[block]["paths"]] == [0]
     assert (await pair.a.get("/v1/status"))["state"] == "draining"
     await pair.a.stop(signal.SIGKILL)

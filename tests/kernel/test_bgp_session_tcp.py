@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import socket
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
@@ -20,6 +21,7 @@ from bgp.framing import Framer
 from bgp.messages import MessageType, Notification, Open
 from bgp.notifications import shutdown_text
 from bgp.peer import Peer
+from bgp.session import TURNED_AWAY
 from bgp.settings import PeerSettings
 from bgp.status import SpeakerError
 from config import prefix
@@ -162,6 +164,23 @@ async def test_a_silent_stop_is_seen_as_a_lost_connection(netns: Maker) -> None:
         status = await b.lost("a")
         assert b.sessions[-1].reason == "the peer closed the connection"
         assert status.last_received is None
+
+
+async def test_a_peer_that_does_not_expect_us_is_one_line(netns: Maker, caplog: pytest.LogCaptureFixture) -> None:
+    """Routers close such connections before an OPEN, now and then by a reset: that is no other news."""
+    ns, loop = netns(), asyncio.get_running_loop()
+    with opener_in(ns)(socket.AF_INET) as listener, caplog.at_level(logging.INFO, "podroute.bgp"):
+        listener.setblocking(False)
+        listener.bind((B, 179))
+        listener.listen()
+        async with node_a(ns) as a:
+            for turn in range(5):
+                connection, _ = await asyncio.wait_for(loop.sock_accept(listener), PATIENCE)
+                if turn % 2:
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                connection.close()
+            assert a.status("b").reason == TURNED_AWAY
+    assert [r.getMessage() for r in caplog.records if "no session" in r.getMessage()] == [f"no session: {TURNED_AWAY}"]
 
 
 async def test_a_wrong_as_is_shown_with_what_was_expected(netns: Maker) -> None:

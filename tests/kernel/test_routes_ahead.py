@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from config.prefix import Run, make, parse
+from config.place import Run
+from config.prefix import make, parse
 from routes.writer import Job
 from tests.kernel.routes_lab import gateways, routes, running, uplinks, via, witness
 from tests.netns import Netns

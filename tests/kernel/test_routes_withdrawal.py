@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from config.prefix import Run, make
+from config.place import Run
+from config.prefix import make
 from routes import netlink
 from routes.messages import match_request
 from tests.kernel.routes_lab import nexthops, routes, running, uplinks, via

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from agent import tables
+from agent.durations import duration
 
 
 @pytest.mark.parametrize(
@@ -12,7 +13,7 @@ from agent import tables
     [(0.4, "0 s"), (59.9, "59 s"), (60, "1 min 0 s"), (3599, "59 min 59 s"), (7320, "2 h 2 min"), (90000, "1 d 1 h")],
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert tables.duration(seconds) == text
+    assert duration(seconds) == text
 
 
 def path(**changes: Any) -> dict[str, Any]:

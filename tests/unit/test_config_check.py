@@ -378,6 +378,9 @@ def test_pools_against_the_subnets_of_the_node() -> None:
         "must be addresses that no link uses",
     ]
     assert overlaps_with_subnets(pools, ["10.1.1.11/24"]) == []
+    lent = ["10.64.9.0/24", "fd00:64::/64"]
+    assert overlaps_with_subnets(pools, [*subnets, "10.64.9.1/32"], lent) == []
+    assert len(overlaps_with_subnets(pools, subnets, ["10.64.9.0/25", "fd00:64::/64"])) == 1
 
 
 def test_selectors_choose_peers_and_pools() -> None:

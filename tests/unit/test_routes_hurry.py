@@ -9,7 +9,8 @@ from typing import cast
 
 from config.kernel import NEXT_HOP_IDS
 from config.nexthop import NextHop, NextHops
-from config.prefix import Run, make
+from config.place import Run
+from config.prefix import make
 from routes.installer import Installer
 from routes.interfaces import Interfaces
 from routes.nexthops import Registry

@@ -19,6 +19,8 @@ from tests.conformance.bgp.cases import Result
 from tests.conformance.bgp.session import NotRunError, Target
 from tests.conformance.bgp.suite import Suite
 
+TURN = "waiting for its turn"
+
 
 def main() -> int:
     options = _parser().parse_args()
@@ -35,7 +37,7 @@ def main() -> int:
     )
     results: list[Result] = []
     try:
-        asyncio.run(_run(target, options.only, results))
+        asyncio.run(_run(target, options.only, results, turns=options.turns))
     except NotRunError as error:
         print(f"the observer could not be set up: {error}", file=sys.stderr)
         return 2
@@ -49,13 +51,22 @@ def main() -> int:
     return bool(missed)
 
 
-async def _run(target: Target, only: str, results: list[Result]) -> None:
+async def _run(target: Target, only: str, results: list[Result], *, turns: bool) -> None:
     suite = Suite(target)
     await suite.start()
     try:
-        await suite.run(table.cases(only), results.append)
+        await suite.run(table.cases(only), results.append, _turn if turns else _at_once)
     finally:
         await suite.stop()
+
+
+async def _at_once() -> None: ...
+
+
+async def _turn() -> None:
+    """Say that it is another suite's turn, and wait for our own. Sessions are kept alive meanwhile."""
+    print(TURN, flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
 
 
 def _addresses(text: str) -> list[str]:
@@ -80,6 +91,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--next-hop6", default="2001:db8:ffff::9", help="a global IPv6 address on the link")
     parser.add_argument("--port", type=int, default=179)
     parser.add_argument("--only", default="*", metavar="PATTERN", help="only cases whose name or RFC matches")
+    parser.add_argument(
+        "--turns",
+        action="store_true",
+        help=f"print `{TURN}` and wait for a line on standard input before rows are run once more, alone",
+    )
     parser.add_argument("--json", metavar="FILE", help="write all results there")
     return parser
 

@@ -11,11 +11,12 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from tests.conformance.bgp import targets
+from tests.conformance.bgp.__main__ import TURN
 from tests.conformance.bgp.report import Table, page, summary
 from tests.house import die_with_us
 
@@ -23,28 +24,41 @@ Row = dict[str, Any]
 
 
 def results(name: str, *, only: str = "*") -> list[Row]:
-    """Run the suite at one speaker, on external and internal sessions at once, and return its rows."""
+    """Run the suite at one speaker, on external and internal sessions at once, and return its rows.
+
+    What either has to run once more it runs when the other does nothing.
+    """
     with targets.network() as (speaker, suite), targets.SPEAKERS[name](speaker), tempfile.TemporaryDirectory() as place:
         runs = []
         for internal in (False, True):
             file = Path(place) / str(internal)
             argv = [sys.executable, "-m", "tests.conformance.bgp", *targets.arguments(internal=internal)]
-            argv += ["--only", only, "--json", str(file)]
+            argv += ["--only", only, "--json", str(file), "--turns"]
             process = subprocess.Popen(
                 suite.command(*argv),
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
                 preexec_fn=die_with_us,
             )
             runs.append((process, file))
+        first = ["".join(_until_turn(process)) for process, _ in runs]
         rows: list[Row] = []
-        for process, file in runs:
-            said, _ = process.communicate()
+        for before, (process, file) in zip(first, runs, strict=True):
+            said = before + process.communicate("\n")[0]
             if not file.exists():
                 raise RuntimeError(f"the suite did not run at {name}:\n{said}")
             rows += json.loads(file.read_text())
         return rows
+
+
+def _until_turn(process: subprocess.Popen[str]) -> Iterator[str]:
+    """Return the lines that a suite prints until it waits for its turn, or ends."""
+    for line in process.stdout or ():
+        if line.strip() == TURN:
+            return
+        yield line
 
 
 def main() -> int:

@@ -229,7 +229,7 @@ async def _keepalive_pace(suite: Suite) -> str:
             feeding.cancel()
         gaps = [b - a for a, b in pairwise(times[1:])]
         if sum(gaps) / len(gaps) < 0.97:  # a scheduler's delay moves single ones, not their mean
-            return f"a KEEPALIVE every {sum(gaps) / len(gaps):.2f} s"
+            return f"a KEEPALIVE every {sum(gaps) / len(gaps):.1f} s"
         return "paced" if max(gaps) < 2.9 else f"a gap of {max(gaps):.1f} s"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 
 from tests.conformance.bgp import wire
@@ -95,10 +95,14 @@ class Suite:
         else:
             idle.append(connection)
 
-    async def run(self, cases: Iterable[Case], done: Callable[[Result], None]) -> None:
+    async def run(
+        self, cases: Iterable[Case], done: Callable[[Result], None], alone: Callable[[], Awaitable[None]]
+    ) -> None:
         """Run cases; ``done`` gets each result as it comes.
 
-        What could not be run, or may have suffered from a case that took the speaker down, is run once more alone.
+        What could not be run, or may have suffered from a case that took the speaker down, is run once more, one by
+        one, when ``alone`` has returned: then no other suite uses the speaker. What still could not be run gets new
+        sessions and a last try.
         """
         waiting = [case for case in cases if case.expected(internal=self.target.internal) is not None]
         waiting.reverse()
@@ -115,8 +119,13 @@ class Suite:
         async with asyncio.TaskGroup() as group:
             for _ in range(min(WORKERS, len(self.target.sources))):
                 group.create_task(work())
+        await alone()
         for case in again:
-            done(await self._run(case))
+            result = await self._run(case)
+            if result.outcome.startswith("not run"):
+                await self._forget()
+                result = await self._run(case)
+            done(result)
 
     async def _run(self, case: Case) -> Result:
         start = time.monotonic()
@@ -136,6 +145,15 @@ class Suite:
         except TimeoutError:
             outcome = "not run: no answer"
         return Result(case, self.target.internal, outcome, time.monotonic() - start)
+
+    async def _forget(self) -> None:
+        """End all sessions: a speaker that was taken down may have half of them."""
+        for idle in self._sessions.values():
+            while idle:
+                await self._give_up(idle.pop())
+        if self.observer is not None:
+            await self.observer.connection.close()
+            self.observer.fault = "closed by the suite"
 
     async def _establish(self, wide: bool) -> Connection:
         source = await self._sources.get()
