@@ -55,6 +55,7 @@ case "${1:-}" in
     "")
         [ "$(id -u)" = 0 ] || fail "/opt and /etc are root's: run with sudo"
         $PYTHON -c 'import ensurepip, venv' || fail "$PYTHON has no venv: apt-get install python3-venv"
+        [ -L /opt/podroute ] || [ ! -e /opt/podroute ] || fail "/opt/podroute is no link to a release: move it away"
         place=podroute-$(release)
         [ -e "/opt/$place/.complete" ] || install_release "/opt/$place"
         mkdir -p "$(dirname $UNIT)" "$(dirname $COMMAND)" "$(dirname $PROTOCOL)"

@@ -97,20 +97,17 @@ class Node:
             on_standing=lambda: self._standing.changed(),
             seen=lambda block: self._standing.seen(block),
         )
-        self.monitor = Monitor(neighbours=config.routes.check_neighbours)
+        self.monitor = Monitor()
         self.resolver = Resolver(self.monitor, on_changed=self._next_hops_changed, onlink=config.routes.onlink_devices)
-        self.neighbours: NeighbourCheck | None = None
-        if config.routes.check_neighbours:
-            self.neighbours = NeighbourCheck(
-                self.monitor,
-                self.resolver,
-                in_use=lambda: self.speaker.rib.next_hops(),
-                on_changed=self._next_hops_changed,
-            )
-        next_hops = self.neighbours or self.resolver
+        self.neighbours = NeighbourCheck(
+            self.monitor,
+            self.resolver,
+            in_use=lambda: self.speaker.rib.next_hops(),
+            on_changed=self._next_hops_changed,
+        )
         self.fib = Fib(
             monitor=self.monitor,
-            resolver=next_hops,
+            resolver=self.neighbours,
             state_file=state / STATE_FILE,
             on_results=self._fib_results,
             table=config.routes.table,
@@ -123,7 +120,7 @@ class Node:
         self.speaker = Speaker(
             asn=config.node.asn,
             router_id=config.node.identifier,
-            resolver=next_hops,
+            resolver=self.neighbours,
             on_fib=self._routes_changed,
             on_session=self._session_changed,
             listen=config.bgp.listen_addresses,
@@ -226,9 +223,9 @@ class Node:
         await self.resolver.start()
         self.monitor.subscribe(self._kernel_event, lambda: self.speaker.next_hops_changed(()))
         stack.push_async_callback(self.resolver.stop)
-        if self.neighbours is not None:
+        if self.config.routes.check_neighbours:
             await self.neighbours.start()
-            stack.callback(self.neighbours.stop)
+        stack.callback(self.neighbours.stop)
         self._mesh.recall()
         await self.fib.start(peers={*self._peers, *self._mesh.sessions, *self._expected})
         stack.push_async_callback(self._stop_fib)
@@ -271,10 +268,31 @@ class Node:
     async def _reload(self, site: TcpSite, *, dry_run: bool) -> Plan:
         new = await asyncio.to_thread(load, self.path)
         peers = {name: peer_settings(new, name, peer) for name, peer in new.peers_here().items()}
-        old, before = self.config, self._peers
-        steps = plan(old, new, before, peers)
+        steps = plan(self.config, new, self._peers, peers)
         if dry_run:
             return steps
+        begins = new.routes.check_neighbours and not self.neighbours.active
+        if begins:
+            try:
+                await self.neighbours.start()
+            except OSError as error:
+                raise StartError(f"cannot read the kernel's neighbours: {error.strerror or error}") from error
+        try:
+            await self._change_over(site, steps, new, peers)
+        except (StartError, SpeakerError):
+            if begins:
+                self.neighbours.give_up()
+            raise
+        if self.neighbours.active and not new.routes.check_neighbours:
+            self.neighbours.give_up()
+        if steps.resilient:
+            self.fib.set_resilience(_resilience(new.routes.resilient))
+        self.reloaded, self.configured_at = True, time.time()
+        log.info("configuration reloaded", extra={"fields": steps.as_json()})
+        return steps
+
+    async def _change_over(self, site: TcpSite, steps: Plan, new: Config, peers: dict[str, Neighbour]) -> None:
+        old, before = self.config, self._peers
         opened = site.open(new.metrics.address) if steps.metrics else None
         try:
             await apply(steps, self.speaker, old, new, peers)
@@ -292,9 +310,6 @@ class Node:
             self.sweep.dismiss(name)
         for name in steps.added:
             self.sweep.expect(name)
-        self.reloaded, self.configured_at = True, time.time()
-        log.info("configuration reloaded", extra={"fields": steps.as_json()})
-        return steps
 
     async def _take_leave(self) -> None:
         mode = self.stop_mode
@@ -380,7 +395,7 @@ class Node:
 
     def silent(self, address: bytes, device: str) -> list[str]:
         """Return the gateways of a next hop that do not answer, ``10.1.1.1 dev eth0``; none where nobody checks."""
-        return self.neighbours.silent(address, device) if self.neighbours is not None else []
+        return self.neighbours.silent(address, device)
 
     def _dynamic_neighbours(self, state_file: Path) -> set[str]:
         """Return the dynamic neighbours of which routes of an earlier run may be left: they are expected back."""

@@ -76,7 +76,7 @@ def routes(node: Node) -> list[web.RouteDef]:
     async def explained(request: web.Request) -> web.Response:
         asked = request.query.get("prefix", "").strip()
         if not node.running:
-            return _html(f"<p>the agent is {escape(node.state)}</p>")
+            return _html(_not_running(node))
         try:
             family, wire = prefix.parse(asked)
         except ValueError as error:
@@ -87,7 +87,13 @@ def routes(node: Node) -> list[web.RouteDef]:
 
 
 async def _now(node: Node) -> str:
+    if not node.running:
+        return _not_running(node)
     return present(await views.status(node), views.peers(node), await views.blocks(node))
+
+
+def _not_running(node: Node) -> str:
+    return f"<p>The agent is {escape(node.state)}.</p>"
 
 
 def _html(text: str) -> web.Response:

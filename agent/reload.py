@@ -13,6 +13,7 @@ from bgp.settings import ListenRange, Neighbour
 from bgp.speaker import Speaker
 from config.model import Config
 from config.prefix import Family, text
+from config.routes import Resilient
 
 CONFIGURATION = "configuration"
 """Owner of the prefixes that the file's ``advertise`` lists."""
@@ -41,6 +42,10 @@ class Plan:
     withdrawn: tuple[str, ...]
     onlink: tuple[str, ...]
     """Prefixes of ``routes.onlink`` that are new, gone, or at another interface."""
+    check_neighbours: tuple[str, ...] = ()
+    """``routes.checkNeighbours=true``, where that changes."""
+    resilient: tuple[str, ...] = ()
+    """``routes.resilient=...``: what next-hop groups are to be from now on, where that changes."""
     metrics: tuple[str, ...] = ()
     """Where metrics are served from now on, ``nowhere`` included; empty: where they were."""
 
@@ -54,6 +59,8 @@ class Plan:
             "advertised": list(self.advertised),
             "withdrawn": list(self.withdrawn),
             "onlink": list(self.onlink),
+            "checkNeighbours": list(self.check_neighbours),
+            "resilient": list(self.resilient),
             "metrics": list(self.metrics),
         }
 
@@ -81,6 +88,8 @@ def plan(old: Config, new: Config, before: Mapping[str, Neighbour], after: Mappi
         advertised=tuple(text(*p) for p in sorted(set(new.advertised) - set(old.advertised))),
         withdrawn=tuple(text(*p) for p in sorted(set(old.advertised) - set(new.advertised))),
         onlink=tuple(text(*p) for p in sorted({p for p, _ in _onlink(old) ^ _onlink(new)})),
+        check_neighbours=_changed(_check(old.routes.check_neighbours), _check(new.routes.check_neighbours)),
+        resilient=_changed(_kind(old.routes.resilient), _kind(new.routes.resilient)),
         metrics=() if old.metrics == new.metrics else (new.metrics.listen or "nowhere",),
     )
 
@@ -154,7 +163,25 @@ def _limit_of(settings: Neighbour) -> int | None:
 def _fixed(config: Config) -> Config:
     """Return a configuration without what may change while the agent runs."""
     live: dict[str, Any] = dict.fromkeys(_LIVE)
-    return config.model_copy(update={**live, "routes": config.routes.model_copy(update={"onlink": {}})})
+    routes = config.routes.model_copy(update={"onlink": {}, "check_neighbours": False, "resilient": None})
+    return config.model_copy(update={**live, "routes": routes})
+
+
+def _changed(old: str, new: str) -> tuple[str, ...]:
+    return () if old == new else (new,)
+
+
+def _check(checked: bool) -> str:
+    return f"routes.checkNeighbours={str(checked).lower()}"
+
+
+def _kind(resilient: Resilient | None) -> str:
+    if resilient is None:
+        return "routes.resilient=none"
+    return (
+        f"routes.resilient={{buckets: {resilient.buckets}, idleTimer: {resilient.idle_timer}, "
+        f"unbalancedTimer: {resilient.unbalanced_timer}}}"
+    )
 
 
 def _onlink(config: Config) -> set[tuple[tuple[Family, bytes], str]]:

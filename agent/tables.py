@@ -101,6 +101,8 @@ def reloaded(answer: Answer) -> None:
         "advertised": "is advertised",
         "withdrawn": "is withdrawn",
         "onlink": "on-link interface changes",
+        "checkNeighbours": "takes effect at once",
+        "resilient": "routes move to such next-hop groups",
         "metrics": "metrics are served there",
     }
     lines = [f"{name}: {what}" for key, what in texts.items() for name in answer[key]]

@@ -63,7 +63,7 @@ async def status(node: Node) -> Json:
         "pods": len(await node.ipam.attachments()),
         "fib": {NAMES[family]: await fib_counts(node, family) for family in FAMILIES},
         "repairs": dict(node.fib.counters) if node.running else {},
-        "silentGateways": node.neighbours.all_silent() if node.neighbours is not None else [],
+        "silentGateways": node.neighbours.all_silent(),
         "findings": await findings_of(node),
     }
 
@@ -195,8 +195,6 @@ def _route(
 
 def silent_gateways(node: Node, paths: Iterable[Route]) -> list[str]:
     """Say which gateways of the paths that carry the traffic do not answer, a line each."""
-    if node.neighbours is None:
-        return []
     hops = [(of_address(path.next_hop)[1][1:], path.device) for path in paths if path.multipath and path.next_hop]
     return [f"{gateway} does not answer" for gateway in dict.fromkeys(g for hop in hops for g in node.silent(*hop))]
 

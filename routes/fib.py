@@ -223,6 +223,12 @@ class Fib:
         if self._reconciler is not None:
             self._reconciler.refresh()
 
+    def set_resilience(self, resilience: Resilience | None) -> None:
+        """Have next-hop groups be of another kind from now on; routes move to new ones without a gap."""
+        installer = self._installer
+        installer.registry.set_resilience(resilience)
+        installer.schedule()
+
     def resync(self, cause: str) -> None:
         """Have everything in the kernel compared with what is desired, soon; ``cause`` is for the log and counters."""
         if self._reconciler is not None:

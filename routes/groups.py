@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from routes import causes
 from routes.encode import delete_nexthop, new_group, new_nexthop
-from routes.heirs import owner
+from routes.heirs import alike, owner
 from routes.ids import IdPool
 from routes.interfaces import Interfaces
 from routes.messages import Resilience
@@ -23,6 +23,7 @@ log = logging.getLogger("podroute.routes")
 
 PASSING = (errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EBUSY, errno.EINTR)
 """Refusals that say nothing of what was asked."""
+NO_OBJECTS = "it knows no next-hop objects"
 _ATTEMPTS = 3
 """So often is the same asked at once, as of a route; then again with the next ``refresh``."""
 
@@ -36,6 +37,8 @@ class Operation(NamedTuple):
     group: tuple[tuple[int, int], ...] = ()
     doubt: str = ""
     """With which words the kernel has refused the same as a resilient group."""
+    resilience: Resilience | None = None
+    """Of a group."""
 
 
 class Groups:
@@ -65,7 +68,7 @@ class Groups:
         self._refused: set[Target] = set()
         """Targets whose groups have been refused once."""
         if resilience is not None and not objects:
-            self._without_resilience("it knows no next-hop objects")
+            self._without_resilience(NO_OBJECTS)
 
     def take(self) -> list[Operation]:
         """Return the requests that have gathered, in the order in which they must be sent."""
@@ -91,6 +94,8 @@ class Groups:
             if not number:  # also where others have followed it: it is there
                 subject.ready = True
                 self._refused.discard(subject)
+                if not alike(operation.resilience, subject.resilience):
+                    subject.resilience = operation.resilience
                 if operation.doubt and self.resilience is not None:
                     self._without_resilience(operation.doubt)
             if operation.version == subject.version:
@@ -168,17 +173,13 @@ class Groups:
             self._by_id[target.id] = target
         group = target.group()
         request = new_group(target.id, self._protocol, group, replace=target.ready, resilience=target.resilience)
-        self._request(request, target, target.version, tuple(group), doubt)
+        self._add(Operation(request, target, target.version, tuple(group), doubt, target.resilience))
 
-    def _request(
-        self,
-        request: bytes,
-        subject: Member | Target | None = None,
-        version: int = 0,
-        group: tuple[tuple[int, int], ...] = (),
-        doubt: str = "",
-    ) -> None:
-        self._operations.append(Operation(request, subject, version, group, doubt))
+    def _request(self, request: bytes, subject: Member | Target | None = None, version: int = 0) -> None:
+        self._add(Operation(request, subject, version))
+
+    def _add(self, operation: Operation) -> None:
+        self._operations.append(operation)
         self.changed = True
 
     def _member_refused(self, member: Member, number: int, text: str) -> None:

@@ -41,13 +41,10 @@ class Monitor:
     Construct and start it in the loop's thread, inside the namespace to be watched.
     """
 
-    def __init__(
-        self, *, protocol: int = ROUTE_PROTOCOL, neighbours: bool = False, receive_buffer: int = 64 << 20
-    ) -> None:
+    def __init__(self, *, protocol: int = ROUTE_PROTOCOL, receive_buffer: int = 64 << 20) -> None:
         self.interfaces = Interfaces()
         self.overruns = 0
         self._protocol = protocol
-        self._groups = [*_GROUPS.values(), *([_GROUP_NEIGHBOUR] if neighbours else [])]
         self._receive_buffer = receive_buffer
         self._subscribers: list[_Subscriber] = []
         self._ignored: set[int] = set()
@@ -60,7 +57,7 @@ class Monitor:
     async def start(self) -> None:
         """Begin to watch and read links and addresses. Raises OSError."""
         self._loop = asyncio.get_running_loop()
-        self._sock = netlink.open_socket(groups=self._groups, receive_buffer=self._receive_buffer)
+        self._sock = netlink.open_socket(groups=_GROUPS.values(), receive_buffer=self._receive_buffer)
         self._query = netlink.open_socket()
         self._filter()
         self._read_interfaces()
@@ -79,6 +76,11 @@ class Monitor:
     def subscribe(self, event: Callable[[Event], None], overrun: Callable[[], None]) -> None:
         """Call ``event`` for each event, in the kernel's order, and ``overrun`` after events were lost."""
         self._subscribers.append(_Subscriber(event, overrun))
+
+    def watch_neighbours(self, watch: bool) -> None:
+        """Hear of neighbours too from now on, or no more; only while it runs. Raises OSError."""
+        if self._sock is not None:
+            netlink.join(self._sock, _GROUP_NEIGHBOUR, leave=not watch)
 
     def ignore(self, ports: Iterable[int]) -> None:
         """Drop from now on what sockets with these port ids cause."""

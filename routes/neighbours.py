@@ -100,9 +100,10 @@ class Neighbours:
 class NeighbourCheck:
     """A resolver (config.nexthop) that leaves out silent gateways where another one of the next hop answers.
 
-    The ``monitor`` must hear of neighbours; start it after the ``resolver``, in the same thread and namespace.
-    ``in_use`` returns the next hops whose gateways are of interest, ``on_changed`` hears which of them resolve
-    differently now. ``interval``: seconds between two requests to resolve a silent gateway.
+    Until it is started it leaves none out. Start it after the ``monitor`` and the ``resolver``, in the same thread and
+    namespace; what is stopped may start again. ``in_use`` returns the next hops whose gateways are of interest,
+    ``on_changed`` hears which of them resolve differently now. ``interval``: seconds between two requests to resolve a
+    silent gateway.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class NeighbourCheck:
         self._neighbours = Neighbours()
         self._told: dict[Place, str] = {}
         """Silent gateways of which the log knows."""
+        self._subscribed = False
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._sock: socket.socket | None = None
@@ -132,12 +134,33 @@ class NeighbourCheck:
         """Read the neighbours' states and follow them. Raises OSError."""
         self._loop = asyncio.get_running_loop()
         self._sock = netlink.open_socket()
-        self._monitor.subscribe(self._event, self._read)
-        self._read()
+        if not self._subscribed:
+            self._monitor.subscribe(self._event, self._read)
+            self._subscribed = True
+        try:
+            self._monitor.watch_neighbours(True)
+            self._read()
+        except OSError:
+            self.stop()
+            raise
         self._timer = self._loop.call_later(self._interval, self._tick)
 
+    @property
+    def active(self) -> bool:
+        return self._sock is not None
+
+    def give_up(self) -> None:
+        """Stop, and have silent gateways count as answering; ``on_changed`` hears of their next hops."""
+        affected = {key for key in self._in_use() if not self._neighbours.silent.isdisjoint(self._places(key))}
+        self.stop()
+        self._monitor.watch_neighbours(False)
+        if affected:
+            self._on_changed(affected)
+
     def stop(self) -> None:
-        """Let go of the kernel; harmless if never started."""
+        """Let go of the kernel, and of what it said; harmless if never started."""
+        self._neighbours = Neighbours()
+        self._told.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -166,6 +189,8 @@ class NeighbourCheck:
         return sorted(_text(gateways[place]) for place in self._neighbours.silent & gateways.keys())
 
     def _event(self, event: Event) -> None:
+        if self._sock is None:
+            return
         if isinstance(event, NeighbourEvent):
             self._neighbours.hear(event.neighbour)
             self._schedule()

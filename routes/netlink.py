@@ -27,7 +27,7 @@ RTM_NEWNEXTHOP, RTM_DELNEXTHOP, RTM_GETNEXTHOP = 104, 105, 106
 RTM_NEWNEXTHOPBUCKET = 116
 
 _SOL_NETLINK = 270
-_ADD_MEMBERSHIP, _CAP_ACK, _EXT_ACK, _GET_STRICT_CHK = 1, 10, 11, 12
+_ADD_MEMBERSHIP, _DROP_MEMBERSHIP, _CAP_ACK, _EXT_ACK, _GET_STRICT_CHK = 1, 2, 10, 11, 12
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 _ERR_MSG = 1
 RECEIVE = 1 << 16
@@ -87,11 +87,16 @@ def open_socket(
             sock.setsockopt(_SOL_NETLINK, option, 1)
         sock.bind((0, 0))
         for group in groups:
-            sock.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+            join(sock, group)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def join(sock: socket.socket, group: int, *, leave: bool = False) -> None:
+    """Have a socket hear of a multicast group (RTNLGRP_*), or no more. Raises OSError."""
+    sock.setsockopt(_SOL_NETLINK, _DROP_MEMBERSHIP if leave else _ADD_MEMBERSHIP, group)
 
 
 def port(sock: socket.socket) -> int:

@@ -17,7 +17,7 @@ from math import lcm
 from config.nexthop import NextHopResolver, NextHops
 from routes import causes
 from routes.encode import delete_nexthop
-from routes.groups import PASSING, Groups, Operation
+from routes.groups import NO_OBJECTS, PASSING, Groups, Operation
 from routes.heirs import Moves, alike, give_back, let_go, take_over
 from routes.interfaces import Interfaces
 from routes.messages import Nexthop, Resilience
@@ -56,6 +56,20 @@ class Registry(Groups):
         yield from self._orphans
         yield from self._leaving
 
+    def set_resilience(self, resilience: Resilience | None) -> None:
+        """Have groups be of another kind: routes move to new ones, without a gap. Timers change in place."""
+        self.resilience, self.refusal = resilience, ""
+        if resilience is not None and not self.objects:
+            self._without_resilience(NO_OBJECTS)
+        for target in list(self._targets.values()) if self.objects else ():
+            if not target.id or target.absent:
+                continue
+            if not alike(target.resilience, resilience):
+                self._outdate(target)
+            elif target.resilience != resilience:
+                target.resilience = resilience
+                self._write_group(target)
+
     def refusals(self) -> Counter[str]:
         """Return how many groups are not as they are to be for want of something that passes, by the kernel's words."""
         return Counter(target.text for target in self if target.wanted and target.errno in PASSING)
@@ -83,8 +97,16 @@ class Registry(Groups):
                 if self._passes(former, count, wanted):
                     self._inherit(target, former)
                     break
-            if not target.members or wanted != target.weights:
+            if not target.members or wanted != target.weights or target.resilience != self.resilience:
+                target.resilience = self.resilience
                 self._realize(target, wanted)
+
+    def completed(self, operations: list[Operation], refused: dict[int, tuple[int, str]]) -> None:
+        super().completed(operations, refused)
+        for target in {one.subject for one in operations if isinstance(one.subject, Target)} if self.objects else ():
+            there = self._targets.get(target.key) is target and target.ready and not target.absent
+            if there and not alike(target.resilience, self.resilience):  # made before it was known what is wanted
+                self._outdate(target)
 
     def successor(self, target: Target) -> Target:
         """Return where the prefixes of a target that is not current go."""

@@ -26,7 +26,8 @@ _VERBS = ("ADD", "DEL", "CHECK")
 
 @dataclass(frozen=True, slots=True)
 class CniFacts:
-    pods: int
+    pods: int | None
+    """None: the agent is not running, so that nobody knows."""
     results: Mapping[tuple[str, int], int]
     durations: Mapping[str, Histogram]
 
@@ -34,14 +35,15 @@ class CniFacts:
 async def look(node: Node) -> CniFacts:
     calls = node.cni.verbs.calls
     return CniFacts(
-        len(await views.pod_attachments(node)),
+        len(await views.pod_attachments(node)) if node.running else None,
         dict(calls.results),
         {verb: Histogram(BOUNDS, list(of.counts), of.seconds) for verb, of in calls.durations.items()},
     )
 
 
 def read(facts: CniFacts) -> Iterator[Reading]:
-    yield PODS.of(facts.pods)
+    if facts.pods is not None:
+        yield PODS.of(facts.pods)
     for (verb, code), count in {**dict.fromkeys(((verb, 0) for verb in _VERBS), 0), **facts.results}.items():
         yield REQUESTS.of(count, verb, str(code))
     none = Histogram(BOUNDS, [0] * (len(BOUNDS) + 1), 0.0)

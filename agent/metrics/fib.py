@@ -67,7 +67,7 @@ async def look(node: Node) -> FibFacts | None:
     if not node.running:
         return None
     objects, groups = node.fib.sizes()
-    silent = len(node.neighbours.all_silent()) if node.neighbours is not None else None
+    silent = len(node.neighbours.all_silent()) if node.neighbours.active else None
     pending, full, counters = node.fib.backlog, node.fib.full, dict(node.fib.counters)
     routes = {NAMES[family]: await views.fib_counts(node, family) for family in FAMILIES}
     return FibFacts(routes, pending, full, objects, groups, silent, counters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -111,7 +112,7 @@ def topology(directory: Path) -> Path:
         "etcd": {
             "image": "quay.io/coreos/etcd:v3.4.23",
             "cmd": etcd,
-            "env": {"ETCD_UNSUPPORTED_ARCH": "arm64"},
+            "env": {"ETCD_UNSUPPORTED_ARCH": os.uname().machine},
             "binds": [f"{directory}/{name}:/etc/etcd/{name}:ro" for name in ("ca.pem", "etcd.pem", "etcd.key")],
             "exec": [f"ip addr add {host}/24 dev eth0" for host in ETCD],
         },

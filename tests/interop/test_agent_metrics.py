@@ -22,7 +22,7 @@ router bgp 65010
  no bgp ebgp-requires-policy
  no bgp network import-check
  neighbor 10.1.1.11 remote-as 65001
- neighbor 10.1.1.11 timers 1 3
+ neighbor 10.1.1.11 timers 3 9
  neighbor 10.1.1.11 timers connect 1
  address-family ipv4 unicast
   network 192.0.2.0/25

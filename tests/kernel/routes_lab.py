@@ -87,10 +87,11 @@ class Witness:
         self.past: list[Event] = []
         """All events, in order, those that were awaited included."""
         self._news = asyncio.Event()
-        self.monitor = Monitor(neighbours=True, receive_buffer=512 << 20)
+        self.monitor = Monitor(receive_buffer=512 << 20)
 
     async def start(self) -> None:
         await self.monitor.start()
+        self.monitor.watch_neighbours(True)
         self.monitor.subscribe(self._hear, lambda: None)
 
     def _hear(self, event: Event) -> None:
@@ -159,21 +160,20 @@ class Node:
         self.told = asyncio.Event()
         self.changed: list[set[tuple[bytes, str]]] = []
         check = options.pop("check_neighbours", False)
-        self.monitor = Monitor(neighbours=check, receive_buffer=options.pop("monitor_buffer", 64 << 20))
+        self.monitor = Monitor(receive_buffer=options.pop("monitor_buffer", 64 << 20))
         self.resolver = Resolver(self.monitor, on_changed=self._changed, onlink=options.pop("onlink", {}))
         self.next_hops: set[tuple[bytes, str]] = set()
         """All that were ever learned."""
-        self.neighbours: NeighbourCheck | None = None
-        if check:
-            self.neighbours = NeighbourCheck(
-                self.monitor, self.resolver, in_use=lambda: self.next_hops, on_changed=self._changed, interval=0.05
-            )
+        self.neighbours = NeighbourCheck(
+            self.monitor, self.resolver, in_use=lambda: self.next_hops, on_changed=self._changed, interval=0.05
+        )
+        self._check_neighbours = check
         options.setdefault("compare_interval", 3600)
         if options.get("table", MAIN_TABLE) == MAIN_TABLE:
             options["others"] = self.resolver.others
         self.fib = Fib(
             monitor=self.monitor,
-            resolver=resolver or self.neighbours or self.resolver,
+            resolver=resolver or self.neighbours,
             state_file=state,
             on_results=self._results,
             **options,
@@ -192,14 +192,13 @@ class Node:
         with self.ns.entered():
             await self.monitor.start()
             await self.resolver.start()
-            if self.neighbours is not None:
+            if self._check_neighbours:
                 await self.neighbours.start()
             await self.fib.start(peers=peers)
 
     async def stop(self, *, keep: bool = False) -> None:
         await self.fib.stop(keep=keep)
-        if self.neighbours is not None:
-            self.neighbours.stop()
+        self.neighbours.stop()
         await self.resolver.stop()
         self.monitor.stop()
 

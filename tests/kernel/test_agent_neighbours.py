@@ -10,6 +10,7 @@ import pytest
 
 from tests.agents import PATIENCE, Agent, agents
 from tests.kernel.segment import Segment
+from tests.kernel.test_agent_reload import reload
 from tests.netns import Netns
 
 pytestmark = pytest.mark.root
@@ -77,3 +78,13 @@ async def test_a_silent_gateway(netns: Callable[[], Netns]) -> None:
         for words in ("gateway does not answer", "gateway answers again"):
             (line,) = [line for line in node.log.splitlines() if words in line]
             assert LEFT in line
+
+        lab.silence(2)
+        await explained(node, SHARED, RIGHT)
+        for checked, ways in ((False, (LEFT, RIGHT)), (True, (RIGHT,))):
+            node.config["routes"]["checkNeighbours"] = checked
+            named = [f"routes.checkNeighbours={str(checked).lower()}"]
+            assert reload(node, "--dry-run")["checkNeighbours"] == named
+            assert reload(node)["checkNeighbours"] == named
+            await explained(node, SHARED, *ways)
+            assert (await node.get("/v1/status"))["silentGateways"] == ([LEFT] if checked else [])

@@ -98,10 +98,10 @@ async def test_the_last_good_configuration_survives_a_bad_one(pair: Pair) -> Non
 async def test_what_needs_a_restart_is_named_and_nothing_is_done(pair: Pair) -> None:
     await pair.start()
     pair.a.config["node"]["as"] = 4200000009
-    pair.a.config["routes"] = {"checkNeighbours": True}
+    pair.a.config["routes"] = {"metric": 21}
     pair.a.config["advertise"] = [ANYCAST]
     assert refused(pair.a) == (
-        "podroute: node.as, routes.checkNeighbours: a change needs a restart of the agent (which interrupts nothing)\n"
+        "podroute: node.as, routes.metric: a change needs a restart of the agent (which interrupts nothing)\n"
     )
     assert ANYCAST not in await pair.a.routes()
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from routes.messages import Resilience, RouteEvent
 from tests.agents import Agent, agents
-from tests.kernel.routes_lab import nexthops, uplinks
+from tests.kernel.routes_lab import nexthops, uplinks, witness
 from tests.kernel.test_agent_explain import explained
-from tests.kernel.test_agent_reload import refused
+from tests.kernel.test_agent_reload import reload
 from tests.netns import Netns
 
 pytestmark = pytest.mark.root
@@ -44,6 +45,11 @@ async def pair(netns: Callable[[], Netns]) -> AsyncIterator[tuple[Agent, Agent]]
         yield a, b
 
 
+def groups(agent: Agent) -> dict[int, Resilience | None]:
+    """Return what kind the agent's groups are of, by id."""
+    return {i: nexthop.resilience for i, nexthop in nexthops(agent.ns).items() if nexthop.members}
+
+
 async def test_groups_are_as_the_file_says(pair: tuple[Agent, Agent]) -> None:
     a, b = pair
     await asyncio.gather(b.start(), a.start())
@@ -53,15 +59,25 @@ async def test_groups_are_as_the_file_says(pair: tuple[Agent, Agent]) -> None:
     shown = a.ns.run("ip", "nexthop", "show", "proto", "201")
     assert "type resilient buckets 64 idle_timer 30 unbalanced_timer 90" in shown
     assert not [finding for finding in (await a.get("/v1/status"))["findings"] if "resilient" in finding]
-    a.config["routes"]["resilient"]["idleTimer"] = 31
-    assert (
-        refused(a)
-        == "podroute: routes.resilient.idleTimer: a change needs a restart of the agent (which interrupts nothing)\n"
-    )
-    await a.stop()
-    await a.start()
-    await a.converged()
-    assert {one.resilience.idle_timer for one in nexthops(a.ns).values() if one.resilience is not None} == {3100}
+    async with witness(a.ns) as seen:
+        for resilient, buckets, timer in (({"buckets": 64, "idleTimer": 31}, 64, 3100), ({}, 128, 12000)):
+            before = set(groups(a))
+            a.config["routes"]["resilient"] = resilient
+            named = f"routes.resilient={{buckets: {buckets}, idleTimer: {timer // 100}, unbalancedTimer: 0}}"
+            assert reload(a, "--dry-run")["resilient"] == [named]
+            assert f"  {named}: routes move to such next-hop groups" in a.command("reload", "--dry-run").stdout
+            assert set(groups(a)) == before
+            reload(a)
+            wanted = Resilience(buckets, timer, 0)
+            await seen.when(lambda wanted=wanted: set(groups(a).values()) == {wanted})  # type: ignore[misc]
+            assert (groups(a).keys() == before) is (buckets == 64)  # timers change in place
+        del a.config["routes"]["resilient"]
+        reload(a)
+        await seen.when(lambda: set(groups(a).values()) == {None})
+        assert not [event for event in seen.past if isinstance(event, RouteEvent) and event.gone]
+    assert {peer["establishedCount"] for peer in await a.get("/v1/peers")} == {1}
+    found = await explained(a, PREFIX, lambda found: "installed" in str(found["fib"]))
+    assert found["fib"][0]["kernel"] == ["10.0.0.2 dev up0", "10.0.1.2 dev up1"]
 
 
 async def test_a_refusal_is_told_once_and_shown(pair: tuple[Agent, Agent]) -> None:

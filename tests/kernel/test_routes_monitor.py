@@ -21,10 +21,11 @@ Maker = Callable[[], Netns]
 
 async def test_events_of_every_kind(netns: Maker) -> None:
     ns, _ = uplinks(netns)
-    monitor = Monitor(neighbours=True)
+    monitor = Monitor()
     events: asyncio.Queue[Event] = asyncio.Queue()
     with ns.entered():
         await monitor.start()
+    monitor.watch_neighbours(True)
     monitor.subscribe(events.put_nowait, lambda: None)
     up0 = monitor.interfaces.named("up0")
     assert up0 is not None

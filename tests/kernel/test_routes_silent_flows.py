@@ -67,12 +67,12 @@ class Flows:
 
     def seen(self) -> list[int]:
         """Send packets of each flow, and return the gateways at which they came, flow by flow."""
-        first, began = self._once(), time.monotonic()
+        first, began = self.once(), time.monotonic()
         while time.monotonic() - began < _JIFFIES:
-            assert self._once() == first
+            assert self.once() == first
         return first
 
-    def _once(self) -> list[int]:
+    def once(self) -> list[int]:
         found = []
         for flow, source in enumerate(self._sources):
             source.sendto(flow.to_bytes(2, "big"), (DESTINATIONS[0], 9))

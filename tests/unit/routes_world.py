@@ -269,6 +269,13 @@ class World:
             kernel.events.append(RouteEvent(kernel.route(prefix), True, False, _SOMEBODY))
             del kernel.routes[prefix]
 
+    def kind(self, _: str) -> None:
+        """The configuration asks for groups of another kind."""
+        self.registry.set_resilience(
+            self.random.choice((None, Resilience(64, 100, 0), Resilience(64, 200, 0), Resilience(128, 100, 0)))
+        )
+        self.installer.schedule()
+
     def scarcity(self, _: str) -> None:
         """The kernel runs out of memory for a while, or has some again."""
         self.kernel.scarce = self.random.choice((0, 1, 2, 5))

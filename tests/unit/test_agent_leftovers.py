@@ -42,7 +42,7 @@ class Parts:
 
 
 async def settled(parts: Parts, count: int) -> list[tuple[str, str]]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while len(parts.told) < count:  # noqa: ASYNC110 (a few turns of the loop)
             await asyncio.sleep(0)
     return sorted(parts.told)

@@ -15,7 +15,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from agent.metrics import bgp, cni, fib, ipam
 from agent.metrics.catalogue import Histogram, Metric, Reading, counter, gauge, histogram, info
 from agent.metrics.exposition import expose
-from agent.metrics.scrape import METRICS
+from agent.metrics.scrape import METRICS, scrape
+from agent.node import Node
 from bgp.fsm_table import Event
 from bgp.messages import MessageType
 from bgp.status import FamilyStatus, NotificationRecord, PeerStatus
@@ -25,6 +26,7 @@ from config.prefix import parse
 from ipam.choice import Usage
 from ipam.records import Block, Loan
 from tests.agents import Metrics
+from tests.unit.test_config_check import config, peer
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "metrics.md"
@@ -319,3 +321,21 @@ def test_an_alert_fires_when_it_should(alert: str, tmp_path: Path) -> None:
     tests = {"rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": [unit]}
     (tmp_path / "tests.yml").write_text(yaml.safe_dump(tests))
     promtool("test", "rules", str(tmp_path / "tests.yml"))
+
+
+# A scrape at any time
+
+
+async def test_an_agent_that_is_not_running_can_be_scraped(tmp_path: Path) -> None:
+    sockets = f"api: {{socket: {tmp_path}/api}}\ncni: {{socket: {tmp_path}/cni}}\n"
+    node = Node(config(f"stateDir: {tmp_path}\nstore: sqlite://{tmp_path}/store.db\n{sockets}{peer()}"))
+    try:
+        text, _ = await scrape(node, "")
+    finally:
+        await node.cni.stop()
+    now = Metrics(text.decode())
+    assert now("state", state="starting") == 1
+    assert (now("ready"), now("converged"), now("ipam_store_reachable")) == (0, 0, 0)
+    assert "podroute_fib_routes{" not in now.text
+    # What there is to tell of is told of, in the order of the page
+    assert re.findall(r"^# TYPE (podroute_\w+) ", now.text, re.MULTILINE) == [metric.name for metric in METRICS]

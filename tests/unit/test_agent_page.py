@@ -6,11 +6,19 @@ import base64
 import hashlib
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
+import aiohttp
+from aiohttp import web
+
+from agent import observing
+from agent.node import Node
 from agent.page import HEADERS, explanation, page, present
+from tests.unit.test_config_check import config
 
 EVIL = "\"'><img src=x onerror=alert(1)><script>alert(2)</script>&amp;"
+POLICY = HEADERS["Content-Security-Policy"]
 
 STATUS = {
     "node": {"name": EVIL, "as": 65001, "routerId": EVIL},
@@ -78,13 +86,12 @@ def test_the_whole_page_runs_its_own_script_and_no_other() -> None:
     seen = Seen(text)
     assert "img" not in seen.tags
     assert not [name for name in seen.attributes if name.startswith("on") or name in ("style", "src", "href")]
-    policy = HEADERS["Content-Security-Policy"]
-    assert "unsafe" not in policy
-    assert policy.startswith("default-src 'none';")
+    assert "unsafe" not in POLICY
+    assert POLICY.startswith("default-src 'none';")
     for tag in ("style", "script"):
         (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-        assert f"{tag}-src 'sha256-{digest}'" in policy
+        assert f"{tag}-src 'sha256-{digest}'" in POLICY
     assert "//" not in text.replace("<!DOCTYPE", "")  # nothing from elsewhere
 
 
@@ -101,3 +108,23 @@ def test_it_says_what_the_commands_say() -> None:
     assert "yes" in Seen(changing(converged=True)).texts
     assert "nobody" in Seen(present(STATUS, [], [{**BLOCK, "advertisedTo": []}])).texts
     assert Seen(present(STATUS, [], [])).texts.count("none") == 2
+
+
+async def test_an_agent_that_is_not_running_says_so(tmp_path: Path) -> None:
+    sockets = f"api: {{socket: {tmp_path}/api}}\ncni: {{socket: {tmp_path}/cni}}\n"
+    node = Node(config(f"stateDir: {tmp_path}\nstore: sqlite://{tmp_path}/store.db\n{sockets}"))
+    runner = web.AppRunner(observing.application(node))
+    await runner.setup()
+    await web.UnixSite(runner, str(tmp_path / "page")).start()
+    try:
+        connector = aiohttp.UnixConnector(str(tmp_path / "page"))
+        async with aiohttp.ClientSession("http://agent", connector=connector) as session:
+            for path in ("/", "/now", "/explain?prefix=10.0.0.0/8"):
+                async with session.get(path) as answer:
+                    assert (answer.status, answer.headers["Content-Security-Policy"]) == (200, POLICY)
+                    assert "<p>The agent is starting.</p>" in await answer.text()
+            async with session.get("/readyz") as answer:
+                assert (answer.status, await answer.text()) == (503, "50: the agent is starting\n")
+    finally:
+        await runner.cleanup()
+        await node.cni.stop()

@@ -15,9 +15,7 @@ BEFORE = "routes: {resilient: {buckets: 64}}\n"
 @pytest.mark.parametrize(
     ("after", "named"),
     [
-        ("routes: {checkNeighbours: true, resilient: {buckets: 64}}", "routes.checkNeighbours"),
-        ("routes: {}", "routes.resilient"),
-        ("routes: {resilient: {idleTimer: 7}}", "routes.resilient.buckets, routes.resilient.idleTimer"),
+        ("routes: {table: 7, checkNeighbours: true}", "routes.table"),
         ("bgp: {maxPaths: 3}\nroutes: {resilient: {buckets: 64}, metric: 7}", "bgp.maxPaths, routes.metric"),
         (BEFORE + "pools: {p: {cidr: 10.64.0.0/16}}", "pools"),
     ],
@@ -35,6 +33,15 @@ def test_what_may_change() -> None:
     )
     steps = plan(config(BEFORE), config(after), {}, {})
     assert (steps.advertised, steps.onlink, steps.metrics) == (("10.1.0.0/24",), ("10.9.0.0/24",), ())
+
+
+def test_how_routes_are_kept_may_change() -> None:
+    steps = plan(config(BEFORE), config("routes: {checkNeighbours: true, resilient: {idleTimer: 7}}"), {}, {})
+    assert steps.check_neighbours == ("routes.checkNeighbours=true",)
+    assert steps.resilient == ("routes.resilient={buckets: 128, idleTimer: 7, unbalancedTimer: 0}",)
+    steps = plan(config(BEFORE), config("routes: {}"), {}, {})
+    assert (steps.check_neighbours, steps.resilient) == ((), ("routes.resilient=none",))
+    assert plan(config(BEFORE), config(BEFORE), {}, {}).resilient == ()
 
 
 def test_where_metrics_are_served_may_change() -> None:

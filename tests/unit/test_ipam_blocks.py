@@ -29,7 +29,7 @@ def configured(tmp_path: Path, pools: Any, **ipam: int) -> Config:
 
 
 async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not true():  # noqa: ASYNC110 (nothing tells)
             await asyncio.sleep(0.01)
 

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -50,12 +50,10 @@ async def write(store: EtcdStore, key: str) -> int:
     """Write a record, however often it takes, and return its revision."""
     async with asyncio.timeout(30):
         while True:
-            try:
+            with suppress(StoreUnavailableError):  # of what is written, or of what is read
                 await store.transact([Unchanged(key, 0)], [Put(key, b"")])
-            except StoreUnavailableError:
-                continue
-            if entry := await store.get(key):
-                return entry.modified
+                if entry := await store.get(key):
+                    return entry.modified
 
 
 async def seen(watch: AsyncIterator[Changes], key: str) -> None:

@@ -71,7 +71,7 @@ class Pair:
         return {loan.packed.hex(): loan.node for block in await self.records() for loan in block.loans}
 
     async def until_loans(self, wanted: dict[str, str]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await self.loans() != wanted:  # noqa: ASYNC110 (nothing tells)
                 await asyncio.sleep(0.02)
 
@@ -97,7 +97,7 @@ def lent_by(node: Ipam) -> list[str]:
 
 
 async def settled(node: Ipam, lent: list[str]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while lent_by(node) != lent:  # noqa: ASYNC110 (nothing tells)
             await asyncio.sleep(0.02)
 
@@ -241,7 +241,7 @@ async def test_a_node_that_stops_does_not_wait_for_a_lender(pair: Pair, monkeypa
     await fill(borrower, "own", 4)
     await lender.stop()
     waits = asyncio.create_task(borrower.allocate(handle("x")))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not (await pair.stores["n1"].list(records.requests_to("n1"))).entries:  # noqa: ASYNC110 (nothing tells)
             await asyncio.sleep(0.01)
         await borrower.stop()
@@ -314,7 +314,7 @@ async def test_an_address_that_the_ledger_cannot_lend_is_not_lost(pair: Pair, mo
         await borrower.allocate(handle("x"))
     full[0] = False
     given: list[str] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(given) < 4:  # the lender may have one in its hand yet, for a request that it has not seen given up
             with suppress(PoolExhaustedError):
                 given += await fill(lender, f"l{len(given)}", 1)

@@ -322,7 +322,7 @@ class Machine(RuleBasedStateMachine):
 
         async def come_back() -> None:
             node.compare_again()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while node.fenced:  # noqa: ASYNC110 (nothing tells)
                     await asyncio.sleep(0.005)
             owned = {(block.family, block.prefix) for block in node.blocks()}
@@ -377,7 +377,7 @@ class Machine(RuleBasedStateMachine):
             return
 
         async def settled() -> list[records.Block]:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 return await self.settle()
 
         blocks = self.runner.run(settled())

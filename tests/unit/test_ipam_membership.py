@@ -87,7 +87,7 @@ class Told:
 
 
 async def until_joined(ipam: Ipam) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not ipam.store().joined or ipam.store().problem:  # noqa: ASYNC110 (nothing tells)
             await asyncio.sleep(0.01)
 
@@ -106,7 +106,7 @@ async def test_a_node_that_never_had_a_block_starts_and_waits(config: Config) ->
         "(unplugged)"
     )
     store.away = False
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await told.news.wait()
     assert len(await ipam.allocate(handle("a"))) == 1
     await until_joined(ipam)
@@ -180,7 +180,7 @@ async def test_a_node_is_alive_as_long_as_it_says_so(config: Config) -> None:
     assert live.value.decode() == ipam.identity.uuid
     await store.transact([], [Delete(live.key)])
     ipam.compare_again()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while await store.get(live.key) is None:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     await ipam.stop()
@@ -228,7 +228,7 @@ async def test_a_comparison_that_was_asked_for_is_made_once_the_store_is_back(co
     (block,) = ipam.blocks()
     store.away = True
     ipam.compare_again()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not ipam.store().problem:  # noqa: ASYNC110 (nothing tells)
             await asyncio.sleep(0.01)
     store.away = False
@@ -236,7 +236,7 @@ async def test_a_comparison_that_was_asked_for_is_made_once_the_store_is_back(co
     stolen = Block(4, block.prefix, "p", "n2", "other")
     await store.transact([], [Delete(key)])
     await store.transact([], [Put(key, records.encode_block(stolen))])
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while block.cidr in told.blocks:  # noqa: ASYNC110 (nothing tells)
             await asyncio.sleep(0.01)
     await ipam.stop()

@@ -105,7 +105,7 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not await condition():  # noqa: ASYNC110 (nothing tells)
             await asyncio.sleep(0.01)
 
@@ -113,7 +113,7 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
 async def watched(node: Ipam, name: str) -> None:
     """Return when a node has noticed that another is gone."""
     assert node.reclaimer is not None
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while name not in node.reclaimer.gone:  # noqa: ASYNC110 (nothing tells)
             await asyncio.sleep(0.01)
 

@@ -258,7 +258,7 @@ async def test_a_closed_store_says_so(make: Callable[[], Store]) -> None:
 async def take(watch: AsyncIterator[Changes], count: int) -> list[Changes]:
     """Return what a watch tells until it has told ``count`` changes."""
     found: list[Changes] = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async for changes in watch:
             found.append(changes)
             if sum(len(one.changes) for one in found) >= count:

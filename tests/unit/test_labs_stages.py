@@ -132,7 +132,7 @@ async def test_the_order_is_kept(reader: Reader) -> None:
 
     plan = reader.read(text)
     lifecycle = Lifecycle(plan, run)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await asyncio.gather(*(go(plan, name, lifecycle, told) for name in plan.nodes))
     links = told.index("a create-links")
     assert told[links - 1 : links + 2] == ["a container in", "a create-links", "a host out"]
