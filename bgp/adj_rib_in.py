@@ -33,7 +33,7 @@ from bgp.messages import BgpError, Negotiated
 from bgp.nlri import decode
 from bgp.paths import Path, Peer
 from bgp.policy import Policy
-from bgp.table import Queue, Table
+from bgp.table import PLACE, TOP, Queue, Table
 from bgp.update import (
     MpReach,
     decode_mp_reach,
@@ -42,7 +42,6 @@ from bgp.update import (
     split,
 )
 from config.nexthop import NextHop, NextHops
-from config.place import PLACE, TOP
 from config.prefix import FAMILIES, LEAD, NAMES, Family, address_text
 
 
@@ -275,7 +274,7 @@ class AdjRibIn:
             yield len(shard), [prefix for prefix, path in shard.items() if path.hop in hops]
 
     def reconsider_part(self, family: Family, part: int) -> int:
-        """Have the decision process look again at what the peer announces, one of ``PLACES`` parts; return its size."""
+        """Have the decision process look again at what the peer announces, one of ``SHARDS`` parts; return its size."""
         prefixes = list(self.shards(family)[part])
         self.dirty[family].add(prefixes)
         return len(prefixes)

@@ -20,10 +20,9 @@ from bgp.interning import Interned
 from bgp.messages import BORR, EORR
 from bgp.paths import Path, Peer
 from bgp.policy import Changes, ExportPolicy, Policy, Source, Verdict
-from bgp.table import Table
+from bgp.table import PLACE, SHARDS, TOP, Table
 from bgp.telling import SLICE, Backlog, Change, Difference, Exported, Member, Retelling, Told, Untold, Whole
 from bgp.update import Announcement, announcements, encode_end_of_rib, encode_refresh_marker, fits, room, withdrawals
-from config.place import PLACE, PLACES, TOP
 from config.prefix import Family
 
 _KNOWN_PATHS = 4096
@@ -193,7 +192,7 @@ class ExportGroup:
         untold = tuple(table for table in member.tables if table.first)
         again = [table.marked for table in member.tables if not table.first]
         refresh = True if member.refresh_due or any(again) else False if again else None
-        shards = self.table.snapshot() if self.complete else [{} for _ in range(PLACES)]
+        shards = self.table.snapshot() if self.complete else [{} for _ in range(SHARDS)]
         return Told(shards, held, untold, member.queue, member.end_of_rib_due, member.next_hop, refresh)
 
     def leave(self, name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from config.place import Run
+from config.prefix import Run
 
 K = TypeVar("K")
 V = TypeVar("V")

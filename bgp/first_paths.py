@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 from bgp.loc_rib import Changes, LocRib, next_hops
 from bgp.paths import Path
-from bgp.table import Table
-from config.place import PLACE, TOP, Run, Together
+from bgp.table import PLACE, TOP, Table
+from config.nexthop import NextHops
+from config.prefix import Run
 
 
 class FirstPaths:
@@ -21,7 +22,7 @@ class FirstPaths:
     prefixes are taken. ``exported``: somebody wants to know the best paths.
     """
 
-    __slots__ = ("_changes", "_exported", "_leads", "_room", "_shards", "_together", "family", "gained")
+    __slots__ = ("_changes", "_exported", "_hops", "_leads", "_room", "_shards", "_together", "family", "gained")
 
     def __init__(self, loc: LocRib, changes: Changes, leads: frozenset[bytes], *, room: int, exported: bool) -> None:
         self.family = loc.family
@@ -32,9 +33,9 @@ class FirstPaths:
         self._leads = leads
         self._room = room
         self._exported = exported
-        self._together: dict[int, dict[int, list[bytes]]] = {}
-        """Those that arrived a few at a time, by identity of their next hops and by place. All are in ``Changes.fib``
-        already: as no prefix is new twice, their order there does not matter."""
+        self._hops: NextHops | None = None
+        self._together: list[bytes] = []
+        """The prefixes by way of ``_hops``: the last in ``Changes.fib``, unless these lead nowhere."""
 
     def announce(self, table: Table[Path], prefixes: Sequence[bytes], path: Path) -> Sequence[bytes]:
         """Set the path of prefixes in ``table``, the Adj-RIB-In, and in the Loc-RIB where there is none yet.
@@ -48,30 +49,28 @@ class FirstPaths:
             for prefix in prefixes:
                 table[prefix] = path
             return prefixes
-        hops, fib, exported = next_hops(path), self._changes.fib, self._exported
-        together = self._together.get(id(hops))
-        if together is None:
-            together = self._together[id(hops)] = {}
-        place = PLACE
+        hops = next_hops(path)
+        if hops is not self._hops:
+            self._hops, self._together = hops, []
+            if hops is not None:
+                self._changes.fib.append((self._together, hops))
+        together, place = self._together, PLACE
         others: list[bytes] = []
+        before = len(together)
         for prefix in prefixes:
             at = place[hash(prefix[:lead]) >> TOP]
             incoming[at][prefix] = path
             shard = shards[at]
             if prefix in shard:
                 others.append(prefix)
-                continue
-            shard[prefix] = path
-            self.gained += 1
-            if hops is None:
-                continue
-            part = together.get(at)
-            if part is None:
-                part = together[at] = Together()
-                fib.append((part, hops))
-            part.append(prefix)
-            if exported:
-                self._changes.best[prefix] = path
+            else:
+                shard[prefix] = path
+                together.append(prefix)
+        self.gained += len(together) - before
+        if hops is None:
+            together.clear()
+        elif self._exported:
+            self._changes.best.update(dict.fromkeys(together[before:], path))
         return others
 
     def announce_run(self, at: int, run: Run, path: Path) -> bool:
@@ -85,6 +84,8 @@ class FirstPaths:
         self.gained += len(run)
         hops = next_hops(path)
         if hops is not None:
+            self._hops = None
+            self._together = []
             self._changes.fib.append((run, hops))
             if self._exported:
                 self._changes.best.update(paths)

@@ -12,7 +12,7 @@ from sys import getrefcount
 from typing import Generic, TypeVar
 
 from bgp.containers import Shard
-from config.place import PLACE, PLACES, TOP
+from bgp.table import PLACE, SHARDS, TOP
 
 _FIRST_SWEEP = 64
 """Values in a shard at which it is looked through for the first time."""
@@ -30,8 +30,8 @@ class Interned(Generic[K, V]):
     __slots__ = ("_limits", "_shards")
 
     def __init__(self) -> None:
-        self._shards: list[dict[K, V]] = [Shard() for _ in range(PLACES)]
-        self._limits = [_FIRST_SWEEP] * PLACES
+        self._shards: list[dict[K, V]] = [Shard() for _ in range(SHARDS)]
+        self._limits = [_FIRST_SWEEP] * SHARDS
 
     def __len__(self) -> int:
         return sum(map(len, self._shards))
@@ -64,8 +64,8 @@ class Interned(Generic[K, V]):
 
     def release(self) -> list[dict[K, V]]:
         """Forget everything; return it in parts, to be let go of one at a time where it may be much."""
-        shards, self._shards = self._shards, [Shard() for _ in range(PLACES)]
-        self._limits = [_FIRST_SWEEP] * PLACES
+        shards, self._shards = self._shards, [Shard() for _ in range(SHARDS)]
+        self._limits = [_FIRST_SWEEP] * SHARDS
         return [shard for shard in shards if shard]
 
     def _sweep(self, at: int) -> None:

@@ -11,10 +11,9 @@ from collections.abc import Callable, Sequence
 from bgp.decision import Options, decide, rank
 from bgp.interning import Interned
 from bgp.paths import Path, Peer
-from bgp.table import Table
+from bgp.table import PLACE, TOP, Table
 from config.nexthop import NextHops
-from config.place import PLACE, TOP, Run
-from config.prefix import LEAD, Family
+from config.prefix import LEAD, Family, Run
 
 
 class Selection:

@@ -11,8 +11,7 @@ from itertools import chain
 from struct import iter_unpack
 
 from bgp.containers import Neighbours
-from config.place import Run
-from config.prefix import LEAD
+from config.prefix import LEAD, Run
 
 PATH_ID = 4
 """Octets of a path identifier (RFC 7911 section 3)."""
@@ -55,6 +54,7 @@ def _one_by_one(data: bytes, bits: int, lead: int) -> list[bytes]:
     """Decode prefixes with ``lead`` octets before each."""
     size = len(data)
     found: list[bytes] = []
+    append = found.append
     at = 0
     while at < size:
         start = at + lead
@@ -68,9 +68,9 @@ def _one_by_one(data: bytes, bits: int, lead: int) -> list[bytes]:
             raise ValueError(f"prefix of length {length} is cut short")
         host = 0xFF >> (length & 7) if length & 7 else 0
         if host and data[end - 1] & host:
-            found.append(data[at : end - 1] + bytes((data[end - 1] & ~host,)))
+            append(data[at : end - 1] + bytes((data[end - 1] & ~host,)))
         else:
-            found.append(data[at:end])
+            append(data[at:end])
         at = end
     return found
 

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from bgp.containers import Neighbours
 from bgp.policy import Source
-from config.place import Run
-from config.prefix import Family, contains
+from config.prefix import Family, Run, contains
 
 _GUARDED: tuple[Source, ...] = ("block", "exception")
 """Sources of prefixes that are ours alone. What configuration adds may be announced by several nodes (anycast)."""

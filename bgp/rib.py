@@ -80,8 +80,8 @@ class Rib:
         """Peers are missing whose routes we may have passed on before."""
         self._turn = 0
         self._room = 0
-        """How many prefixes may be taken without a decision before the next ``run``: each is a change of the FIB that
-        is told then."""
+        """How many prefixes may be taken without a decision before the next ``run``: as many as the last decided over
+        at most, as each is a change of the FIB as well."""
         self._hops: WeakValueDictionary[tuple[bytes, str], Hop] = WeakValueDictionary()
         self._interned: dict[NextHops, NextHops] = {}
         self._groups: dict[GroupKey, ExportGroup] = {}
@@ -335,14 +335,12 @@ class Rib:
                 self._discarded += self.loc[family].forget_decisions()
                 self._walks.next_hops_changed(family, affected)
 
-    def run(self, budget: int, *, room: int | None = None) -> bool:
+    def run(self, budget: int) -> bool:
         """Decide over up to about ``budget`` prefixes; tell whether more are left.
 
-        Changes of the FIB go to ``on_fib``, changed announcements into the Adj-RIBs-Out. Until the next ``run``,
-        ``receive_all`` takes up to ``room`` prefixes without a decision, None: ``budget``.
+        Changes of the FIB go to ``on_fib``, changed announcements into the Adj-RIBs-Out.
         """
-        left = budget
-        self._room = budget if room is None else room
+        left = self._room = budget
         self._turn += 1  # who is first changes, so that nobody who always has work keeps the others from theirs
         ribs = [*self.peers.values(), *self._leaving]
         first = self._turn % len(ribs) if ribs else 0

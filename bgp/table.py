@@ -1,7 +1,8 @@
 """Tables of prefixes that never stop the event loop: many small dicts instead of one large one.
 
-A prefix is kept in the dict of its place (config.place), so that none takes long to grow, and a walk over everything
-can be made a shard at a time.
+A dict is rebuilt as a whole when it grows, which takes a quarter of a second at a million entries. Here a prefix is
+kept in one of ``SHARDS`` dicts, chosen by its hash, so that each rebuild is short, and a walk over everything can be
+made a shard at a time.
 """
 
 from __future__ import annotations
@@ -9,11 +10,32 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterator
 from itertools import islice
-from typing import Generic, TypeVar, overload
+from typing import Final, Generic, TypeVar, overload
 
 from bgp.containers import Shard
-from config.place import PLACE, PLACES, TOP, Run
+from config.prefix import Run
 
+SHARDS: Final = 64
+TOP: Final = 52
+"""A shard is chosen by the 12 highest bits of a hash. A dict chooses its slots by the lowest, and prefixes that had
+those in common would all meet in a few of them."""
+_PLACES = 4096
+
+
+def _places() -> bytes:
+    """Give the last shard twice as many places as the first, and the others a share in between.
+
+    Shards of one size would grow at the same time, and the pause would be as long as that of one large dict. So their
+    growth is spread evenly over the time in which the table doubles.
+    """
+    shares: list[float] = [2.0 ** (n / SHARDS) for n in range(SHARDS)]
+    ends = [sum(shares[: n + 1], 0.0) / sum(shares, 0.0) * _PLACES for n in range(SHARDS)]
+    return bytes(next(n for n, end in enumerate(ends) if place < end or n == SHARDS - 1) for place in range(_PLACES))
+
+
+PLACE: Final = _places()
+"""``shards[PLACE[hash(prefix[:lead]) >> TOP]]`` is where a prefix belongs; a negative index counts from the end.
+Loops over many prefixes say it themselves, without ``[:lead]`` where the whole prefix counts."""
 WHOLE = 17
 
 V = TypeVar("V")
@@ -28,7 +50,7 @@ class Table(Generic[V]):
     def __init__(self, lead: int = WHOLE) -> None:
         self.lead = lead
         """Octets of a prefix that choose its shard: those that have them in common are together."""
-        self.shards: list[dict[bytes, V]] = [Shard() for _ in range(PLACES)]
+        self.shards: list[dict[bytes, V]] = [Shard() for _ in range(SHARDS)]
         self.shared: set[int] = set()
         """Shards that are not this table's alone, and only to be written to by way of ``writable``."""
 
@@ -72,14 +94,14 @@ class Table(Generic[V]):
 
     def snapshot(self) -> list[dict[bytes, V]]:
         """Return the shards as they are now. Nobody may change them: the table copies one before it writes to it."""
-        self.shared = set(range(PLACES))
+        self.shared = set(range(SHARDS))
         return list(self.shards)
 
     def copy(self) -> Table[V]:
         """Return a table of the same content. A shard becomes two when one of the tables writes to it."""
         twin: Table[V] = Table(self.lead)
         twin.shards = self.snapshot()
-        twin.shared = set(range(PLACES))
+        twin.shared = set(range(SHARDS))
         return twin
 
     def take(self, limit: int) -> list[tuple[bytes, V]]:

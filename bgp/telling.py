@@ -8,7 +8,7 @@ from itertools import chain, islice
 from typing import NamedTuple
 
 from bgp.paths import Peer
-from config.place import PLACE, PLACES, TOP
+from bgp.table import PLACE, SHARDS, TOP
 
 SLICE = 5000
 """Prefixes looked at, or packed, in one go; some milliseconds of work."""
@@ -167,7 +167,7 @@ class Retelling:
         self._told = told._replace(shards=())
         self._peer = peer
         self._same_next_hop = told.next_hop == next_hop
-        self._held: list[dict[bytes, Exported | None]] = [{} for _ in range(PLACES)]
+        self._held: list[dict[bytes, Exported | None]] = [{} for _ in range(SHARDS)]
         self._exceptions = chain(
             chain.from_iterable(held() for held in told.held),
             ((prefix, None) for whole in told.untold for prefix in whole),
@@ -201,7 +201,7 @@ class Retelling:
         while True:
             seen = list(islice(self._differences, SLICE))
             self._compared += len(seen)
-            if seen or self._next == PLACES:
+            if seen or self._next == SHARDS:
                 return len(seen), [difference for difference in seen if difference is not None]
             if not self._next:
                 self._told = self._told._replace(held=(), untold=())

@@ -22,7 +22,7 @@ log = logging.getLogger("podroute.bgp")
 _SLICE = 0.005
 """Seconds of reading, of deciding and of writing in one turn of the event loop."""
 _LEAST, _MOST = 16, 8192
-"""Bounds of the number of prefixes decided in one slice; as many again may have been taken without a decision."""
+"""Bounds of the number of prefixes decided in one slice."""
 _BACKLOG = 50_000
 """Prefixes that wait to be decided at which no more octets are processed: peers are to slow down, not we to grow."""
 _READ = 16 * 1024
@@ -136,13 +136,14 @@ class Turns:
         if not self._pending:  # nothing but keepalives
             return unread
         self._pending = False
-        before = time.thread_time()  # how much work fits a slice does not depend on who else wants the processor
-        more = self._rib.run(self._budget, room=_MOST)
+        read = time.perf_counter()
+        more = self._rib.run(self._budget)
         self._lagging = more and self._rib.waiting >= _BACKLOG
-        factor = _SLICE / max(time.thread_time() - before, 1e-6)
+        decided = time.perf_counter()
+        factor = _SLICE / max(decided - read, 1e-6)
         if more or factor < 1.0:
             self._budget = int(min(max(self._budget * min(factor, 2.0), _LEAST), _MOST))
-        self._pending = self._flush(time.perf_counter() + _SLICE) or more
+        self._pending = self._flush(decided + _SLICE) or more
         return self._pending or unread
 
     def _read_little(self, until: float) -> bool:

@@ -9,8 +9,7 @@ from bgp.hops import Hop
 from bgp.loc_rib import Changes, LocRib
 from bgp.own_prefixes import OwnPrefixes
 from bgp.peer_rib import PeerRib
-from bgp.table import Queue
-from config.place import PLACES
+from bgp.table import SHARDS, Queue
 from config.prefix import Family
 
 LIGHT = 8
@@ -108,5 +107,5 @@ class Walks:
 
 
 def _reconsider(rib: PeerRib, family: Family) -> Iterator[int]:
-    for part in range(PLACES):
+    for part in range(SHARDS):
         yield 1 + rib.adj_in.reconsider_part(family, part) // LIGHT

@@ -20,6 +20,13 @@ LEAD: dict[Family, int] = {4: 3, 6: 8}
 """Leading octets of wire bytes that neighbours have in common: one length, and one /16 or /56."""
 
 
+class Run(list[bytes]):
+    """Distinct prefixes that share their leading octets (LEAD), as most do that arrive in one UPDATE.
+
+    Tables keep neighbours together, so that a run is looked up and stored by a few calls and not one by one.
+    """
+
+
 def parse(text: str) -> tuple[Family, bytes]:
     """Return ``(family, wire bytes)`` of ``"10.0.0.0/8"`` or ``"fd00::/8"``.
 

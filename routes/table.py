@@ -8,13 +8,13 @@ kernel leaves the others free.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from config.nexthop import NextHops
-from config.place import PLACE, TOP, Together
-from config.prefix import LEAD
+from config.prefix import LEAD, Run
 from routes.batch import Batch, Part
 from routes.encode import ADD, REPLACE, Placement, delete_shape
 from routes.shard import Flight, Fresh, Shard, spread
@@ -63,8 +63,8 @@ class Table:
         on_unwanted: Callable[[Target], None] = lambda target: None,
     ) -> None:
         self.place = place
-        self._places = bytes(place % shards for place in PLACE)
-        """What is together elsewhere (config.place) is together here, in at most as many shards."""
+        self._shift = sys.hash_info.hash_bits - shards.bit_length() + 1
+        """The highest bits of a hash choose the shard, for a dict chooses its slots by the lowest."""
         self._lead = LEAD[place.family]
         self.shards = [Shard() for _ in range(shards)]
         self._delete = delete_shape(place)
@@ -81,7 +81,7 @@ class Table:
         """So many other threads may ask shards what is ``unsettled``: nothing waits or travels that is not spread."""
 
     def shard(self, prefix: bytes) -> Shard:
-        return self.shards[self._places[hash(prefix[: self._lead]) >> TOP]]
+        return self.shards[hash(prefix[: self._lead]) >> self._shift]  # a negative index counts from the end
 
     def update(
         self,
@@ -98,7 +98,7 @@ class Table:
             if hops is not last:
                 last = hops
                 target = resolve(hops) if hops is not None else None
-            if not (isinstance(prefixes, Together) and self._update_run(prefixes, target)):
+            if not (isinstance(prefixes, Run) and self._update_run(prefixes, target)):
                 self._update(prefixes, target)
         if len(few) <= _FEW:
             self._note(few)
@@ -110,10 +110,10 @@ class Table:
                 if shard.desired.get(prefix) is not target or shard.stale:
                     self._set(shard, prefix, target)
             return
-        shards, places, lead = self.shards, self._places, self._lead
+        shards, shift, lead = self.shards, self._shift, self._lead
         gained = 0
         for prefix in prefixes:
-            shard = shards[places[hash(prefix[:lead]) >> TOP]]
+            shard = shards[hash(prefix[:lead]) >> shift]
             if shard.stale or shard.failed or (shard.changed and prefix in shard.changed):
                 if shard.desired.get(prefix) is not target or shard.stale:
                     self._set(shard, prefix, target)
@@ -132,7 +132,7 @@ class Table:
         target.refs += gained
         target.wanted += gained
 
-    def _update_run(self, run: Together, target: Target | None) -> bool:
+    def _update_run(self, run: Run, target: Target | None) -> bool:
         """Do what ``_update`` does where the kernel holds what is desired of all of a run, and all of it changes."""
         shard = self.shard(run[0])
         if shard.failed or shard.stale or self.watchers:
@@ -163,7 +163,7 @@ class Table:
         return True
 
     @staticmethod
-    def _gain(shard: Shard, run: Together, target: Target) -> bool:
+    def _gain(shard: Shard, run: Run, target: Target) -> bool:
         """Take in a run that is all new; False if one is not, and then nothing has changed."""
         desired = shard.desired
         size = len(desired)

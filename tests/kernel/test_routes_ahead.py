@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from config.place import Run
-from config.prefix import make, parse
+from config.prefix import Run, make, parse
 from routes.writer import Job
 from tests.kernel.routes_lab import gateways, routes, running, uplinks, via, witness
 from tests.netns import Netns

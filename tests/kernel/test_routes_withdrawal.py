@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from config.place import Run
-from config.prefix import make
+from config.prefix import Run, make
 from routes import netlink
 from routes.messages import match_request
 from tests.kernel.routes_lab import nexthops, routes, running, uplinks, via

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bgp.adj_rib_in import Received
 from bgp.policy import ACCEPT, REJECT, Policy
-from config.nexthop import NextHops
-from config.place import PLACE, PLACES, TOP, Together
-from config.prefix import LEAD, Family
+from config.prefix import Family
 from tests.bgp_ribs import down, session, up
 from tests.unit.test_bgp_runs import Fixture, announcement, prefix
 
@@ -139,29 +135,6 @@ def test_no_more_than_the_last_run_decided_over(node: Either) -> None:
         node.receive(0, 1, [prefix(n) for n in range(first, first + 5)])
     assert rib.waiting == 45
     assert len(rib.loc[4].table) == 1 + 5
-
-
-def test_how_many_more_is_up_to_the_caller(node: Either) -> None:
-    node.node.rib.run(7, room=20)
-    for first in range(0, 50, 5):
-        node.receive(0, 1, [prefix(n) for n in range(first, first + 5)])
-    assert node.node.rib.waiting == 30
-
-
-def test_the_fib_is_told_by_place_of_those_that_arrive_a_few_at_a_time(node: Either) -> None:
-    rib, told = node.node.rib, list[tuple[Sequence[bytes], NextHops | None]]()
-    rib._on_fib = lambda family, changes: told.extend(changes)
-    rib.run(1000)
-    peer, many = node.peers[0], [bytes((24, 20 + n // 200, n % 200, 0)) for n in range(400)]
-    bodies = [announcement(peer.asn, n % 2, many[n : n + 2], peer.address(4)) for n in range(0, 400, 2)]
-    rib.receive_all("a", bodies, print)
-    rib.run(1000)
-    assert sorted(each for prefixes, _ in told for each in prefixes) == sorted(many)
-    assert len(told) <= PLACES
-    for prefixes, hops in told:
-        assert isinstance(prefixes, Together)
-        assert hops is not None
-        assert len({PLACE[hash(each[: LEAD[4]]) >> TOP] for each in prefixes}) == 1
 
 
 def test_the_guard_of_our_own_prefixes_looks_at_first_paths_too(node: Either) -> None:

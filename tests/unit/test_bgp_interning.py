@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bgp.interning import _FIRST_SWEEP, Interned
-from config.place import PLACES
+from bgp.table import SHARDS
 
 
 class Value:
@@ -20,7 +20,7 @@ def test_what_is_held_stays_and_all_else_goes() -> None:
     for number in range(200_000):
         interned[key(number)] = held.get(key(number)) or Value()
     assert all(interned.get(each) is value for each, value in held.items())
-    assert len(interned) <= PLACES * _FIRST_SWEEP + 4 * len(held)
+    assert len(interned) <= SHARDS * _FIRST_SWEEP + 4 * len(held)
 
 
 def test_a_value_in_use_only_by_a_container_stays() -> None:
@@ -38,6 +38,6 @@ def test_what_is_released_is_found_no_more() -> None:
         interned[key(number)] = Value()
     parts = interned.release()
     assert sum(map(len, parts)) == 1000
-    assert len(parts) > PLACES // 2
+    assert len(parts) > SHARDS // 2
     assert not len(interned)
     assert interned.get(key(1)) is None

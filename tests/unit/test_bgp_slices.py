@@ -14,11 +14,10 @@ from bgp.framing import HEADER_SIZE, Framer
 from bgp.nlri import decode
 from bgp.paths import Path
 from bgp.policy import Match, Policy, Rule
-from bgp.table import Queue, Table
+from bgp.table import SHARDS, Queue, Table
 from bgp.telling import SLICE
 from bgp.update import split
 from config.nexthop import NextHops, Resolution
-from config.place import PLACES
 from config.prefix import Family
 from tests.bgp_ribs import Node, add_peer, session, settle
 
@@ -284,9 +283,9 @@ def test_shards_grow_at_different_times() -> None:
             table[prefix(number)] = number
         now = [shard.__sizeof__() for shard in table.shards]
         if start >= 100_000:
-            assert sum(a != b for a, b in zip(sizes, now, strict=True)) <= PLACES // 5
+            assert sum(a != b for a, b in zip(sizes, now, strict=True)) <= SHARDS // 5
         sizes = now
-    assert max(map(len, table.shards)) < 3 * 200_000 / PLACES
+    assert max(map(len, table.shards)) < 3 * 200_000 / SHARDS
     assert len(table) == 200_000
 
 

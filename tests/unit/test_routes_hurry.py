@@ -9,8 +9,7 @@ from typing import cast
 
 from config.kernel import NEXT_HOP_IDS
 from config.nexthop import NextHop, NextHops
-from config.place import Run
-from config.prefix import make
+from config.prefix import Run, make
 from routes.installer import Installer
 from routes.interfaces import Interfaces
 from routes.nexthops import Registry

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from config.nexthop import NextHop
-from config.place import Run
+from config.prefix import Run
 from routes.batch import Batch, Part
 from routes.encode import ADD, REPLACE, Placement
 from routes.state import Failure, Result, State
