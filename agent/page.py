@@ -44,7 +44,8 @@ async function refresh() {
 }
 part("form").addEventListener("submit", event => {
     event.preventDefault();
-    fill(part("answer"), "explain?" + new URLSearchParams(new FormData(part("form"))));
+    const path = "explain?" + new URLSearchParams(new FormData(part("form")));
+    fill(part("answer"), path).catch(() => part("answer").textContent = "The agent does not answer.");
 });
 setTimeout(refresh, 3000);
 """
